@@ -1,0 +1,40 @@
+PYTHON ?= python3
+BIN := .venv/bin
+
+help:  ## List these verbs
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
+
+.venv/.serve: pyproject.toml
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+.venv/.dev: .venv/.serve
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+install: .venv/.dev  ## Create the environment in .venv, with everything for development
+
+serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000
+	$(BIN)/unstir serve
+
+test: .venv/.dev  ## Run the tests
+	$(BIN)/python -m pytest -m 'not slow'
+
+test-slow: .venv/.dev  ## Run the tests that take minutes, too
+	$(BIN)/python -m pytest
+
+check: .venv/.dev  ## Format, lint, types, layers and docs: all must be clean
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+	$(BIN)/python -m pytest tests/test_docs.py
+
+golden: .venv/.dev  ## Rewrite the golden files; git diff then shows which coefficient moved
+	$(BIN)/python -m tests.golden
+
+bench: .venv/.dev  ## Measure what the engine costs beside the bare network
+	$(BIN)/python -m bench.overhead
+
+.PHONY: help install serve test test-slow check golden bench

@@ -1,0 +1,129 @@
+"""Training pictures, read whole into memory: a folder, an ``.npz``, or idx files as MNIST has them."""
+
+from __future__ import annotations
+
+import gzip
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model import pictures
+
+_SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
+
+
+class DataError(ValueError):
+    """Training data that cannot be read; the message names the path and what was expected there."""
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """Pictures of one size, and their classes where they have any.
+
+    Attributes:
+        images: uint8 [N, size, size, C].
+        labels: int64 [N], or None when the pictures have no classes.
+        classes: one name per label value; empty without labels.
+    """
+
+    images: np.ndarray
+    labels: np.ndarray | None
+    classes: tuple[str, ...]
+
+
+def load(path: Path, size: int, channels: int | None = None) -> Dataset:
+    """Read training data and bring it to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
+
+    Args:
+        path: a folder of pictures (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one such
+            file, or an ``.npz`` with ``images`` [N, H, W(, C)] and optionally ``labels`` [N] and ``names``.
+        size: side of the square pictures that come out.
+        channels: 1 for grey, 3 for colour; only a folder of pictures needs to be told (default 3).
+
+    Raises:
+        DataError: nothing readable there, or arrays that do not fit together.
+    """
+    if path.suffix == ".npz":
+        images, labels, classes = _npz(path)
+    elif path.name.endswith(".gz") or (path.is_dir() and any(path.glob("*images-idx3-ubyte.gz"))):
+        images, labels, classes = _idx(path)
+    elif path.is_dir():
+        images, labels, classes = _folder(path, size, channels or 3)
+    else:
+        raise DataError(f"{path} is neither a folder of pictures, an .npz nor an idx .gz file")
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
+        raise DataError(f"{path}: expected uint8 [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}")
+    if channels not in (None, images.shape[-1]):
+        raise DataError(f"{path}: has {images.shape[-1]} channels, not {channels}")
+    if labels is not None:
+        labels = labels.astype(np.int64)
+        if labels.shape != (len(images),) or labels.min() < 0:
+            raise DataError(f"{path}: expected one label of 0 or more for each of {len(images)} pictures")
+        classes = classes or tuple(str(k) for k in range(int(labels.max()) + 1))
+        if labels.max() >= len(classes):
+            raise DataError(f"{path}: label {labels.max()} has no name among {len(classes)}")
+    return Dataset(fit(images, size), labels, classes)
+
+
+def fit(images: np.ndarray, size: int) -> np.ndarray:
+    """uint8 [N, H, W, C] to [N, size, size, C], keeping each picture whole and centred on black."""
+    _, h, w, _ = images.shape
+    if max(h, w) > size:
+        shape = (round(h * size / max(h, w)), round(w * size / max(h, w)))
+        shrunk = [
+            F.interpolate(torch.from_numpy(part).movedim(-1, 1).float(), shape, mode="area").round().byte().movedim(1, -1)
+            for part in np.array_split(images, max(1, len(images) // 4096))
+        ]
+        images = torch.cat(shrunk).numpy()
+        h, w = shape
+    top, left = (size - h) // 2, (size - w) // 2
+    return np.pad(images, ((0, 0), (top, size - h - top), (left, size - w - left), (0, 0)))
+
+
+_Parts = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
+
+
+def _npz(path: Path) -> _Parts:
+    with np.load(path, allow_pickle=False) as file:
+        if "images" not in file:
+            raise DataError(f"{path}: has {', '.join(file) or 'nothing'}, but no 'images'")
+        images = file["images"]
+        labels = file["labels"] if "labels" in file else None
+        classes = tuple(str(name) for name in file["names"]) if "names" in file else ()
+    return images if images.ndim == 4 else images[..., None], labels, classes
+
+
+def _idx(path: Path) -> _Parts:
+    if path.is_dir():
+        found = sorted(path.glob("*images-idx3-ubyte.gz"), key=lambda p: ("train" not in p.name, p.name))
+        path = found[0]
+    images = _read_idx(path, 3)[..., None]
+    labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
+    labels = _read_idx(labels_path, 1) if labels_path != path and labels_path.exists() else None
+    return images, labels, ()
+
+
+def _read_idx(path: Path, ndim: int) -> np.ndarray:
+    """The idx format of MNIST: magic 0 0 8 ndim, the shape as big-endian int32, then bytes."""
+    with gzip.open(path, "rb") as file:
+        raw = file.read()
+    if raw[:4] != bytes([0, 0, 8, ndim]):
+        raise DataError(f"{path}: is no idx file of {ndim}-dimensional bytes")
+    shape = np.frombuffer(raw, ">i4", ndim, 4)
+    return np.frombuffer(raw, np.uint8, int(shape.prod()), 4 + 4 * ndim).reshape(shape)
+
+
+def _folder(path: Path, size: int, channels: int) -> _Parts:
+    folders = sorted(p for p in path.iterdir() if p.is_dir())
+    images, labels = [], []
+    for label, folder in enumerate(folders or [path]):
+        files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
+        for file in files:
+            images.append(fit(pictures.read(file, channels)[None], size)[0])
+            labels.append(label)
+    if not images:
+        raise DataError(f"{path}: holds no pictures ({', '.join(sorted(_SUFFIXES))})")
+    return np.stack(images), np.array(labels) if folders else None, tuple(folder.name for folder in folders)

@@ -1,0 +1,105 @@
+"""The row machine: one forward and one update for a batch whose rows are at different steps of different plans."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import latents
+from model.plan import Columns, Plan
+
+Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+def advance(
+    net: Net, state: Tensor, rows: np.ndarray, y: Tensor | None = None, noise: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """Execute one step of every row: the equations of :mod:`model.plan`, with per-row coefficients.
+
+    What happens to a row depends on its own line of ``rows`` alone; a term that is zero for every row is left out, which
+    changes no bits.
+
+    Args:
+        net: (u [B, C, H, W], t [B], y) to [B, C, H, W], or 2C channels where the variance is learned.
+        state: [B, R, C, H, W], float32 or float64; left untouched.
+        rows: float64 [B, K], each a line of ``Plan.table(R)``.
+        y: int64 [B], the classes, for a class-conditional network.
+        noise: gives z [B, C, H, W]; called at most once, after the forward has succeeded, and only if a row needs it.
+
+    Returns:
+        The new state, like ``state``.
+    """
+    slots, channels = state.shape[1:3]
+    at = Columns(slots)
+    used = rows.any(axis=0)
+    coef = torch.from_numpy(rows).to(state.dtype).to(state.device)[..., None, None, None]  # [B, K, 1, 1, 1]
+
+    def total(terms: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """Σ coefficient · term, over the columns that some row uses."""
+        products = [coef[:, column] * term for column, term in terms if used[column]]
+        return torch.stack(products).sum(0) if len(products) > 8 else sum(products[1:], products[0])
+
+    only_first = (rows[:, at.g[0]] == 1).all() and not used[at.g[1:]].any()
+    u = state[:, 0] if only_first else total([(at.g[j], state[:, j]) for j in range(slots)])
+    output = net(u, coef[:, at.T, 0, 0, 0], y).to(state.dtype)
+    o = output[:, :channels]
+    x_0 = _clip(total([(at.P, u), (at.Q, o)]), rows, coef, used)
+    eps = total([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
+
+    z = noise() if noise is not None and (used[at.LEARNED] or used[at.s].any()) else None
+    new = []
+    for i in range(slots):
+        terms = [(at.A[i][j], state[:, j]) for j in range(slots)] + [(at.b[i], x_0), (at.c[i], eps)]
+        if z is not None:
+            terms.append((at.s[i], z))
+            if i == 0 and used[at.LEARNED]:
+                v = output[:, channels:]
+                terms.append((at.LEARNED, torch.exp((coef[:, at.L0] + coef[:, at.L1] * v) / 2) * z))
+        new.append(total(terms) if used[[column for column, _ in terms]].any() else torch.zeros_like(u))
+    return torch.stack(new, dim=1)
+
+
+def _clip(x_0: Tensor, rows: np.ndarray, coef: Tensor, used: np.ndarray) -> Tensor:
+    """Clamp each row to its own limit, and threshold those that ask for it by their own quantile."""
+    at = Columns
+    if np.isfinite(rows[:, at.LIMIT]).any():
+        x_0 = torch.maximum(torch.minimum(x_0, coef[:, at.LIMIT]), -coef[:, at.LIMIT])
+    if used[at.QUANTILE]:
+        x_0 = x_0.clone()
+        for i in np.flatnonzero(rows[:, at.QUANTILE]):
+            threshold = torch.quantile(x_0[i].abs().flatten(), float(rows[i, at.QUANTILE]))
+            threshold = threshold.clamp(1, max(1.0, float(rows[i, at.CEILING])))
+            x_0[i] = torch.minimum(torch.maximum(x_0[i], -threshold), threshold) / threshold
+    return x_0
+
+
+def run(net: Net, plan: Plan, x: Tensor, y: Tensor | None = None, noise: Callable[[], Tensor] | None = None) -> Tensor:
+    """Take every row of ``x`` [B, C, H, W] along the whole plan in step: the plain loop, without a server.
+
+    Args:
+        noise: gives z [B, C, H, W] for each stochastic step in turn.
+    """
+    state = torch.zeros(len(x), plan.slots, *x.shape[1:], dtype=x.dtype, device=x.device)
+    state[:, 0] = x
+    for line in plan.table(plan.slots):
+        state = advance(net, state, np.broadcast_to(line, (len(x), len(line))).copy(), y, noise)
+    return state[:, 0]
+
+
+def sample(net: Net, plan: Plan, seeds: Sequence[int], shape: tuple[int, ...], y: Tensor | None = None) -> Tensor:
+    """Pictures [len(seeds), C, H, W] from seeds, with the noise that the server would draw for them.
+
+    Args:
+        shape: (C, H, W) of one picture.
+        y: int64 [len(seeds)] on the device that the network is on, or None; it then is the CPU unless ``net`` is a module.
+    """
+    device = next((p.device for p in getattr(net, "parameters", list)()), torch.device("cpu"))
+    generators = [latents.generator(seed) for seed in seeds]
+
+    def draw() -> Tensor:
+        return torch.stack([latents.draw(g, shape) for g in generators]).to(device)
+
+    return run(net, plan, draw(), y, draw)

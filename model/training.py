@@ -1,0 +1,356 @@
+"""Training: the plain denoising regression of DDPM, and a loop that can be killed at any moment.
+
+Everything random in step k is drawn from a generator seeded by (seed, k), and the order of the pictures in epoch e by
+(seed, e). So the state on disk is weights, moments and counters, and a resumed run is the uninterrupted run.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from model import checkpoint, data, machine, pictures, samplers
+from model.checkpoint import Card
+from model.data import Dataset
+from model.schedule import NoiseSchedule
+from model.unet import UNet, UNetConfig
+
+
+class TrainingError(ValueError):
+    """Training cannot start as asked; the message says what to change."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How to train. Every field is an option of ``unstir train``."""
+
+    size: int = 32  # side of the pictures
+    channels: tuple[int, ...] = (32, 64, 128)  # width of each resolution level
+    layers: int = 1  # residual blocks per level
+    attention: tuple[int, ...] = (8,)  # sides of the feature maps that get attention
+    head_dim: int = 32  # channels per attention head
+    groups: int = 8  # of the group norms
+    dropout: float = 0.0
+    steps: int | None = None  # stop after so many steps
+    minutes: float | None = None  # or after so many minutes of training, all resumed runs together
+    batch: int = 64
+    lr: float = 1e-3  # after warm-up; falls to 0 along a cosine over steps or minutes
+    warmup: int = 500  # steps
+    ema: float = 0.999  # decay of the moving average of the weights
+    flip: bool = False  # mirror pictures at random
+    label_drop: float = 0.1  # share of labels replaced by the null class
+    precision: str = "auto"  # fp32, bf16 (autocast), or whichever is faster here
+    seed: int = 0
+
+
+SCHEDULER_CONFIG: dict[str, Any] = {
+    "_class_name": "DDPMScheduler",
+    "num_train_timesteps": 1000,
+    "beta_schedule": "linear",
+    "beta_start": 1e-4,
+    "beta_end": 0.02,
+    "prediction_type": "epsilon",
+    "variance_type": "fixed_small",
+    "clip_sample": True,
+    "clip_sample_range": 1.0,
+    "timestep_spacing": "leading",
+}
+
+
+def denoising_loss(net: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:
+    """L_simple = E ‖ε - εθ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖² (DDPM eq. 14), a mean over everything.
+
+    Args:
+        x_0: float32 [B, C, H, W] in [-1, 1].
+        t: int64 [B].
+        eps: standard normal, like ``x_0``.
+        y: int64 [B] or None.
+    """
+    predicted = net(schedule.add_noise(x_0, t, eps), t, y)
+    return (predicted.float() - eps).square().mean()
+
+
+def network(recipe: Recipe, dataset: Dataset) -> UNet:
+    """An untrained UNet for this data; with classes, the last embedding is the null class."""
+    levels = len(recipe.channels)
+    attends = [recipe.size // 2**i in recipe.attention for i in range(levels)]
+    channels = dataset.images.shape[-1]
+    config = UNetConfig(
+        sample_size=recipe.size,
+        in_channels=channels,
+        out_channels=channels,
+        block_out_channels=recipe.channels,
+        layers_per_block=recipe.layers,
+        down_block_types=tuple("AttnDownBlock2D" if a else "DownBlock2D" for a in attends),
+        up_block_types=tuple("AttnUpBlock2D" if a else "UpBlock2D" for a in reversed(attends)),
+        attention_head_dim=recipe.head_dim,
+        norm_num_groups=recipe.groups,
+        dropout=recipe.dropout,
+        num_class_embeds=len(dataset.classes) + 1 if dataset.classes else None,
+    )
+    torch.manual_seed(recipe.seed)
+    net = UNet(config)
+    nn.init.zeros_(net.conv_out.weight)  # start from "no noise at all", as DDPM's code does
+    return net
+
+
+@dataclass
+class Trainer:
+    """The state of a run, and one step of it."""
+
+    recipe: Recipe
+    dataset: Dataset
+    net: UNet
+    ema: UNet
+    optimizer: torch.optim.Optimizer
+    schedule: NoiseSchedule
+    precision: str
+    step: int = 0
+    seconds: float = 0.0  # spent training, by all resumed runs together
+    loss: float = 1.0  # smoothed over about a hundred steps
+
+    @classmethod
+    def start(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> Trainer:
+        """A run at step 0, on ``device``."""
+        net = network(recipe, dataset).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ema = copy.deepcopy(net).requires_grad_(False)
+        optimizer = torch.optim.Adam(net.parameters(), recipe.lr, betas=(0.9, 0.99), fused=True)
+        trainer = cls(recipe, dataset, net, ema, optimizer, NoiseSchedule.from_config(SCHEDULER_CONFIG), "fp32")
+        trainer.precision = _faster_precision(trainer) if recipe.precision == "auto" else recipe.precision
+        return trainer
+
+    def progress(self) -> float:
+        """Share of the run that is done, 0..1; whichever bound comes first counts."""
+        shares = [0.0]
+        if self.recipe.steps is not None:
+            shares.append(self.step / self.recipe.steps)
+        if self.recipe.minutes is not None:
+            shares.append(self.seconds / (60 * self.recipe.minutes))
+        return min(1.0, max(shares))
+
+    def advance(self) -> None:
+        """One optimizer step."""
+        began = time.perf_counter()
+        recipe = self.recipe
+        x_0, t, eps, y = self._batch()
+        for group in self.optimizer.param_groups:
+            ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
+            group["lr"] = recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * self.progress()))
+        loss = self._gradient(x_0, t, eps, y)
+        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        self.optimizer.step()
+        decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
+        torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+        self.step += 1
+        self.loss += (loss - self.loss) * max(0.01, 1 / self.step)
+        self.seconds += time.perf_counter() - began
+
+    def _gradient(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> float:
+        self.optimizer.zero_grad()
+        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = denoising_loss(self.net, self.schedule, x_0, t, eps, y)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return float(loss.detach())
+
+    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        """x_0, t, ε and labels of this step."""
+        recipe, n = self.recipe, len(self.dataset.images)
+        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, self.step]).generate_state(1, np.uint64)[0] >> 1))
+        index = _shuffled(recipe.seed, n, self.step * recipe.batch, recipe.batch)
+        device = next(self.net.parameters()).device
+        x_0 = pictures.from_uint8(self.dataset.images[index]).to(device, memory_format=torch.channels_last)
+        if recipe.flip:
+            x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1).to(device) < 0.5, x_0.flip(-1), x_0)
+        # Antithetic timesteps: every t comes with T - 1 - t, which evens out the loss between batches.
+        t = torch.randint(0, self.schedule.T, ((recipe.batch + 1) // 2,))
+        t = torch.cat([t, self.schedule.T - 1 - t])[: recipe.batch].to(device)
+        eps = torch.randn(x_0.shape).to(device)
+        if self.dataset.labels is None:
+            return x_0, t, eps, None
+        y = torch.from_numpy(self.dataset.labels[index])
+        y = torch.where(torch.rand(len(y)) < recipe.label_drop, len(self.dataset.classes), y)
+        return x_0, t, eps, y.to(device)
+
+    def save_state(self, path: Path) -> None:
+        """Write everything that :meth:`load_state` needs, at once or not at all."""
+        state = {
+            "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()},
+            "net": self.net.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            **{key: getattr(self, key) for key in ("precision", "step", "seconds", "loss")},
+        }
+        torch.save(state, path.with_suffix(".part"))
+        path.with_suffix(".part").replace(path)
+
+    def load_state(self, path: Path) -> None:
+        """Continue from where :meth:`save_state` was; bounds may have been raised since, the network may not."""
+        state = torch.load(path, map_location=next(self.net.parameters()).device, weights_only=True)
+        for key in ("size", "channels", "layers", "attention", "head_dim", "groups"):
+            was, now = state["recipe"][key], getattr(self.recipe, key)
+            if was != (list(now) if isinstance(now, tuple) else now):
+                raise TrainingError(f"{path}: was trained with {key} = {was}, not {now}; keep it, or use another --out")
+        self.net.load_state_dict(state["net"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        for key in ("precision", "step", "seconds", "loss"):
+            setattr(self, key, state[key])
+
+
+def train(
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    save_seconds: float = 30.0,
+    grid_minutes: float = 5.0,
+    card: dict[str, Any] | None = None,
+) -> Trainer:
+    """Train until a bound of the recipe is reached, or SIGINT or SIGTERM asks to stop; then save and return.
+
+    ``out`` becomes a checkpoint with the averaged weights, renewed with each grid of samples under ``out/samples``.
+    Killed without warning, the run loses at most ``save_seconds`` of work, which it repeats to the same bits.
+
+    Raises:
+        TrainingError: no bound given, ``out`` holds another run, or nothing to resume.
+        DataError: nothing to train on.
+    """
+    state = out / "state.pt"
+    if recipe.steps is None and recipe.minutes is None:
+        raise TrainingError("say how long to train: --minutes or --steps")
+    if resume and not state.exists():
+        raise TrainingError(f"{state} does not exist; leave out --resume to start a run")
+    if not resume and state.exists():
+        raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
+    dataset = data.load(source, recipe.size)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer.start(recipe, dataset, device)
+    if resume:
+        trainer.load_state(state)
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    tqdm.write(f"{len(dataset.images)} pictures, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+
+    saved = drawn = time.monotonic()
+    with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{l_bar}{bar}|{postfix}") as bar:
+        begun, start_step = time.monotonic(), trainer.step
+        while trainer.progress() < 1 and not stopping():
+            trainer.advance()
+            now = time.monotonic()
+            bar.n = round(trainer.progress(), 4)
+            bar.set_postfix_str(_status(trainer, (trainer.step - start_step) / (now - begun)), refresh=False)
+            bar.update(0)
+            if now - saved > save_seconds:
+                trainer.save_state(state)
+                saved = now
+            if now - drawn > 60 * grid_minutes:
+                publish(trainer, out, card or {})
+                drawn = now
+    trainer.save_state(state)
+    publish(trainer, out, card or {})
+    return trainer
+
+
+def publish(trainer: Trainer, out: Path, facts: dict[str, Any]) -> None:
+    """Write the averaged weights as a checkpoint, and a grid of what they draw (DDIM, 50 steps, seeds 0, 1, 2…)."""
+    dataset, recipe = trainer.dataset, trainer.recipe
+    card = Card(
+        **{
+            "name": out.resolve().name,
+            "classes": dataset.classes,
+            "null_class": len(dataset.classes) if dataset.classes else None,
+            "training": {
+                **asdict(recipe),
+                "precision": trainer.precision,
+                "steps": trainer.step,
+                "minutes": round(trainer.seconds / 60, 1),
+                "pictures_seen": trainer.step * recipe.batch,
+                "loss": round(trainer.loss, 5),
+            },
+            **facts,
+        }
+    )
+    checkpoint.save(out, trainer.net, trainer.ema.state_dict(), SCHEDULER_CONFIG, card)
+    (out / "samples").mkdir(exist_ok=True)
+    (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(pictures.png(grid(trainer.ema, dataset.classes), scale=2))
+
+
+@torch.inference_mode()
+def grid(net: UNet, classes: tuple[str, ...], columns: int = 10) -> np.ndarray:
+    """A sheet of samples, uint8 [H, W, C]: one row per class, or ``columns`` rows where there are none."""
+    plan = samplers.ddim(NoiseSchedule.from_config(SCHEDULER_CONFIG), 50, clip=samplers.Clip(1.0))
+    config = net.config
+    shape = (config.in_channels, *config.size)
+    device = next(net.parameters()).device
+    net.eval()
+    rows = []
+    for k in range(len(classes) or columns):
+        y = torch.full((columns,), k, device=device) if classes else None
+        rows.append(machine.sample(net, plan, [k * columns + i for i in range(columns)], shape, y))
+    net.train()
+    return pictures.sheet(pictures.to_uint8(torch.cat(rows)), columns)
+
+
+def _shuffled(seed: int, n: int, first: int, count: int) -> np.ndarray:
+    """Picture indices ``first``..``first + count`` of an endless stream that visits all n once per epoch."""
+    epochs = range(first // n, (first + count - 1) // n + 1)
+    orders = [np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs]
+    offset = first - epochs[0] * n
+    return np.concatenate(orders)[offset : offset + count]
+
+
+def _faster_precision(trainer: Trainer) -> str:
+    """bf16 autocast pays on some processors and costs on others: time three gradients of each."""
+    batch = trainer._batch()
+    seconds = {}
+    for precision in ("fp32", "bf16"):
+        trainer.precision = precision
+        trainer._gradient(*batch)
+        began = time.perf_counter()
+        for _ in range(3):
+            trainer._gradient(*batch)
+        seconds[precision] = time.perf_counter() - began
+    return min(seconds, key=lambda precision: seconds[precision])
+
+
+def _status(trainer: Trainer, steps_per_second: float) -> str:
+    left = math.inf
+    if trainer.recipe.minutes is not None:
+        left = trainer.recipe.minutes * 60 - trainer.seconds
+    if trainer.recipe.steps is not None and steps_per_second:
+        left = min(left, (trainer.recipe.steps - trainer.step) / steps_per_second)
+    rate = steps_per_second * trainer.recipe.batch
+    return f" step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {left / 60:.0f} min left"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM came; a second one kills as usual."""
+    came: list[int] = []
+    previous = {}
+
+    def note(number: int, frame: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, previous[number])
+
+    for number in (signal.SIGINT, signal.SIGTERM):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
