@@ -38,8 +38,8 @@ def load(path: Path, size: int, channels: int | None = None) -> Dataset:
     """Read training data and bring it to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
 
     Args:
-        path: a folder of pictures (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one such
-            file, or an ``.npz`` with ``images`` [N, H, W(, C)] and optionally ``labels`` [N] and ``names``.
+        path: a folder of pictures (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one
+            such file, or an ``.npz`` with ``images`` [N, H, W(, C)] and optionally ``labels`` [N] and ``names``.
         size: side of the square pictures that come out.
         channels: 1 for grey, 3 for colour; only a folder of pictures needs to be told (default 3).
 
@@ -74,7 +74,10 @@ def fit(images: np.ndarray, size: int) -> np.ndarray:
     if max(h, w) > size:
         shape = (round(h * size / max(h, w)), round(w * size / max(h, w)))
         shrunk = [
-            F.interpolate(torch.from_numpy(part).movedim(-1, 1).float(), shape, mode="area").round().byte().movedim(1, -1)
+            F.interpolate(torch.from_numpy(part).movedim(-1, 1).float(), shape, mode="area")
+            .round()
+            .byte()
+            .movedim(1, -1)
             for part in np.array_split(images, max(1, len(images) // 4096))
         ]
         images = torch.cat(shrunk).numpy()
@@ -91,7 +94,7 @@ def _npz(path: Path) -> _Parts:
         if "images" not in file:
             raise DataError(f"{path}: has {', '.join(file) or 'nothing'}, but no 'images'")
         images = file["images"]
-        labels = file["labels"] if "labels" in file else None
+        labels = file.get("labels")
         classes = tuple(str(name) for name in file["names"]) if "names" in file else ()
     return images if images.ndim == 4 else images[..., None], labels, classes
 

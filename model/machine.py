@@ -19,8 +19,8 @@ def advance(
 ) -> Tensor:
     """Execute one step of every row: the equations of :mod:`model.plan`, with per-row coefficients.
 
-    What happens to a row depends on its own line of ``rows`` alone; a term that is zero for every row is left out, which
-    changes no bits.
+    What happens to a row depends on its own line of ``rows`` alone; a term that is zero for every row is left out,
+    which changes no bits.
 
     Args:
         net: (u [B, C, H, W], t [B], y) to [B, C, H, W], or 2C channels where the variance is learned.
@@ -34,7 +34,7 @@ def advance(
     """
     slots, channels = state.shape[1:3]
     at = Columns(slots)
-    used = rows.any(axis=0)
+    used: np.ndarray = np.any(rows, axis=0)
     coef = torch.from_numpy(rows).to(state.dtype).to(state.device)[..., None, None, None]  # [B, K, 1, 1, 1]
 
     def total(terms: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -94,7 +94,7 @@ def sample(net: Net, plan: Plan, seeds: Sequence[int], shape: tuple[int, ...], y
 
     Args:
         shape: (C, H, W) of one picture.
-        y: int64 [len(seeds)] on the device that the network is on, or None; it then is the CPU unless ``net`` is a module.
+        y: int64 [len(seeds)] on the network's device, or None.
     """
     device = next((p.device for p in getattr(net, "parameters", list)()), torch.device("cpu"))
     generators = [latents.generator(seed) for seed in seeds]

@@ -136,7 +136,9 @@ class Plan:
         return {}
 
 
-def conversion(prediction: Prediction, alpha: float, sigma: float) -> tuple[tuple[float, float], tuple[float, float, float]]:
+def conversion(
+    prediction: Prediction, alpha: float, sigma: float
+) -> tuple[tuple[float, float], tuple[float, float, float]]:
     """(P, Q) and (e_u, e_o, e_x) that read x̂0 and ε out of a network of this prediction type.
 
     Args:

@@ -1,7 +1,7 @@
 """Samplers: each a function from (schedule, steps, options) to a Plan.
 
-Notation: a walk goes down through levels; ``abar`` is ᾱ where a step starts and ``abar_next`` where it lands, 1 being the
-clean picture. Formulas are those of DDPM (Ho et al. 2020) and DDIM (Song et al. 2021), whose α is ᾱ here.
+Notation: a walk goes down through levels; ``abar`` is ᾱ where a step starts and ``abar_next`` where it lands, 1 being
+the clean picture. Formulas are those of DDPM (Ho et al. 2020) and DDIM (Song et al. 2021), whose α is ᾱ here.
 """
 
 from __future__ import annotations
@@ -162,7 +162,7 @@ SAMPLERS = {
     for sampler in (
         Sampler(
             "ddim",
-            "Deterministic and fast: 20 to 50 steps, the same x_T always gives the same picture; eta above 0 adds noise.",
+            "Deterministic and fast: 20 to 50 steps, the same x_T always gives the same picture; eta > 0 adds noise.",
             50,
             frozenset({"eta"}),
             ddim,
@@ -193,7 +193,9 @@ class Habits:
         limit = float(config.get("clip_sample_range", 1.0))
         clip = Clip(limit) if config.get("clip_sample", True) else None
         if config.get("thresholding"):
-            clip = Clip(float(config.get("sample_max_value", 1.0)), float(config.get("dynamic_thresholding_ratio", 0.995)))
+            clip = Clip(
+                float(config.get("sample_max_value", 1.0)), float(config.get("dynamic_thresholding_ratio", 0.995))
+            )
         variance = str(config.get("variance_type", "fixed_small")).removesuffix("_log")
         if variance not in ("fixed_small", "fixed_large", "learned_range"):
             raise ScheduleError("variance_type", variance, "choose fixed_small, fixed_large or learned_range")

@@ -78,7 +78,7 @@ class NoiseSchedule:
         return cls.from_betas(betas, config.get("prediction_type", "epsilon"))
 
     @property
-    def T(self) -> int:  # noqa: N802 - the field's name for it
+    def T(self) -> int:
         """Number of training timesteps."""
         return len(self.alphas_cumprod)
 
@@ -117,7 +117,8 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     root = np.sqrt(np.cumprod(1 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     abar = root**2
-    return 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+    betas: np.ndarray = 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+    return betas
 
 
 def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
@@ -132,7 +133,9 @@ def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
             that x_T is no longer noise there (``leading`` below 10 steps, ``linspace`` with one).
     """
     if not 1 <= steps <= T:
-        raise ScheduleError("steps", steps, f"must lie in 1..{T}, the number of timesteps that the network was trained on")
+        raise ScheduleError(
+            "steps", steps, f"must lie in 1..{T}, the number of timesteps that the network was trained on"
+        )
     i = np.arange(steps)
     match spacing:
         case "leading":

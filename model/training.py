@@ -12,7 +12,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -25,6 +25,7 @@ from tqdm import tqdm
 from model import checkpoint, data, machine, pictures, samplers
 from model.checkpoint import Card
 from model.data import Dataset
+from model.plan import Clip
 from model.schedule import NoiseSchedule
 from model.unet import UNet, UNetConfig
 
@@ -33,27 +34,31 @@ class TrainingError(ValueError):
     """Training cannot start as asked; the message says what to change."""
 
 
+def _option(default: Any, text: str) -> Any:
+    return field(default=default, metadata={"help": text})
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Every field is an option of ``unstir train``."""
+    """How to train. Every field is an option of ``unstir train``, with the help text that stands beside it."""
 
-    size: int = 32  # side of the pictures
-    channels: tuple[int, ...] = (32, 64, 128)  # width of each resolution level
-    layers: int = 1  # residual blocks per level
-    attention: tuple[int, ...] = (8,)  # sides of the feature maps that get attention
-    head_dim: int = 32  # channels per attention head
-    groups: int = 8  # of the group norms
-    dropout: float = 0.0
-    steps: int | None = None  # stop after so many steps
-    minutes: float | None = None  # or after so many minutes of training, all resumed runs together
-    batch: int = 64
-    lr: float = 1e-3  # after warm-up; falls to 0 along a cosine over steps or minutes
-    warmup: int = 500  # steps
-    ema: float = 0.999  # decay of the moving average of the weights
-    flip: bool = False  # mirror pictures at random
-    label_drop: float = 0.1  # share of labels replaced by the null class
-    precision: str = "auto"  # fp32, bf16 (autocast), or whichever is faster here
-    seed: int = 0
+    size: int = _option(32, "side of the square pictures, in pixels")
+    channels: tuple[int, ...] = _option((32, 64, 128), "width of each resolution level")
+    layers: int = _option(1, "residual blocks per level")
+    attention: tuple[int, ...] = _option((8,), "sides of the feature maps that get attention")
+    head_dim: int = _option(32, "channels per attention head")
+    groups: int = _option(8, "groups of the group norms")
+    dropout: float = _option(0.0, "share of activations dropped")
+    steps: int | None = _option(None, "stop after so many optimizer steps")
+    minutes: float | None = _option(None, "stop after so many minutes of training, all resumed runs together")
+    batch: int = _option(64, "pictures per step")
+    lr: float = _option(1e-3, "learning rate after warm-up; falls to 0 along a cosine over steps or minutes")
+    warmup: int = _option(500, "steps over which the learning rate rises")
+    ema: float = _option(0.999, "decay of the moving average of the weights, which is what is kept")
+    flip: bool = _option(False, "mirror pictures at random")
+    label_drop: float = _option(0.1, "share of labels replaced by the null class")
+    precision: str = _option("auto", "fp32, bf16 (autocast), or auto: whichever is faster here")
+    seed: int = _option(0, "of the weights, the order of the pictures and all noise")
 
 
 SCHEDULER_CONFIG: dict[str, Any] = {
@@ -70,7 +75,9 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 }
 
 
-def denoising_loss(net: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> Tensor:
+def denoising_loss(
+    net: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None
+) -> Tensor:
     """L_simple = E ‖ε - εθ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖² (DDPM eq. 14), a mean over everything.
 
     Args:
@@ -80,7 +87,8 @@ def denoising_loss(net: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tens
         y: int64 [B] or None.
     """
     predicted = net(schedule.add_noise(x_0, t, eps), t, y)
-    return (predicted.float() - eps).square().mean()
+    loss: Tensor = (predicted.float() - eps).square().mean()
+    return loss
 
 
 def network(recipe: Recipe, dataset: Dataset) -> UNet:
@@ -286,13 +294,15 @@ def publish(trainer: Trainer, out: Path, facts: dict[str, Any]) -> None:
     )
     checkpoint.save(out, trainer.net, trainer.ema.state_dict(), SCHEDULER_CONFIG, card)
     (out / "samples").mkdir(exist_ok=True)
-    (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(pictures.png(grid(trainer.ema, dataset.classes), scale=2))
+    (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(
+        pictures.png(grid(trainer.ema, dataset.classes), scale=2)
+    )
 
 
 @torch.inference_mode()
 def grid(net: UNet, classes: tuple[str, ...], columns: int = 10) -> np.ndarray:
     """A sheet of samples, uint8 [H, W, C]: one row per class, or ``columns`` rows where there are none."""
-    plan = samplers.ddim(NoiseSchedule.from_config(SCHEDULER_CONFIG), 50, clip=samplers.Clip(1.0))
+    plan = samplers.ddim(NoiseSchedule.from_config(SCHEDULER_CONFIG), 50, clip=Clip(1.0))
     config = net.config
     shape = (config.in_channels, *config.size)
     device = next(net.parameters()).device
@@ -341,9 +351,9 @@ def _status(trainer: Trainer, steps_per_second: float) -> str:
 def _stop_signals() -> Iterator[Callable[[], bool]]:
     """Yields a function that says whether SIGINT or SIGTERM came; a second one kills as usual."""
     came: list[int] = []
-    previous = {}
+    previous: dict[int, Any] = {}
 
-    def note(number: int, frame: FrameType | None) -> None:
+    def note(number: int, _: FrameType | None) -> None:
         came.append(number)
         signal.signal(number, previous[number])
 

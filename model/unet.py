@@ -83,7 +83,9 @@ class UNetConfig:
                     raise ConfigError(f"{key} has {name!r}; this UNet takes {' and '.join(known)}")
         for width in self.block_out_channels:
             if width % self.norm_num_groups:
-                raise ConfigError(f"block_out_channels has {width}, no multiple of norm_num_groups {self.norm_num_groups}")
+                raise ConfigError(
+                    f"block_out_channels has {width}, no multiple of norm_num_groups {self.norm_num_groups}"
+                )
         for side in self.size:
             if side % 2 ** (levels - 1):
                 raise ConfigError(f"sample_size {side} must be a multiple of 2^{levels - 1}, once halved per level")
@@ -270,7 +272,9 @@ class DownBlock(Block):
 class UpBlock(Block):
     """A level on the way up; consumes one skip per residual block, the last stored first."""
 
-    def __init__(self, in_channels: list[int], out_channels: int, config: UNetConfig, attention: bool, last: bool) -> None:
+    def __init__(
+        self, in_channels: list[int], out_channels: int, config: UNetConfig, attention: bool, last: bool
+    ) -> None:
         super().__init__(in_channels, out_channels, config, attention)
         self.upsamplers = None if last else nn.ModuleList([Upsample(out_channels)])
 

@@ -1,0 +1,116 @@
+"""The command line: ``unstir serve`` and ``unstir train``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, get_type_hints
+
+from pydantic import ValidationError
+
+from app import __version__
+from app.settings import Settings
+from model.checkpoint import CheckpointError
+from model.data import DataError
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command; returns the exit status."""
+    parser = argparse.ArgumentParser(prog="unstir", description="Serve and train pixel-space diffusion models.")
+    parser.add_argument("--version", action="version", version=f"unstir {__version__}")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    _add_serve(commands.add_parser("serve", help="serve a checkpoint over HTTP"))
+    _add_train(commands.add_parser("train", help="train a noise predictor on a folder of pictures, .npz or idx files"))
+    arguments = vars(parser.parse_args(argv))
+    run = arguments.pop("run")
+    status: int = run(arguments)
+    return status
+
+
+def _add_serve(parser: argparse.ArgumentParser) -> None:
+    for name, field in Settings.model_fields.items():
+        text = f"{field.description} [{field.default}; UNSTIR_{name.upper()}]"
+        parser.add_argument(_flag(name), default=argparse.SUPPRESS, metavar="VALUE", help=text.replace("%", "%%"))
+    parser.set_defaults(run=_serve)
+
+
+def _serve(arguments: dict[str, Any]) -> int:
+    from app.server import serve  # noqa: PLC0415 - `unstir --help` should not wait for torch
+
+    try:
+        settings = Settings(**arguments)
+    except ValidationError as error:
+        return _complain(
+            *(f"{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}" for fault in error.errors(include_url=False))
+        )
+    if not settings.checkpoint.is_dir():
+        return _complain(f"checkpoint = {settings.checkpoint}: no such folder; give one with --checkpoint DIR")
+    return serve(settings)
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    from model.training import Recipe  # noqa: PLC0415
+
+    parser.add_argument(
+        "--data", required=True, type=Path, help="folder of pictures (subfolders are classes), .npz or idx"
+    )
+    parser.add_argument("--out", required=True, type=Path, help="folder that becomes the checkpoint")
+    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 [auto]")
+    parser.add_argument("--description", default="", help="for the card: what the pictures show")
+    parser.add_argument("--data-description", default="", help="for the card: where the pictures come from")
+    parser.add_argument("--licence", default="unknown", help="for the card: licence of data and weights")
+    kinds = get_type_hints(Recipe)
+    for field in fields(Recipe):
+        text = f"{field.metadata['help']} [{_plain(field.default)}]"
+        if isinstance(field.default, bool):
+            parser.add_argument(_flag(field.name), action="store_true", help=text)
+            continue
+        kind: Any = _integers if isinstance(field.default, tuple) else kinds[field.name]
+        kind = {"steps": int, "minutes": float}.get(field.name, kind)
+        parser.add_argument(_flag(field.name), type=kind, default=field.default, metavar="VALUE", help=text)
+    parser.set_defaults(run=_train)
+
+
+def _train(arguments: dict[str, Any]) -> int:
+    from app.service import pick_device  # noqa: PLC0415
+    from model.training import Recipe, TrainingError, train  # noqa: PLC0415
+
+    recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
+    facts = {"description": "description", "data": "data_description", "licence": "licence"}
+    try:
+        train(
+            arguments["data"],
+            arguments["out"],
+            recipe,
+            pick_device(arguments["device"]),
+            resume=arguments["resume"],
+            card={key: arguments[option] for key, option in facts.items()},
+        )
+    except (TrainingError, DataError, CheckpointError) as error:
+        return _complain(str(error))
+    return 0
+
+
+def _complain(*reasons: str) -> int:
+    for reason in reasons:
+        print(f"unstir: {reason}", file=sys.stderr)
+    return 2
+
+
+def _flag(name: str) -> str:
+    return "--" + name.replace("_", "-")
+
+
+def _plain(default: object) -> str:
+    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+
+
+def _integers(text: str) -> tuple[int, ...]:
+    return tuple(int(part) for part in text.split(","))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

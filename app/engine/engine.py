@@ -1,0 +1,314 @@
+"""The engine: a device thread, its inbox, and the book of accepted work.
+
+Two threads, and no lock but the inbox's own. The event loop owns the book (tickets) and completes futures; the device
+thread owns the lanes. They speak by messages: jobs and cancellations go in through the inbox, endings come back through
+``loop.call_soon_threadsafe``.
+
+    event loop:     reserve ─ submit ─ await ──────────────────────────────▶ result
+    device thread:        drain ─ schedule ─ advance ─ settle ─ publish ─ drain …
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import queue
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+
+from app.engine.lane import Job, Lane, Result
+from app.engine.runner import OutOfMemoryError
+from app.engine.scheduler import Widths, choose
+from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded, UnstirError
+
+STALL_SECONDS = 30.0
+log = logging.getLogger("unstir.engine")
+
+
+class Device(Protocol):
+    """What the engine needs of a runner."""
+
+    def advance(self, lanes: list[Lane], width: int) -> None:
+        """One step of every lane; raises OutOfMemoryError with all lanes as they were."""
+
+    def picture(self, lane: Lane) -> torch.Tensor:
+        """The result of a lane at its end."""
+
+
+class Observer(Protocol):
+    """Who is told what happened; called on the device thread."""
+
+    def forward(self, width: int, rows: int, seconds: float) -> None:
+        """One tick is over."""
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Message: take up this job."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Message: let this job's lanes go."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Message: end the thread."""
+
+
+class Ticket:
+    """A place in the book of accepted work; a context manager, since a place must always be given back."""
+
+    def __init__(self, engine: Engine, rows: int, nfe: int) -> None:
+        self._engine = engine
+        self.rows = rows
+        self.nfe = nfe
+        self.job: Job | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Row-steps of this request that are still to be done."""
+        return self.rows * self.nfe if self.job is None else self.job.remaining
+
+    async def run(self, lanes: list[Lane]) -> Result:
+        """Submit the lanes and wait for their pictures. Cancelling this call frees the lanes before the next tick.
+
+        Raises:
+            NotFinite, DeviceMemory: this job alone failed.
+            EngineDead: the device did, and everybody's job with it.
+        """
+        return await self._engine._run(self, lanes)
+
+    def __enter__(self) -> Ticket:
+        self._engine._tickets.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._engine._tickets.discard(self)
+
+
+class Engine:
+    """Accepts work, batches it step by step, and answers all of it."""
+
+    def __init__(
+        self, device: Device, widths: Widths, *, max_queue_seconds: float, max_lanes: int, observer: Observer
+    ) -> None:
+        self.widths = widths
+        self.draining = False
+        self.failure: str | None = None
+        self._device = device
+        self._observer = observer
+        self._max_queue_seconds = max_queue_seconds
+        self._max_lanes = max_lanes
+        self._tickets: set[Ticket] = set()
+        self._futures: dict[Job, asyncio.Future[Result]] = {}
+        self._inbox: queue.SimpleQueue[Submit | Cancel | Close] = queue.SimpleQueue()
+        self._jobs: dict[Job, list[Lane]] = {}  # the device thread's: lanes still under way
+        self._last_tick = time.monotonic()
+        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+
+    # The event loop's side.
+
+    def start(self) -> None:
+        """Start the device thread; call it on the event loop that will await results."""
+        self._loop = asyncio.get_running_loop()
+        self._thread.start()
+
+    def reserve(self, rows: int, nfe: int) -> Ticket:
+        """Take a place for ``rows`` pictures of ``nfe`` network evaluations each, or refuse at once.
+
+        A request is admitted while the work ahead of it takes at most ``max_queue_seconds``, however large it is.
+
+        Raises:
+            EngineDead, Draining: nothing is accepted any more.
+            Overloaded: with the seconds until there will be room again.
+        """
+        if self.failure:
+            raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
+        if self.draining:
+            raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
+        wait = self.wait_seconds
+        lanes = sum(ticket.rows for ticket in self._tickets)
+        if wait > self._max_queue_seconds:
+            raise Overloaded(
+                f"{wait:.0f} s of work are waiting, at most {self._max_queue_seconds:g} are allowed; try again later",
+                retry_after=wait - self._max_queue_seconds,
+            )
+        if lanes and lanes + rows > self._max_lanes:
+            raise Overloaded(
+                f"{lanes} pictures are in flight, and {rows} more would exceed {self._max_lanes}; try again later",
+                retry_after=wait * min(1.0, (lanes + rows - self._max_lanes) / lanes),
+            )
+        return Ticket(self, rows, nfe)
+
+    async def _run(self, ticket: Ticket, lanes: list[Lane]) -> Result:
+        if self.failure:
+            raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
+        ticket.job = job = Job(lanes, submitted=time.monotonic())
+        self._futures[job] = self._loop.create_future()
+        self._inbox.put(Submit(job))
+        try:
+            return await self._futures[job]
+        except asyncio.CancelledError:
+            self._inbox.put(Cancel(job))
+            raise
+        finally:
+            del self._futures[job]
+
+    @property
+    def wait_seconds(self) -> float:
+        """How long the device needs for everything accepted so far."""
+        return sum(ticket.remaining for ticket in self._tickets) * self.widths.seconds_per_row
+
+    @property
+    def lanes(self) -> tuple[int, int]:
+        """(pictures that have not begun, pictures under way)."""
+        jobs = [ticket.job for ticket in self._tickets if ticket.job is not None]
+        running = sum(0 < lane.cursor < lane.plan.nfe for job in jobs for lane in job.lanes)
+        done = sum(lane.cursor == lane.plan.nfe for job in jobs for lane in job.lanes)
+        return sum(ticket.rows for ticket in self._tickets) - running - done, running
+
+    @property
+    def requests(self) -> int:
+        """Requests that hold a place."""
+        return len(self._tickets)
+
+    @property
+    def unready(self) -> str | None:
+        """Why nothing should be sent here now, or None."""
+        if self.failure:
+            return f"the engine has failed: {self.failure}"
+        if self.draining:
+            return "draining: accepted work is being finished, nothing new is taken"
+        idle = time.monotonic() - self._last_tick
+        if sum(self.lanes) and idle > STALL_SECONDS + 20 * self.widths.seconds[-1]:
+            return f"stalled: work is waiting and no forward has ended for {idle:.0f} s"
+        return None
+
+    async def drain(self, seconds: float) -> int:
+        """Take nothing new, and wait until all accepted work is answered; returns how many requests were cut off."""
+        self.draining = True
+        deadline = time.monotonic() + seconds
+        while self._tickets and not self.failure and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return len(self._tickets)
+
+    def close(self) -> None:
+        """End the device thread after the tick under way; requests still waiting are told that the engine is gone."""
+        self._inbox.put(Close())
+        self._thread.join()
+        self._die("it was closed")
+
+    def _complete(self, job: Job, outcome: Result | UnstirError) -> None:
+        future = self._futures.get(job)
+        if future is None or future.done():  # the client has gone in the meantime
+            return
+        if isinstance(outcome, Result):
+            future.set_result(outcome)
+        else:
+            future.set_exception(outcome)
+
+    def _die(self, why: str) -> None:
+        self.failure = self.failure or why
+        for job in list(self._futures):
+            self._complete(job, EngineDead(f"the engine has failed: {why}; the process must be restarted"))
+
+    # The device thread's side.
+
+    def _work(self) -> None:
+        try:
+            while self._tick():
+                pass
+        except Exception as error:
+            log.exception("the device thread has ended")
+            self._loop.call_soon_threadsafe(self._die, f"{type(error).__name__}: {error}")
+
+    def _tick(self) -> bool:
+        if not self._drain():
+            return False
+        riders, width = choose([lane for lanes in self._jobs.values() for lane in lanes], self.widths)
+        if self._advance(riders, width):
+            self._settle(riders)
+        return True
+
+    def _drain(self) -> bool:
+        """Read the inbox empty, blocking on it while there is nothing to do; False once the thread should end."""
+        while True:
+            try:
+                message = self._inbox.get(block=not self._jobs)
+            except queue.Empty:
+                return True
+            self._last_tick = time.monotonic()
+            match message:
+                case Submit(job):
+                    self._jobs[job] = list(job.lanes)
+                    self._refuse_impossible([job])
+                case Cancel(job):
+                    self._jobs.pop(job, None)
+                case Close():
+                    return False
+
+    def _advance(self, riders: list[Lane], width: int) -> bool:
+        began = time.monotonic()
+        try:
+            self._device.advance(riders, width)
+        except OutOfMemoryError:
+            narrower = self.widths.halved()
+            if narrower is None:
+                raise
+            self.widths = narrower
+            self._refuse_impossible(list(self._jobs))
+            return False
+        self._last_tick = time.monotonic()
+        for job, lanes in self._jobs.items():
+            for lane in lanes:
+                lane.passed_over += 1
+            if not job.started and any(lane.cursor for lane in lanes):
+                job.started = began
+        for lane in riders:
+            lane.passed_over = 0
+        self._observer.forward(width, len(riders), self._last_tick - began)
+        return True
+
+    def _settle(self, riders: Iterable[Lane]) -> None:
+        """Answer the jobs whose last lane has ended."""
+        ended = {lane for lane in riders if not lane.remaining}
+        if not ended:
+            return
+        for job, lanes in list(self._jobs.items()):
+            for lane in ended.intersection(lanes):
+                job.pictures[job.lanes.index(lane)] = self._device.picture(lane)
+                lanes.remove(lane)
+            if not lanes:
+                del self._jobs[job]
+                job.ended = time.monotonic()
+                self._publish(job, self._outcome(job))
+
+    def _outcome(self, job: Job) -> Result | UnstirError:
+        pictures = torch.stack([job.pictures[i] for i in range(len(job.lanes))])
+        if not pictures.isfinite().all():
+            return NotFinite("the network gave NaN or infinity on this walk; try another seed, or more steps")
+        return Result(pictures, job.started - job.submitted, job.ended - job.started)
+
+    def _refuse_impossible(self, jobs: Iterable[Job]) -> None:
+        """Fail the reproducible jobs once the device has no room for the canonical width."""
+        if self.widths.canonical <= self.widths.cap:
+            return
+        for job in jobs:
+            if any(lane.reproducible for lane in job.lanes):
+                del self._jobs[job]
+                detail = f"reproducible needs {self.widths.canonical} rows, the device holds {self.widths.cap}"
+                self._publish(job, DeviceMemory(f"{detail}; ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH"))
+
+    def _publish(self, job: Job, outcome: Result | UnstirError) -> None:
+        self._loop.call_soon_threadsafe(self._complete, job, outcome)

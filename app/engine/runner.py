@@ -1,0 +1,112 @@
+"""The device: it holds the network, pads lanes to a width, and hands plans to the row machine. It knows no requests."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from app.engine.lane import Lane
+from app.engine.scheduler import Widths
+from model import latents, machine
+from model.checkpoint import Checkpoint
+
+
+class OutOfMemoryError(Exception):
+    """The device had no room for a forward of this width; no lane has moved."""
+
+
+class Runner:
+    """Advances lanes on one device. All methods are called from one thread at a time."""
+
+    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+        self.checkpoint = checkpoint
+        self.device = device
+        self.shape = checkpoint.shape
+        self.conditional = checkpoint.net.config.num_class_embeds is not None
+
+    @torch.inference_mode()
+    def advance(self, lanes: Sequence[Lane], width: int) -> None:
+        """Take every lane one step of its plan, in one forward of ``width`` rows.
+
+        Args:
+            lanes: 1 to ``width`` different lanes, none of them at its end.
+
+        Raises:
+            OutOfMemoryError: the forward does not fit; all lanes are as they were.
+        """
+        slots = max(lane.plan.slots for lane in lanes)
+        for lane in lanes:
+            if lane.state is None:
+                lane.generator = latents.generator(lane.seed)
+                lane.state = torch.zeros(lane.plan.slots, *self.shape, device=self.device)
+                lane.state[0] = latents.draw(lane.generator, self.shape)
+
+        def noise() -> Tensor:
+            z = torch.zeros(width, *self.shape)
+            for i, lane in enumerate(lanes):
+                if lane.plan.steps[lane.cursor].noisy:
+                    z[i] = latents.draw(lane.generator, self.shape)  # type: ignore[arg-type]
+            return z.to(self.device)
+
+        # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
+        padded = [*lanes, *[lanes[0]] * (width - len(lanes))]
+        rows = np.stack([lane.plan.table(slots)[lane.cursor] for lane in padded])
+        state = torch.zeros(width, slots, *self.shape, device=self.device)
+        for i, lane in enumerate(lanes):
+            state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
+        y = torch.tensor([lane.label for lane in padded], device=self.device) if self.conditional else None
+        try:
+            new = machine.advance(self.checkpoint.net, state, rows, y, noise)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
+        for i, lane in enumerate(lanes):
+            lane.state = new[i, : lane.plan.slots]
+            lane.cursor += 1
+
+    def picture(self, lane: Lane) -> Tensor:
+        """A finished lane's result, float32 [C, H, W] on the CPU; the lane gives up its state."""
+        assert lane.state is not None, "This is a bug: a lane ended before it began."
+        x_0 = lane.state[0].float().cpu().clone()
+        lane.state = lane.generator = None
+        return x_0
+
+    @torch.inference_mode()
+    def measure(self, max_width: int, canonical: int) -> Widths:
+        """Warm the network up, and time its forward at doubling widths.
+
+        The cap is the smallest width that reaches 95 % of the best rows per second; wider ones would only add latency.
+        """
+        sizes = [2**k for k in range(max_width.bit_length()) if 2**k <= max_width]
+        seconds: dict[int, float] = {}
+        for size in dict.fromkeys([*sizes, canonical]):
+            try:
+                seconds[size] = self._forward_seconds(size)
+            except torch.OutOfMemoryError:
+                torch.cuda.empty_cache()
+                break
+        sizes = [size for size in sizes if size in seconds]
+        if canonical not in seconds or not sizes:
+            raise OutOfMemoryError(f"{self.device} has no room for a forward of {canonical} rows")
+        best = max(size / seconds[size] for size in sizes)
+        cap = next(size for size in sizes if size / seconds[size] >= 0.95 * best)
+        kept = tuple(size for size in sizes if size <= max(cap, canonical))
+        if kept[-1] < canonical:
+            kept = (*kept, canonical)
+        return Widths(kept, tuple(seconds[size] for size in kept), canonical, seconds[canonical])
+
+    def _forward_seconds(self, width: int) -> float:
+        """Median of a few forwards of ``width`` rows, after two that warm up."""
+        x = torch.randn(width, *self.shape, device=self.device)
+        t = torch.zeros(width, device=self.device)
+        y = torch.zeros(width, dtype=torch.int64, device=self.device) if self.conditional else None
+        times = []
+        for _ in range(7):
+            began = time.perf_counter()
+            self.checkpoint.net(x, t, y).sum().item()  # .item() waits for the device
+            times.append(time.perf_counter() - began)
+        return float(np.median(times[2:]))

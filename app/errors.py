@@ -1,0 +1,208 @@
+"""The tree of errors.
+
+    UnstirError
+    ├── BadInput                 the request must change
+    │   ├── InvalidJSON          400
+    │   ├── InvalidField         422
+    │   ├── NotFound             404
+    │   ├── MethodNotAllowed     405
+    │   ├── NotAcceptable        406
+    │   ├── BodyTooLarge         413
+    │   └── UnsupportedMedia     415
+    ├── TryLater                 the request is fine, the moment is not; carries Retry-After
+    │   ├── Overloaded           429
+    │   ├── Starting             503
+    │   └── Draining             503
+    ├── Failed                   we could not do it
+    │   ├── EngineDead           503
+    │   ├── DeviceMemory         503
+    │   ├── NotFinite            500
+    │   └── Internal             500
+    └── ClientGone               499, only ever seen in metrics and logs
+
+Each is answered as RFC 9457 problem details. ``detail`` names the thing, its value and the remedy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import ClassVar
+
+
+class UnstirError(Exception):
+    """The root; what a client is told.
+
+    Attributes:
+        code: stable name of the kind of problem, for programs.
+        status: HTTP status.
+        title: the kind of problem in a few words.
+        meaning: what it means and what to do, for the README.
+        headers: to be sent along.
+        fields: for several faults at once, (field, value, remedy) of each.
+    """
+
+    code: ClassVar[str]
+    status: ClassVar[int]
+    title: ClassVar[str]
+    meaning: ClassVar[str]
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.detail = detail
+        self.headers: dict[str, str] = {}
+        self.fields: list[tuple[str, object, str]] = []
+
+
+class BadInput(UnstirError):
+    """The request must change before it can succeed."""
+
+
+class InvalidJSON(BadInput):
+    """The body does not parse."""
+
+    code, status, title = "invalid_json", 400, "The body is not valid JSON"
+    meaning = "The body does not parse as JSON; the detail says where."
+
+
+class InvalidField(BadInput):
+    """One or more fields have values that cannot be."""
+
+    code, status, title = "invalid_field", 422, "A field has an impossible value"
+    meaning = "A field is unknown, of the wrong type or out of range; `errors` lists each with its remedy."
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__("")
+        self.fields = [(field, value, remedy)]
+        self.detail = self._describe()
+
+    @classmethod
+    def many(cls, fields: Iterable[tuple[str, object, str]]) -> InvalidField:
+        """All faults of one request together; at least one."""
+        first, *rest = fields
+        error = cls(*first)
+        error.fields += rest
+        error.detail = error._describe()
+        return error
+
+    def _describe(self) -> str:
+        return "; ".join(f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields)
+
+
+class NotFound(BadInput):
+    """No such path."""
+
+    code, status, title = "not_found", 404, "Nothing lives at this path"
+    meaning = "The path is unknown; `/docs` lists those that exist."
+
+
+class MethodNotAllowed(BadInput):
+    """The path exists, but not with this verb."""
+
+    code, status, title = "method_not_allowed", 405, "This path does not take that method"
+    meaning = "The path exists, but takes another method; the `Allow` header names it."
+
+
+class NotAcceptable(BadInput):
+    """None of the wanted formats is produced."""
+
+    code, status, title = "not_acceptable", 406, "None of the formats asked for can be made"
+    meaning = "`Accept` asks for formats that this operation does not make; the detail lists those that it does."
+
+
+class BodyTooLarge(BadInput):
+    """More bytes than this server takes."""
+
+    code, status, title = "body_too_large", 413, "The body is too large"
+    meaning = "The body exceeds `UNSTIR_MAX_BODY_BYTES`; it was not read to its end."
+
+
+class UnsupportedMedia(BadInput):
+    """The body is of a type that is not read here."""
+
+    code, status, title = "unsupported_media_type", 415, "The body is of a type that is not read here"
+    meaning = "Send `content-type: application/json`."
+
+
+class TryLater(UnstirError):
+    """Nothing is wrong with the request; ask again after ``Retry-After`` seconds."""
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.headers["Retry-After"] = str(max(1, int(retry_after + 0.999)))
+
+
+class Overloaded(TryLater):
+    """The queue is full."""
+
+    code, status, title = "overloaded", 429, "The queue is full"
+    meaning = "More work is waiting than `UNSTIR_MAX_QUEUE_SECONDS` allows; `Retry-After` is computed from that work."
+
+
+class Starting(TryLater):
+    """The network is still being loaded."""
+
+    code, status, title = "starting", 503, "The service is starting"
+    meaning = "The network is being loaded and warmed up; `/readyz` says when it is ready."
+
+
+class Draining(TryLater):
+    """The process was told to stop."""
+
+    code, status, title = "draining", 503, "The service is stopping"
+    meaning = "The process finishes what it has accepted and takes nothing new; ask another replica."
+
+
+class Failed(UnstirError):
+    """The request was fine and the service could not do it."""
+
+
+class EngineDead(Failed):
+    """The device thread has ended."""
+
+    code, status, title = "engine_dead", 503, "The engine has failed"
+    meaning = (
+        "The device failed; every waiting request is answered so, `/readyz` says why, the process must be restarted."
+    )
+
+
+class DeviceMemory(Failed):
+    """The device is too small for the width that was promised."""
+
+    code, status, title = "device_memory", 503, "The device ran out of memory"
+    meaning = "`reproducible` needs forwards of `UNSTIR_REPRODUCIBLE_WIDTH` rows, and the device has no room for them."
+
+
+class NotFinite(Failed):
+    """The walk ended in NaN or infinity."""
+
+    code, status, title = "not_finite", 500, "The walk left the real numbers"
+    meaning = "The network gave NaN or infinity for this request alone; another seed or more steps may help."
+
+
+class Internal(Failed):
+    """A defect of ours."""
+
+    code, status, title = "internal", 500, "This is a bug"
+    meaning = "A defect in Unstir; the log has the traceback under the same request id."
+
+
+class ClientGone(UnstirError):
+    """The client hung up; nobody reads this answer."""
+
+    code, status, title = "client_gone", 499, "The client hung up"
+    meaning = "Never sent: the label under which metrics and logs count requests whose client hung up."
+
+
+def catalogue() -> list[type[UnstirError]]:
+    """Every error that can be answered, in the order of the tree."""
+
+    def leaves(kind: type[UnstirError]) -> list[type[UnstirError]]:
+        below = kind.__subclasses__()
+        return [leaf for child in below for leaf in leaves(child)] if below else [kind]
+
+    return leaves(UnstirError)
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."

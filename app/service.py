@@ -1,0 +1,107 @@
+"""What is loaded once and lives as long as the process: the checkpoint, the runner and the engine around it."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from app.engine.engine import Engine
+from app.engine.runner import Runner
+from app.errors import EngineDead, Starting
+from app.metrics import Metrics
+from app.settings import Settings
+from model import checkpoint
+from model.checkpoint import Checkpoint
+from model.samplers import Habits
+
+log = logging.getLogger("unstir")
+
+
+class Service:
+    """The served network. Created empty, filled by :meth:`load`, emptied by :meth:`close`.
+
+    Attributes:
+        failure: why loading failed, or None.
+    """
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.metrics = Metrics()
+        self.metrics.engine = lambda: self._engine
+        self.failure: str | None = None
+        self._engine: Engine | None = None
+
+    def load(self) -> None:
+        """Read the checkpoint onto the device, warm it up and time it; takes seconds, so call it off the event loop.
+
+        Raises:
+            CheckpointError: there is no usable checkpoint.
+            OutOfMemoryError: the device is too small.
+        """
+        settings = self.settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        device = pick_device(settings.device)
+        loaded = checkpoint.load(settings.checkpoint, device)
+        runner = Runner(loaded, device)
+        widths = runner.measure(settings.max_width, settings.reproducible_width)
+        costs = ", ".join(f"{w}: {s * 1e3:.1f}" for w, s in zip(widths.sizes, widths.seconds, strict=True))
+        log.info("%s on %s; forward times in ms by width: %s", loaded.card.name, device, costs)
+        self.checkpoint: Checkpoint = loaded
+        self.device = device
+        self.habits = Habits.from_config(loaded.scheduler_config)
+        self.schedule = loaded.schedule
+        self._loaded = Engine(
+            runner,
+            widths,
+            max_queue_seconds=settings.max_queue_seconds,
+            max_lanes=settings.max_lanes,
+            observer=self.metrics,
+        )
+
+    def start(self) -> None:
+        """Open for work; call it on the event loop, after :meth:`load`."""
+        self._loaded.start()
+        self._engine = self._loaded
+
+    @property
+    def engine(self) -> Engine:
+        """The engine.
+
+        Raises:
+            Starting: it is not there yet.
+            EngineDead: it never will be.
+        """
+        if self._engine is not None:
+            return self._engine
+        if self.failure:
+            raise EngineDead(f"the network could not be loaded: {self.failure}")
+        raise Starting("the network is being loaded and warmed up; try again in a moment", retry_after=2)
+
+    @property
+    def unready(self) -> str | None:
+        """Why nothing should be sent here now, or None."""
+        if self.failure:
+            return f"the network could not be loaded: {self.failure}"
+        return "starting: the network is being loaded" if self._engine is None else self._engine.unready
+
+    async def drain(self) -> None:
+        """Take nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed."""
+        if self._engine is not None:
+            cut_off = await self._engine.drain(self.settings.drain_seconds)
+            log.info("drained" if not cut_off else f"drain time is over, {cut_off} requests are cut off")
+
+    def close(self) -> None:
+        """End the device thread."""
+        if self._engine is not None:
+            self._engine.close()
+
+
+def pick_device(name: str) -> torch.device:
+    """``auto`` becomes the CUDA device where there is one, else the CPU."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name.startswith("cuda") and not torch.cuda.is_available():
+        raise RuntimeError(f"device = {name}: no CUDA device is available; use cpu or auto")
+    return torch.device(name)

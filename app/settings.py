@@ -1,0 +1,56 @@
+"""Every setting, once: its name, its default, and when to change it.
+
+Each is read from the environment as ``UNSTIR_<NAME>``, and ``unstir serve`` takes each as ``--<name>``. A bad value
+stops the start, never a request.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Literal
+
+from pydantic import Field
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+SHIPPED = Path(__file__).resolve().parent.parent / "weights"
+
+
+class Settings(BaseSettings):
+    """The settings of one server process."""
+
+    model_config = SettingsConfigDict(env_prefix="UNSTIR_", extra="forbid", frozen=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one and logs it.")
+    checkpoint: Path = Field(
+        SHIPPED / "fashion-mnist-32", description="Folder of the network to serve, in diffusers layout."
+    )
+    device: str = Field(
+        "auto",
+        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
+        description="auto takes the CUDA device where there is one, else the CPU; or cpu, cuda, cuda:1.",
+    )
+    threads: int | None = Field(
+        None, ge=1, description="CPU threads of one forward; lower it where other processes need the cores."
+    )
+    max_width: int = Field(
+        16, ge=1, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."
+    )
+    reproducible_width: int = Field(
+        4,
+        ge=1,
+        le=1024,
+        description="Rows of every forward that `reproducible` requests ride in; another width gives other last bits.",
+    )
+    max_pictures: int = Field(64, ge=1, description="Most pictures of one request (`n`).")
+    max_queue_seconds: float = Field(
+        300, gt=0, description="Seconds of accepted work above which requests get 429; lower it to refuse sooner."
+    )
+    max_lanes: int = Field(4096, ge=1, description="Most pictures in flight at once; bounds the memory that they take.")
+    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body; larger ones get 413.")
+    drain_seconds: float = Field(
+        30,
+        ge=0,
+        description="How long SIGTERM lets accepted work finish; keep it below the orchestrator's grace period.",
+    )
+    log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")

@@ -1,0 +1,1 @@
+"""Measurements that anyone can run again. Every figure is a ratio of things alternated in one run."""
