@@ -106,7 +106,7 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
             return np.linspace(first**0.5, last**0.5, T) ** 2
         case "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
             edge = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
-            return np.minimum(1 - edge[1:] / edge[:-1], 0.999)
+            return np.asarray(np.minimum(1 - edge[1:] / edge[:-1], 0.999))
         case other:
             known = "linear, scaled_linear, squaredcos_cap_v2, or trained_betas"
             raise ScheduleError("beta_schedule", other, f"choose one of {known}")
@@ -117,8 +117,7 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     root = np.sqrt(np.cumprod(1 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     abar = root**2
-    betas: np.ndarray = 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
-    return betas
+    return 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
 
 
 def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:

@@ -357,7 +357,7 @@ def _stop_signals() -> Iterator[Callable[[], bool]]:
         came.append(number)
         signal.signal(number, previous[number])
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
         previous[number] = signal.signal(number, note)
     try:
         yield lambda: bool(came)
