@@ -237,7 +237,7 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
             limit = _service(request).settings.max_body_bytes
             answer = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
         case _:
-            answer = InvalidJSON(f"{where}: {error.detail}")
+            answer = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
     answer.headers |= dict(error.headers or {})
     return problem(request, answer)
 

@@ -1,0 +1,178 @@
+"""POST /sample, as its clients meet it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model import latents, machine, samplers
+from model.checkpoint import load
+from model.plan import Clip
+
+pytestmark = pytest.mark.anyio
+JSON = {"accept": "application/json"}
+NPY = {"accept": "application/x-npy"}
+
+
+async def sample(client: httpx.AsyncClient, headers: dict | None = None, **request) -> httpx.Response:
+    response = await client.post("/sample", json=request, headers=headers)
+    assert response.status_code == 200, response.text
+    return response
+
+
+async def pixels(client, **request) -> np.ndarray:
+    response = await sample(client, NPY, **request)
+    assert response.headers["content-type"] == "application/x-npy"
+    return np.load(io.BytesIO(response.content))
+
+
+def picture(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content))
+
+
+async def test_same_request_gives_same_bytes(client):
+    first = await sample(client, label="circle", seed=7, steps=5)
+    again = await sample(client, label="circle", seed=7, steps=5)
+    other = await sample(client, label="circle", seed=8, steps=5)
+    assert first.headers["content-type"] == "image/png"
+    assert picture(first.content).size == (8, 8)
+    assert first.content == again.content
+    assert first.content != other.content
+
+
+async def test_result_is_that_of_the_plain_loop(client, tiny):
+    """The server adds nothing to the plan: one picture equals machine.sample with the same network."""
+    ckpt = load(tiny)
+    plan = samplers.ddim(ckpt.schedule, 12, eta=0.5, clip=Clip(1.0), spacing="leading")
+    expected = machine.sample(ckpt.net, plan, [3], (1, 8, 8), torch.tensor([1]))
+    served = await pixels(client, label="square", seed=3, steps=12, eta=0.5, spacing="leading")
+    # Both ran at width 1 with the same float32 operations; 1e-5 leaves room for another thread count.
+    assert np.abs(served - expected.numpy()).max() < 1e-5
+
+
+async def test_ddpm_is_another_walk(client):
+    a = await pixels(client, sampler="ddim", seed=1, steps=10)
+    b = await pixels(client, sampler="ddpm", seed=1, steps=10)
+    assert np.abs(a - b).max() > 0.01
+
+
+async def test_picture_i_is_drawn_from_seed_plus_i(client):
+    together = await pixels(client, n=3, seed=5, steps=4, reproducible=True)
+    alone = [await pixels(client, n=1, seed=5 + i, steps=4, reproducible=True) for i in range(3)]
+    assert together.shape == (3, 1, 8, 8)
+    assert together.dtype == np.float32
+    assert np.array_equal(together, np.concatenate(alone))
+
+
+async def test_contact_sheet(client):
+    sheet = picture((await sample(client, n=5, seed=0, steps=2)).content)
+    assert sheet.size == (3 * 8 + 2 * 2, 2 * 8 + 2)  # three columns, two rows, gaps of two
+
+
+async def test_json_has_everything(client):
+    body = (await sample(client, JSON, n=2, seed=9, steps=4, label="Big star", eta=0.25)).json()
+    assert body["seeds"] == [9, 10]
+    assert (body["sampler"], body["steps"], body["eta"], body["label"]) == ("ddim", 4, 0.25, "Big star")
+    assert body["nfe"] == 4
+    assert set(body["timing"]) == {"queue_ms", "device_ms", "encode_ms"}
+    assert len(body["model"]) == 64
+    x_T = np.load(io.BytesIO(base64.b64decode(body["latents"][1])))
+    assert np.array_equal(x_T, latents.draw(latents.generator(10), (1, 8, 8)).numpy())
+    png = base64.b64decode(body["images"][1])
+    assert picture(png).size == (8, 8)
+
+
+async def test_picture_carries_its_request(client):
+    first = await sample(client, n=3, steps=3, label="square")
+    facts = json.loads(picture(first.content).text["unstir"])
+    assert facts["operation"] == "/sample"
+    assert facts["request"]["seed"] == int(first.headers["x-seed"])
+    assert facts["nfe"] == int(first.headers["x-nfe"]) == 3
+    again = await sample(client, **facts["request"])
+    assert again.content == first.content
+
+
+async def test_pictures_inside_json_replay_alone(client):
+    body = (await sample(client, JSON, n=2, seed=4, steps=3, reproducible=True)).json()
+    png = base64.b64decode(body["images"][1])
+    again = await sample(client, **json.loads(picture(png).text["unstir"])["request"])
+    assert again.content == png
+
+
+async def test_empty_body_draws_something(client):
+    response = await client.post("/sample")
+    assert response.status_code == 200
+    assert json.loads(picture(response.content).text["unstir"])["request"]["steps"] == 50
+
+
+async def test_drawn_seeds_differ(client):
+    seeds = {(await sample(client, steps=1)).headers["x-seed"] for _ in range(4)}
+    assert len(seeds) == 4  # a collision has probability 6 / 2^32
+
+
+@pytest.mark.parametrize("label", ["Big star", "big STAR", 2, "2"])
+async def test_label_by_name_or_index(client, label):
+    body = (await sample(client, JSON, steps=2, seed=1, label=label)).json()
+    assert body["label"] == "Big star"
+
+
+async def test_label_matters_and_none_is_the_null_class(client, tiny):
+    ckpt = load(tiny)
+    plan = samplers.ddim(ckpt.schedule, 3, clip=Clip(1.0), spacing="trailing")
+    expected = machine.sample(ckpt.net, plan, [1], (1, 8, 8), torch.tensor([3]))
+    unlabelled = await pixels(client, steps=3, seed=1)
+    assert np.abs(unlabelled - expected.numpy()).max() < 1e-5
+    assert np.abs(unlabelled - await pixels(client, steps=3, seed=1, label=0)).max() > 1e-4
+
+
+async def test_few_steps_switch_to_trailing_and_say_so(client):
+    assert (await sample(client, JSON, steps=5)).json()["spacing"] == "trailing"
+    assert (await sample(client, JSON, steps=20)).json()["spacing"] == "leading"
+
+
+async def test_clip_can_be_turned_off(client):
+    assert np.abs(await pixels(client, steps=3, seed=2)).max() <= 1
+    assert np.abs(await pixels(client, steps=3, seed=2, clip=False)).max() > 1
+
+
+@pytest.mark.parametrize("steps", [1, 1000])
+async def test_fewest_and_most_steps(client, steps):
+    assert (await sample(client, JSON, steps=steps)).json()["nfe"] == steps
+
+
+async def test_request_id_is_echoed_or_made(client):
+    mine = await client.post("/sample", json={"steps": 1}, headers={"x-request-id": "order-17"})
+    assert mine.headers["x-request-id"] == "order-17"
+    made = [
+        await client.post("/sample", json={"steps": 1}, headers={"x-request-id": bad}) for bad in ("", "a b", "x" * 999)
+    ]
+    assert all(len(response.headers["x-request-id"]) == 32 for response in made)
+
+
+async def test_server_timing(client):
+    timing = (await sample(client, steps=1)).headers["server-timing"]
+    assert [part.split(";")[0].strip() for part in timing.split(",")] == ["queue", "device", "encode"]
+
+
+@pytest.mark.parametrize(
+    ("accept", "got"),
+    [
+        ("*/*", "image/png"),
+        ("image/*", "image/png"),
+        ("application/json", "application/json"),
+        ("application/*;q=0.5, image/png;q=0.1", "application/json"),
+        ("text/html,application/xhtml+xml,image/webp,*/*;q=0.8", "image/png"),
+        ("image/png;q=0, application/x-npy", "application/x-npy"),
+    ],
+)
+async def test_accept_decides_the_format(client, accept, got):
+    response = await sample(client, {"accept": accept}, steps=1)
+    assert response.headers["content-type"] == got
+    assert "Accept" in response.headers["vary"]

@@ -1,0 +1,69 @@
+"""A tiny checkpoint with random weights, and the service around it: what HTTP tests need, in milliseconds."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import anyio
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+
+from app.main import create_app
+from app.settings import Settings
+from model import checkpoint
+from model.checkpoint import Card
+from model.data import Dataset
+from model.training import SCHEDULER_CONFIG, Recipe, network
+
+torch.set_num_threads(1)  # the networks here are too small to share, and threads that wait for a busy core cost seconds
+
+CLASSES = ("circle", "square", "Big star")
+
+
+@pytest.fixture
+def anyio_backend() -> str:
+    return "asyncio"
+
+
+def save_tiny(path: Path, classes: tuple[str, ...] = CLASSES, broken: bool = False) -> Path:
+    """A checkpoint of 8x8 greys; a broken one answers NaN for the last class."""
+    recipe = Recipe(size=8, channels=(8, 8), attention=(4,), head_dim=4, groups=4)
+    net = network(recipe, Dataset(np.zeros((1, 8, 8, 1), np.uint8), None, classes))
+    torch.nn.init.normal_(net.conv_out.weight, std=0.2)
+    null = len(classes) if classes else None
+    checkpoint.save(path, net, net.state_dict(), SCHEDULER_CONFIG, Card("tiny", classes=classes, null_class=null))
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture
+def settings(tiny: Path) -> Settings:
+    return Settings(checkpoint=tiny, device="cpu", threads=1, max_width=8, max_pictures=16, max_body_bytes=4096)
+
+
+@asynccontextmanager
+async def serving(app: FastAPI, ready: bool = True) -> AsyncIterator[httpx.AsyncClient]:
+    """The application in process, started and stopped as uvicorn would."""
+    transport = httpx.ASGITransport(app, raise_app_exceptions=True)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=transport, base_url="http://test") as client,
+    ):
+        while ready and app.state.service.unready:
+            await anyio.sleep(0.005)
+        yield client
+
+
+@pytest.fixture
+async def client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    async with serving(create_app(settings)) as client:
+        yield client
