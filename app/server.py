@@ -19,23 +19,30 @@ class Server(uvicorn.Server):
 
     service: Service
     loop: asyncio.AbstractEventLoop | None = None
+    signals = 0
 
     async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
         """Remember the loop for the signal handler."""
         self.loop = asyncio.get_running_loop()
         await super().startup(sockets)
 
-    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """First signal: drain, then stop. Second: stop now."""
-        engine_stops = self.service.unready and self.service.unready.startswith("draining")
-        if self.loop is None or engine_stops:
-            super().handle_exit(sig, frame)
+    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+        """First signal: drain, then stop. Second: answer what runs with 503, and stop. Third: stop."""
+        self.signals += 1
+        if self.loop is None or self.signals > 2:
+            self.should_exit = self.force_exit = True
+        elif self.signals == 2:
+            self.loop.call_soon_threadsafe(self._stop)
         else:
-            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain(sig)))
+            logging.getLogger("unstir").info("%s: draining", signal.Signals(sig).name)
+            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
 
-    async def _drain(self, sig: int) -> None:
-        logging.getLogger("unstir").info("%s: draining", signal.Signals(sig).name)
+    async def _drain(self) -> None:
         await self.service.drain()
+        self._stop()
+
+    def _stop(self) -> None:
+        self.service.close()  # whatever still runs is answered now, so that its connection ends
         self.should_exit = True
 
 

@@ -11,11 +11,12 @@ thread owns the lanes. They speak by messages: jobs and cancellations go in thro
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import queue
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -204,10 +205,14 @@ class Engine:
         return len(self._tickets)
 
     def close(self) -> None:
-        """End the device thread after the tick under way; requests still waiting are told that the engine is gone."""
+        """End the device thread after the tick under way; requests still waiting are told so. Can be called again."""
         self._inbox.put(Close())
         self._thread.join()
-        self._die("it was closed")
+        self.failure = self.failure or "it was closed"
+        for job in list(self._futures):
+            self._complete(
+                job, Draining("the process stopped before this was done; ask another replica", retry_after=5)
+            )
 
     def _complete(self, job: Job, outcome: Result | UnstirError) -> None:
         future = self._futures.get(job)
@@ -231,7 +236,7 @@ class Engine:
                 pass
         except Exception as error:
             log.exception("the device thread has ended")
-            self._loop.call_soon_threadsafe(self._die, f"{type(error).__name__}: {error}")
+            self._tell(self._die, f"{type(error).__name__}: {error}")
 
     def _tick(self) -> bool:
         if not self._drain():
@@ -311,4 +316,8 @@ class Engine:
                 self._publish(job, DeviceMemory(f"{detail}; ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH"))
 
     def _publish(self, job: Job, outcome: Result | UnstirError) -> None:
-        self._loop.call_soon_threadsafe(self._complete, job, outcome)
+        self._tell(self._complete, job, outcome)
+
+    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process was told to stop at once
+            self._loop.call_soon_threadsafe(callback, *arguments)

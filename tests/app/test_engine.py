@@ -309,7 +309,7 @@ async def test_drain_time_ends_and_closing_answers_the_rest():
         await until(lambda: engine._jobs)
         assert await engine.drain(0.05) == 1
         device.gate.release()
-    with pytest.raises(EngineDead, match="closed"):
+    with pytest.raises(Draining, match="stopped before"):
         await job
 
 

@@ -1,0 +1,200 @@
+"""The operations of the service itself: model, health, readiness, metrics, docs; starting, overload and draining."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from app import __version__, errors
+from app.errors import catalogue
+from app.main import create_app
+from app.metrics import GAUGES, Metrics
+from app.service import Service
+from app.settings import Settings
+from model.checkpoint import load
+from tests.app.test_bad_input import assert_problem
+from tests.conftest import CLASSES, serving
+
+pytestmark = pytest.mark.anyio
+
+
+async def metric(client, name: str, **labels: str) -> float:
+    """The sum of a metric's samples that carry these labels."""
+    text = (await client.get("/metrics")).text
+    return sum(
+        sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if sample.name == name and labels.items() <= sample.labels.items()
+    )
+
+
+async def test_model_says_what_is_served(client, tiny):
+    body = (await client.get("/model")).json()
+    card = load(tiny).card
+    assert (body["name"], body["sha256"], body["classes"]) == ("tiny", card.sha256, list(CLASSES))
+    assert (body["shape"], body["timesteps"], body["prediction"]) == ([1, 8, 8], 1000, "epsilon")
+    assert {s["name"]: s["default_steps"] for s in body["samplers"]} == {"ddim": 50, "ddpm": 1000}
+    assert all(s["summary"] for s in body["samplers"])
+    assert body["schedule"]["beta_schedule"] == "linear"
+    assert (body["device"], body["dtype"], body["version"]) == ("cpu", "float32", __version__)
+    assert body["forward_ms"]["1"] > 0
+    assert body["reproducible_width"] == 4
+    assert body["limits"]["max_pictures"] == 16
+
+
+async def test_health_readiness_and_docs(client):
+    assert (await client.get("/healthz")).json() == {"status": "alive"}
+    assert (await client.get("/readyz")).json() == {"status": "ready"}
+    assert (await client.get("/docs")).status_code == 200
+    paths = (await client.get("/openapi.json")).json()["paths"]
+    assert set(paths) == {"/sample", "/model", "/healthz", "/readyz", "/metrics"}
+    documented = paths["/sample"]["post"]
+    assert set(documented["responses"]["200"]["content"]) == {"image/png", "application/x-npy", "application/json"}
+    assert {"400", "413", "422", "429", "503"} <= set(documented["responses"])
+    assert documented["requestBody"]["content"]["application/json"]
+
+
+async def test_before_the_network_is_there(settings, monkeypatch):
+    release = threading.Event()
+    original = Service.load
+    monkeypatch.setattr(Service, "load", lambda self: (release.wait(10), original(self)))
+    app = create_app(settings)
+    async with serving(app, ready=False) as client:
+        assert (await client.get("/healthz")).status_code == 200
+        unready = await client.get("/readyz")
+        assert (unready.status_code, unready.json()["status"]) == (503, "starting: the network is being loaded")
+        for response in (await client.post("/sample", json={}), await client.get("/model")):
+            assert_problem(response, 503, "starting", "try again")
+            assert int(response.headers["retry-after"]) >= 1
+        assert await metric(client, "unstir_ready") == 0
+        release.set()
+        while app.state.service.unready:
+            await asyncio.sleep(0.005)
+        assert (await client.post("/sample", json={"steps": 1})).status_code == 200
+        assert await metric(client, "unstir_ready") == 1
+
+
+async def test_a_checkpoint_that_cannot_be_loaded(tmp_path):
+    gave_up = []
+    app = create_app(Settings(checkpoint=tmp_path, device="cpu"), on_failure=lambda: gave_up.append(True))
+    async with serving(app, ready=False) as client:
+        while not gave_up:
+            await asyncio.sleep(0.005)
+        unready = await client.get("/readyz")
+        assert unready.status_code == 503
+        assert "config.json is missing" in unready.json()["status"]
+        assert_problem(await client.post("/sample", json={}), 503, "engine_dead", "config.json is missing")
+
+
+async def test_eight_unlike_requests_share_forwards_and_equal_their_solo_answers(client):
+    requests = [
+        {"sampler": sampler, "steps": steps, "seed": seed, "label": seed % 3, "reproducible": True}
+        for seed, (sampler, steps) in enumerate([("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddpm", 200)] * 2)
+    ]
+    alone = [(await client.post("/sample", json=request)).content for request in requests]
+    before = await metric(client, "unstir_forwards_total")
+    together = await asyncio.gather(*(client.post("/sample", json=request) for request in requests))
+    forwards = await metric(client, "unstir_forwards_total") - before
+    assert [response.content for response in together] == alone
+    assert 200 <= forwards < sum(request["steps"] for request in requests) / 2
+    assert await metric(client, "unstir_requests_finished_total", outcome="ok") == 16
+
+
+async def test_counters_count(client):
+    await client.post("/sample", json={"n": 3, "steps": 5})
+    await client.post("/sample", json={"sampler": "ddpm", "steps": 7})
+    await client.post("/sample", json={"steps": 0})
+    assert await metric(client, "unstir_images_total", endpoint="/sample") == 4
+    assert await metric(client, "unstir_nfe_total", sampler="ddim") == 15
+    assert await metric(client, "unstir_nfe_total", sampler="ddpm") == 7
+    assert await metric(client, "unstir_rows_total") == 22
+    assert await metric(client, "unstir_requests_total", endpoint="/sample", code="200") == 2
+    assert await metric(client, "unstir_requests_total", endpoint="/sample", code="422") == 1
+    assert await metric(client, "unstir_request_duration_seconds_count", endpoint="/sample") == 3
+    assert await metric(client, "unstir_queue_time_seconds_count") == 2
+    forwards = await metric(client, "unstir_forwards_total")
+    assert await metric(client, "unstir_forward_duration_seconds_count") == forwards
+    assert await metric(client, "unstir_batch_rows_sum") == 22
+    for gauge in ("unstir_rows_waiting", "unstir_rows_running", "unstir_requests_in_flight"):
+        assert await metric(client, gauge) == 0
+
+
+async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
+    app = create_app(settings.model_copy(update={"max_queue_seconds": 0.01}))
+    async with serving(app) as client:
+        long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 8}))
+        while not app.state.service.engine.requests:
+            await asyncio.sleep(0.001)
+        refused = await client.post("/sample", json={"steps": 1})
+        assert_problem(refused, 429, "overloaded", "try again later", "0.01")
+        wait = int(refused.headers["retry-after"])
+        assert wait >= 1
+        assert (await long).status_code == 200  # what was accepted is answered
+        assert (await client.post("/sample", json={"steps": 1})).status_code == 200
+        assert await metric(client, "unstir_requests_finished_total", outcome="overloaded") == 1
+
+
+async def test_draining_over_http(settings):
+    app = create_app(settings)
+    async with serving(app) as client:
+        long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm"}))
+        while not app.state.service.engine.requests:
+            await asyncio.sleep(0.001)
+        draining = asyncio.create_task(app.state.service.drain())
+        await asyncio.sleep(0)
+        assert_problem(await client.post("/sample", json={}), 503, "draining", "another replica")
+        assert (await client.get("/readyz")).status_code == 503
+        assert (await client.get("/healthz")).status_code == 200
+        assert await metric(client, "unstir_draining") == 1
+        await draining
+        assert (await long).status_code == 200
+
+
+async def test_a_defect_is_a_plain_500_with_an_id_and_without_its_text(client, monkeypatch):
+    def broken(*_):
+        raise KeyError("secret")
+
+    monkeypatch.setattr("app.operations.resolve", broken)
+    response = await client.post("/sample", json={}, headers={"x-request-id": "abc"})
+    body = assert_problem(response, 500, "internal", "report")
+    assert "secret" not in response.text
+    assert body["request_id"] == "abc"
+    assert await metric(client, "unstir_requests_finished_total", outcome="internal") == 1
+    assert await metric(client, "unstir_requests_total", endpoint="/sample", code="500") == 1
+
+
+@pytest.mark.parametrize("kind", catalogue(), ids=lambda kind: kind.code)
+async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
+    if issubclass(kind, errors.InvalidField):
+        error = kind("field", "value", "remedy")
+    elif issubclass(kind, errors.TryLater):
+        error = kind("the detail", retry_after=1.2)
+    else:
+        error = kind("the detail")
+
+    async def fail(*_):
+        raise error
+
+    monkeypatch.setattr("app.operations.sample", fail)
+    response = await client.post("/sample", json={})
+    assert_problem(response, kind.status, kind.code, error.detail)
+    if issubclass(kind, errors.TryLater):
+        assert response.headers["retry-after"] == "2"
+
+
+def test_codes_are_unique_and_every_error_is_explained():
+    kinds = catalogue()
+    assert len({kind.code for kind in kinds}) == len(kinds) == 15
+    assert all(kind.meaning and kind.title and kind.__doc__ for kind in kinds)
+
+
+def test_metrics_of_two_servers_do_not_mix():
+    one, two = Metrics(), Metrics()
+    one.forward(4, 3, 0.01)
+    assert b"unstir_rows_total 3.0" in one.exposition()
+    assert b"unstir_rows_total 0.0" in two.exposition()
+    assert all(name.encode() in two.exposition() for name in GAUGES)

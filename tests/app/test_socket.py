@@ -1,0 +1,167 @@
+"""The process over a real socket: hanging up, SIGTERM, and starts that must fail."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import httpx
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def unstir(*arguments: str, **environment: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@contextmanager
+def server(tiny: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen, httpx.Client, list[str]]]:
+    """`unstir serve` on a free port, ready; yields the process, a client, and the lines of its log so far."""
+    process = unstir(
+        "serve", "--port", "0", "--device", "cpu", *arguments, UNSTIR_CHECKPOINT=str(tiny), UNSTIR_THREADS="1"
+    )
+    lines: list[str] = []
+    reader = threading.Thread(target=lambda: lines.extend(iter(process.stdout.readline, "")))
+    reader.start()
+    try:
+        base = wait_for(lambda: next(iter(re.findall(r"http://[\d.]+:\d+", "".join(lines))), None), lines)
+        with httpx.Client(base_url=base, timeout=60) as client:
+            wait_for(lambda: client.get("/readyz").status_code == 200, lines)
+            yield process, client, lines
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        process.stdout.close()
+
+
+def wait_for(condition, lines: list[str], seconds: float = 60):
+    deadline = time.monotonic() + seconds
+    while not (value := condition()):
+        assert time.monotonic() < deadline, "".join(lines)
+        time.sleep(0.02)
+    return value
+
+
+def value(client: httpx.Client, line: str) -> float:
+    found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
+    return float(found[1]) if found else 0.0
+
+
+def test_hanging_up_frees_the_lanes(tiny):
+    with server(tiny) as (_, client, lines):
+        body = b'{"sampler": "ddpm", "n": 64}'
+        for _ in range(3):
+            with socket.create_connection((client.base_url.host, client.base_url.port)) as sock:
+                sock.sendall(
+                    b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                    b"Content-Length: %d\r\n\r\n" % len(body) + body
+                )
+                wait_for(lambda: value(client, "unstir_rows_running") > 0, lines)
+        wait_for(lambda: value(client, "unstir_requests_in_flight") == 0, lines)
+        assert value(client, "unstir_rows_running") == value(client, "unstir_rows_waiting") == 0
+        gone = 'unstir_requests_finished_total{endpoint="/sample",outcome="client_gone"}'
+        wait_for(lambda: value(client, gone) == 3, lines)
+        before = value(client, "unstir_rows_total")
+        assert client.post("/sample", json={"steps": 10}).status_code == 200
+        assert value(client, "unstir_rows_total") == before + 10  # nobody's work went on in secret
+
+
+def test_sigterm_finishes_what_was_accepted_and_then_exits(tiny):
+    with server(tiny) as (process, client, lines):
+        answers: list[httpx.Response] = []
+        with httpx.Client(base_url=client.base_url, timeout=60) as other:
+            request = {"sampler": "ddpm", "n": 16}
+            asking = threading.Thread(target=lambda: answers.append(other.post("/sample", json=request)))
+            asking.start()
+            wait_for(lambda: value(client, "unstir_rows_running") > 0, lines)
+            process.send_signal(signal.SIGTERM)
+            wait_for(lambda: client.get("/readyz").status_code == 503, lines)
+            assert "draining" in client.get("/readyz").json()["status"]
+            refused = client.post("/sample", json={})
+            assert (refused.status_code, refused.json()["code"]) == (503, "draining")
+            asking.join()
+        assert answers[0].status_code == 200
+        assert process.wait(timeout=30) == 0
+    assert any("drained" in line for line in lines)
+
+
+def ask_for_much(client: httpx.Client, outcomes: list) -> threading.Thread:
+    """A request of many seconds, in a thread of its own, which appends the answer."""
+
+    def ask() -> None:
+        with httpx.Client(base_url=client.base_url, timeout=60) as other:
+            outcomes.append(other.post("/sample", json={"sampler": "ddpm", "n": 64}))
+
+    thread = threading.Thread(target=ask)
+    thread.start()
+    return thread
+
+
+def test_the_end_of_the_drain_time_cuts_requests_off_with_an_answer(tiny):
+    with server(tiny, "--drain-seconds", "0.2") as (process, client, lines):
+        outcomes: list = []
+        asking = ask_for_much(client, outcomes)
+        wait_for(lambda: value(client, "unstir_rows_running") > 0, lines)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=30) == 0
+        asking.join()
+    assert (outcomes[0].status_code, outcomes[0].json()["code"]) == (503, "draining")
+
+
+def test_a_second_signal_stops_at_once(tiny):
+    with server(tiny, "--drain-seconds", "1000") as (process, client, lines):
+        outcomes: list = []
+        asking = ask_for_much(client, outcomes)
+        wait_for(lambda: value(client, "unstir_rows_running") > 0, lines)
+        process.send_signal(signal.SIGINT)
+        wait_for(lambda: client.get("/readyz").status_code == 503, lines)
+        began = time.monotonic()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(timeout=30) == 0
+        asking.join()
+        assert time.monotonic() - began < 10  # the request alone would take longer
+    assert (outcomes[0].status_code, outcomes[0].json()["code"]) == (503, "draining")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "environment", "words"),
+    [
+        (["--port", "eighty"], {}, "port = 'eighty'"),
+        (["--device", "tpu"], {}, "device = 'tpu'"),
+        ([], {"UNSTIR_MAX_PICTURES": "0"}, "max_pictures = '0'"),
+        (["--checkpoint", "no/such/folder"], {}, "no such folder"),
+    ],
+    ids=["port", "device", "environment", "checkpoint"],
+)
+def test_a_bad_setting_stops_the_start(arguments, environment, words):
+    process = unstir("serve", *arguments, **environment)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert words in output
+    assert "Traceback" not in output
+
+
+def test_a_broken_checkpoint_stops_the_process(tmp_path):
+    process = unstir("serve", "--port", "0", "--device", "cpu", "--checkpoint", str(tmp_path))
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert "config.json is missing" in output
+    assert "Traceback" not in output
