@@ -31,10 +31,14 @@ check: .venv/.dev  ## Format, lint, types, layers and docs: all must be clean
 	$(BIN)/lint-imports
 	$(BIN)/python -m pytest tests/test_docs.py
 
-golden: .venv/.dev  ## Rewrite the golden files; git diff then shows which coefficient moved
+golden: .venv/.dev  ## Rewrite golden files and the README's tables; git diff then shows what moved
 	$(BIN)/python -m tests.golden
+	$(BIN)/python -m tests.readme
+
+picture: .venv/.serve  ## Draw the README's picture from the shipped checkpoint
+	$(BIN)/python -m bench.picture
 
 bench: .venv/.dev  ## Measure what the engine costs beside the bare network
 	$(BIN)/python -m bench.overhead
 
-.PHONY: help install serve test test-slow check golden bench
+.PHONY: help install serve test test-slow check golden picture bench

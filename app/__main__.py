@@ -12,8 +12,8 @@ from pydantic import ValidationError
 
 from app import __version__
 from app.settings import Settings
-from model.checkpoint import CheckpointError
 from model.data import DataError
+from model.unet import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _add_serve(parser: argparse.ArgumentParser) -> None:
     for name, field in Settings.model_fields.items():
-        text = f"{field.description} [{field.default}; UNSTIR_{name.upper()}]"
+        text = f"{field.description} [{_plain(field.default)}; UNSTIR_{name.upper()}]"
         parser.add_argument(_flag(name), default=argparse.SUPPRESS, metavar="VALUE", help=text.replace("%", "%%"))
     parser.set_defaults(run=_serve)
 
@@ -75,12 +75,12 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: dict[str, Any]) -> int:
-    from app.service import pick_device  # noqa: PLC0415
+    from app.service import DeviceError, pick_device  # noqa: PLC0415
     from model.training import Recipe, TrainingError, train  # noqa: PLC0415
 
-    recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
     facts = {"description": "description", "data": "data_description", "licence": "licence"}
     try:
+        recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
         train(
             arguments["data"],
             arguments["out"],
@@ -89,7 +89,7 @@ def _train(arguments: dict[str, Any]) -> int:
             resume=arguments["resume"],
             card={key: arguments[option] for key, option in facts.items()},
         )
-    except (TrainingError, DataError, CheckpointError) as error:
+    except (TrainingError, DataError, ConfigError, DeviceError) as error:
         return _complain(str(error))
     return 0
 
@@ -105,7 +105,9 @@ def _flag(name: str) -> str:
 
 
 def _plain(default: object) -> str:
-    return ",".join(map(str, default)) if isinstance(default, tuple) else str(default)
+    if isinstance(default, tuple):
+        return ",".join(map(str, default))
+    return "unset" if default is None else str(default)
 
 
 def _integers(text: str) -> tuple[int, ...]:

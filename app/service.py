@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 
 import torch
 
@@ -16,6 +17,10 @@ from model.checkpoint import Checkpoint
 from model.samplers import Habits
 
 log = logging.getLogger("unstir")
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have."""
 
 
 class Service:
@@ -36,7 +41,7 @@ class Service:
         """Read the checkpoint onto the device, warm it up and time it; takes seconds, so call it off the event loop.
 
         Raises:
-            CheckpointError: there is no usable checkpoint.
+            CheckpointError, DeviceError: there is no usable checkpoint, or no such device.
             OutOfMemoryError: the device is too small.
         """
         settings = self.settings
@@ -99,9 +104,17 @@ class Service:
 
 
 def pick_device(name: str) -> torch.device:
-    """``auto`` becomes the CUDA device where there is one, else the CPU."""
+    """``auto`` becomes the CUDA device where there is one, else the CPU.
+
+    Raises:
+        DeviceError: no such device here.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name.startswith("cuda") and not torch.cuda.is_available():
-        raise RuntimeError(f"device = {name}: no CUDA device is available; use cpu or auto")
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise DeviceError(f"device = {name}: choose auto, cpu, cuda or cuda:N")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        raise DeviceError(
+            f"device = {name}: {torch.cuda.device_count()} CUDA devices are available here; use auto or cpu"
+        )
     return torch.device(name)

@@ -58,7 +58,30 @@ class Recipe:
     flip: bool = _option(False, "mirror pictures at random")
     label_drop: float = _option(0.1, "share of labels replaced by the null class")
     precision: str = _option("auto", "fp32, bf16 (autocast), or auto: whichever is faster here")
+    grey: bool = _option(False, "read a folder of pictures as grey rather than colour")
     seed: int = _option(0, "of the weights, the order of the pictures and all noise")
+
+    def __post_init__(self) -> None:
+        possible = {
+            "precision": (self.precision in ("auto", "fp32", "bf16"), "choose auto, fp32 or bf16"),
+            "steps": (self.steps is None or self.steps >= 1, "must be at least 1"),
+            "minutes": (self.minutes is None or self.minutes > 0, "must be above 0"),
+            "size": (self.size >= 1, "must be at least 1"),
+            "layers": (self.layers >= 1, "must be at least 1"),
+            "channels": (all(width >= 1 for width in self.channels), "must all be at least 1"),
+            "groups": (self.groups >= 1, "must be at least 1"),
+            "head_dim": (self.head_dim >= 1, "must be at least 1"),
+            "batch": (self.batch >= 1, "must be at least 1"),
+            "lr": (self.lr > 0, "must be above 0"),
+            "warmup": (self.warmup >= 0, "must not be negative"),
+            "ema": (0 <= self.ema < 1, "must lie in [0, 1)"),
+            "dropout": (0 <= self.dropout < 1, "must lie in [0, 1)"),
+            "label_drop": (0 <= self.label_drop <= 1, "must lie in 0..1"),
+            "seed": (self.seed >= 0, "must not be negative"),
+        }
+        for name, (fine, remedy) in possible.items():
+            if not fine:
+                raise TrainingError(f"{name} = {getattr(self, name)}: {remedy}")
 
 
 SCHEDULER_CONFIG: dict[str, Any] = {
@@ -245,7 +268,7 @@ def train(
         raise TrainingError(f"{state} does not exist; leave out --resume to start a run")
     if not resume and state.exists():
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
-    dataset = data.load(source, recipe.size)
+    dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
     out.mkdir(parents=True, exist_ok=True)
     trainer = Trainer.start(recipe, dataset, device)
     if resume:
@@ -269,11 +292,11 @@ def train(
                 publish(trainer, out, card or {})
                 drawn = now
     trainer.save_state(state)
-    publish(trainer, out, card or {})
+    publish(trainer, out, card or {}, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
     return trainer
 
 
-def publish(trainer: Trainer, out: Path, facts: dict[str, Any]) -> None:
+def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool = True) -> None:
     """Write the averaged weights as a checkpoint, and a grid of what they draw (DDIM, 50 steps, seeds 0, 1, 2…)."""
     dataset, recipe = trainer.dataset, trainer.recipe
     card = Card(
@@ -293,10 +316,10 @@ def publish(trainer: Trainer, out: Path, facts: dict[str, Any]) -> None:
         }
     )
     checkpoint.save(out, trainer.net, trainer.ema.state_dict(), SCHEDULER_CONFIG, card)
-    (out / "samples").mkdir(exist_ok=True)
-    (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(
-        pictures.png(grid(trainer.ema, dataset.classes), scale=2)
-    )
+    if with_grid:
+        (out / "samples").mkdir(exist_ok=True)
+        drawn = pictures.png(grid(trainer.ema, dataset.classes), scale=2)
+        (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(drawn)
 
 
 @torch.inference_mode()

@@ -1,0 +1,79 @@
+"""The command line, as one types it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.__main__ import main
+from app.settings import Settings
+from model.checkpoint import load
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "shapes.npz"
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    np.savez(path, images=images, labels=np.arange(40) % 2, names=np.array(["even", "odd"]))
+    return path
+
+
+TINY = ["--size", "8", "--channels", "8,8", "--attention", "4", "--groups", "4", "--head-dim", "4", "--batch", "4"]
+
+
+def test_train_then_resume_then_load(data, tmp_path, capsys):
+    out = tmp_path / "net"
+    train = ["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--precision", "fp32", *TINY]
+    assert main([*train, "--steps", "2", "--licence", "CC0-1.0", "--description", "Noise."]) == 0
+    assert main([*train, "--steps", "4", "--resume"]) == 0
+    card = load(out).card
+    assert (card.classes, card.null_class, card.training["steps"]) == (("even", "odd"), 2, 4)
+    assert card.training["channels"] == [8, 8]
+    assert len(list((out / "samples").iterdir())) == 2
+    assert main([*train, "--steps", "4"]) == 2
+    assert "continue that run with --resume" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--steps", "1", "--data", "nowhere"], "nowhere is neither"),
+        ([], "--minutes or --steps"),
+        (["--steps", "1", "--resume"], "leave out --resume"),
+        (["--steps", "1", "--device", "tpu"], "device = tpu"),
+        (["--steps", "1", "--groups", "3"], "norm_num_groups 3"),
+        (["--steps", "1", "--size", "9"], "sample_size 9"),
+        (["--steps", "1", "--precision", "fp8"], "precision = fp8"),
+    ],
+    ids=["data", "bound", "resume", "device", "groups", "size", "precision"],
+)
+def test_train_says_what_is_wrong(data, tmp_path, capsys, arguments, words):
+    assert main(["train", "--data", str(data), "--out", str(tmp_path / "out"), *TINY, *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_help_names_every_setting(capsys):
+    with pytest.raises(SystemExit):
+        main(["serve", "--help"])
+    text = capsys.readouterr().out
+    for name in Settings.model_fields:
+        assert "--" + name.replace("_", "-") in text
+        assert f"UNSTIR_{name.upper()}" in text.replace("\n", "").replace(" ", "")
+
+
+def test_an_unknown_command_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["paint"])
+    assert stopped.value.code == 2
+    assert "serve" in capsys.readouterr().err
+
+
+def test_a_setting_from_the_environment_and_a_flag_that_overrides_it(monkeypatch, tiny):
+    seen: list[Settings] = []
+    monkeypatch.setattr("app.server.serve", lambda settings: seen.append(settings) or 0)
+    monkeypatch.setenv("UNSTIR_PORT", "9001")
+    monkeypatch.setenv("UNSTIR_MAX_PICTURES", "3")
+    assert main(["serve", "--checkpoint", str(tiny), "--port", "9002"]) == 0
+    assert (seen[0].port, seen[0].max_pictures, seen[0].checkpoint) == (9002, 3, tiny)

@@ -1,0 +1,86 @@
+"""Prose cannot drift: the README's tables, tree, links and verbs are held to the code."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import tomllib
+
+import pytest
+
+from app import __version__
+from app.main import create_app
+from app.schemas import SampleRequest
+from tests.readme import README, rendered
+
+ROOT = README.parent
+TEXT = README.read_text()
+
+
+def test_tables_are_fresh():
+    assert rendered(TEXT) == TEXT, "run `make golden`"
+
+
+def test_every_field_of_a_request_is_explained():
+    for name in SampleRequest.model_fields:
+        assert f"| `{name}` |" in TEXT, name
+
+
+def test_every_route_is_named():
+    for path in create_app().openapi()["paths"]:
+        assert path in TEXT, path
+    assert "/docs" in TEXT
+
+
+def test_the_tree_lists_every_module_and_nothing_else():
+    tree = re.search(r"```\n(model/ .*?)```", TEXT, re.DOTALL)[1]
+    named: set[str] = set()
+    folder = ""
+    for line in tree.splitlines():
+        name = line.split()[0]
+        if not line.startswith(" "):
+            folder = name
+        else:
+            named.add(folder + name)
+    modules = {
+        str(path.relative_to(ROOT))
+        for package in ("app", "model")
+        for path in (ROOT / package).rglob("*.py")
+        if path.name != "__init__.py"
+    }
+    assert named == modules
+
+
+@pytest.mark.parametrize("path", sorted(ROOT.glob("*.md")), ids=lambda path: path.name)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
+        assert (path.parent / target).exists(), target
+
+
+def test_make_verbs_exist_and_the_bare_make_lists_them():
+    listed = subprocess.run(
+        ["make", "--no-print-directory"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout
+    verbs = {line.split()[0] for line in listed.splitlines()}
+    assert {"serve", "test", "check", "bench"} <= verbs
+    for verb in re.findall(r"`?make ([a-z-]+)", TEXT):
+        assert verb in verbs, verb
+
+
+def test_ci_calls_what_the_readme_names():
+    script = (ROOT / ".ci" / "run").read_text()
+    assert "make test" in script
+    assert "make test" in TEXT
+
+
+def test_versions_agree():
+    assert tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"] == __version__
+    assert f"## [{__version__}]" in (ROOT / "CHANGELOG.md").read_text()
+
+
+def test_the_container_copies_what_it_needs():
+    text = (ROOT / "Dockerfile").read_text()
+    for path in re.findall(r"^COPY (.+) \S+$", text, re.MULTILINE):
+        for source in path.split():
+            assert (ROOT / source).exists(), source
+            assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines(), source
