@@ -23,8 +23,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.schedule import NoiseSchedule, ScheduleError
-from model.unet import ConfigError, UNet, UNetConfig
+from model.schedule import NoiseSchedule
+from model.unet import UNet, UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -92,18 +92,23 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     try:
         NoiseSchedule.from_config(scheduler_config)
         net_config = UNetConfig.from_dict(config)
-    except (ConfigError, ScheduleError, TypeError) as error:
+        with torch.device("meta"):
+            net = UNet(net_config)
+    except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not net_config.size:
         raise CheckpointError(f"{unet / 'config.json'}: sample_size is missing; say how large the pictures are")
+    if net_config.out_channels not in (net_config.in_channels, 2 * net_config.in_channels):
+        raise CheckpointError(
+            f"{unet / 'config.json'}: out_channels {net_config.out_channels} is neither in_channels "
+            f"{net_config.in_channels}, nor twice that for a learned variance"
+        )
     if card.classes and net_config.num_class_embeds is None:
         raise CheckpointError(f"{path / 'card.json'}: names classes, but the network is not class-conditional")
     try:
         state = load_file(weights)
     except safetensors.SafetensorError as error:
         raise CheckpointError(f"{weights}: {error}") from error
-    with torch.device("meta"):
-        net = UNet(net_config)
     _check(weights, state := _modern_names(state), net)
     net.load_state_dict(state, assign=True)
     return Checkpoint(net.float().to(device).eval().requires_grad_(False), scheduler_config, card)
@@ -176,7 +181,7 @@ def _check(weights: Path, state: dict[str, Tensor], net: UNet) -> None:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text())
+        content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise CheckpointError(f"{path} is missing; a checkpoint is a diffusers folder") from None
     except (ValueError, OSError) as error:
@@ -187,4 +192,4 @@ def _read_json(path: Path) -> dict[str, Any]:
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

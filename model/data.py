@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import zipfile
+import zlib
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -46,14 +48,12 @@ def load(path: Path, size: int, channels: int | None = None) -> Dataset:
     Raises:
         DataError: nothing readable there, or arrays that do not fit together.
     """
-    if path.suffix == ".npz":
-        images, labels, classes = _npz(path)
-    elif path.name.endswith(".gz") or (path.is_dir() and any(path.glob("*images-idx3-ubyte.gz"))):
-        images, labels, classes = _idx(path)
-    elif path.is_dir():
-        images, labels, classes = _folder(path, size, channels or 3)
-    else:
-        raise DataError(f"{path} is neither a folder of pictures, an .npz nor an idx .gz file")
+    try:
+        images, labels, classes = _read(path, size, channels or 3)
+    except DataError:
+        raise
+    except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
+        raise DataError(f"{path}: {error}") from error
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not len(images):
         raise DataError(f"{path}: expected uint8 [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}")
     if channels not in (None, images.shape[-1]):
@@ -68,13 +68,23 @@ def load(path: Path, size: int, channels: int | None = None) -> Dataset:
     return Dataset(fit(images, size), labels, classes)
 
 
+def _read(path: Path, size: int, channels: int) -> _Parts:
+    if path.suffix == ".npz":
+        return _npz(path)
+    if path.name.endswith(".gz") or (path.is_dir() and any(path.glob("*images-idx3-ubyte.gz"))):
+        return _idx(path)
+    if path.is_dir():
+        return _folder(path, size, channels)
+    raise DataError(f"{path} is neither a folder of pictures, an .npz nor an idx .gz file")
+
+
 def fit(images: np.ndarray, size: int) -> np.ndarray:
     """uint8 [N, H, W, C] to [N, size, size, C], keeping each picture whole and centred on black."""
     _, h, w, _ = images.shape
     if max(h, w) > size:
-        shape = (round(h * size / max(h, w)), round(w * size / max(h, w)))
+        shape = (max(1, round(h * size / max(h, w))), max(1, round(w * size / max(h, w))))
         shrunk = [
-            F.interpolate(torch.from_numpy(part).movedim(-1, 1).float(), shape, mode="area")
+            F.interpolate(torch.from_numpy(part.copy()).movedim(-1, 1).float(), shape, mode="area")
             .round()
             .byte()
             .movedim(1, -1)
@@ -127,6 +137,8 @@ def _folder(path: Path, size: int, channels: int) -> _Parts:
         for file in files:
             images.append(fit(pictures.read(file, channels)[None], size)[0])
             labels.append(label)
+    if folders and any(p.suffix.lower() in _SUFFIXES for p in path.iterdir()):
+        raise DataError(f"{path}: has pictures beside its class folders; move each into a class")
     if not images:
         raise DataError(f"{path}: holds no pictures ({', '.join(sorted(_SUFFIXES))})")
     return np.stack(images), np.array(labels) if folders else None, tuple(folder.name for folder in folders)

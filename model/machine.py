@@ -27,7 +27,8 @@ def advance(
         state: [B, R, C, H, W], float32 or float64; left untouched.
         rows: float64 [B, K], each a line of ``Plan.table(R)``.
         y: int64 [B], the classes, for a class-conditional network.
-        noise: gives z [B, C, H, W]; called at most once, after the forward has succeeded, and only if a row needs it.
+        noise: gives z [B, C, H, W]; called at most once, after the forward has succeeded, and only if a row needs it;
+            None for walks that draw none.
 
     Returns:
         The new state, like ``state``.
@@ -35,12 +36,12 @@ def advance(
     slots, channels = state.shape[1:3]
     at = Columns(slots)
     used: np.ndarray = np.any(rows, axis=0)
-    coef = torch.from_numpy(rows).to(state.dtype).to(state.device)[..., None, None, None]  # [B, K, 1, 1, 1]
+    coef = torch.tensor(rows, dtype=state.dtype).to(state.device)[..., None, None, None]  # [B, K, 1, 1, 1]
 
     def total(terms: Sequence[tuple[int, Tensor]]) -> Tensor:
         """Σ coefficient · term, over the columns that some row uses."""
         products = [coef[:, column] * term for column, term in terms if used[column]]
-        return torch.stack(products).sum(0) if len(products) > 8 else sum(products[1:], products[0])
+        return sum(products[1:], products[0])
 
     only_first = (rows[:, at.g[0]] == 1).all() and not used[at.g[1:]].any()
     u = state[:, 0] if only_first else total([(at.g[j], state[:, j]) for j in range(slots)])
@@ -49,7 +50,11 @@ def advance(
     x_0 = _clip(total([(at.P, u), (at.Q, o)]), rows, coef, used)
     eps = total([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
 
-    z = noise() if noise is not None and (used[at.LEARNED] or used[at.s].any()) else None
+    z = None
+    if used[at.LEARNED] or used[at.s].any():
+        if noise is None:
+            raise ValueError("this walk draws noise, and there is no source of it")
+        z = noise()
     new = []
     for i in range(slots):
         terms = [(at.A[i][j], state[:, j]) for j in range(slots)] + [(at.b[i], x_0), (at.c[i], eps)]
@@ -85,7 +90,7 @@ def run(net: Net, plan: Plan, x: Tensor, y: Tensor | None = None, noise: Callabl
     state = torch.zeros(len(x), plan.slots, *x.shape[1:], dtype=x.dtype, device=x.device)
     state[:, 0] = x
     for line in plan.table(plan.slots):
-        state = advance(net, state, np.broadcast_to(line, (len(x), len(line))).copy(), y, noise)
+        state = advance(net, state, np.broadcast_to(line, (len(x), len(line))), y, noise)
     return state[:, 0]
 
 

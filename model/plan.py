@@ -129,6 +129,7 @@ class Plan:
         """The plan as numbers, float64 [NFE, K], laid out by ``Columns(slots)``; ``slots`` may exceed its own."""
         if slots not in self._tables:
             self._tables[slots] = _pack(self.steps, slots)
+            self._tables[slots].flags.writeable = False
         return self._tables[slots]
 
     @cached_property

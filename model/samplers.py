@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from model.plan import Clip, Plan, Step, conversion
 from model.schedule import NoiseSchedule, ScheduleError, Spacing, covering_spacing, timesteps
@@ -66,6 +66,8 @@ def ddpm(
     Raises:
         ScheduleError: ``steps`` or ``spacing`` cannot be.
     """
+    if variance not in get_args(Variance):
+        raise ScheduleError("variance", variance, f"choose one of {', '.join(get_args(Variance))}")
     program = []
     for hop in walk or hops(schedule, steps, spacing):
         a = hop.abar / hop.abar_next  # the product of 1 - β over the timesteps that this hop skips

@@ -50,7 +50,7 @@ class NoiseSchedule:
         if self.prediction not in get_args(Prediction):
             raise ScheduleError("prediction_type", self.prediction, f"choose one of {', '.join(get_args(Prediction))}")
         abar = np.asarray(self.alphas_cumprod, dtype=np.float64)
-        if abar.ndim != 1 or not len(abar) or np.any(np.diff(abar) >= 0) or abar[0] >= 1 or abar[-1] < 0:
+        if abar.ndim != 1 or not len(abar) or not (np.all(np.diff(abar) < 0) and abar[0] < 1 and abar[-1] >= 0):
             raise ScheduleError("alphas_cumprod", f"array of shape {abar.shape}", "it must fall strictly within [0, 1)")
         if abar[-1] == 0 and self.prediction == "epsilon":
             raise ScheduleError(
@@ -150,7 +150,7 @@ def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
         case _:
             raise ScheduleError("spacing", spacing, f"choose one of {', '.join(SPACINGS)}")
     top = int(grid[-1])
-    if spacing in ("leading", "linspace") and top < 0.9 * T - 1:
+    if spacing != "trailing" and top < (0.8 if spacing == "quadratic" else 0.9) * T - 1:
         raise ScheduleError(
             "spacing",
             spacing,

@@ -184,7 +184,8 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
-        torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
         self.step += 1
         self.loss += (loss - self.loss) * max(0.01, 1 / self.step)
         self.seconds += time.perf_counter() - began
@@ -234,6 +235,9 @@ class Trainer:
             was, now = state["recipe"][key], getattr(self.recipe, key)
             if was != (list(now) if isinstance(now, tuple) else now):
                 raise TrainingError(f"{path}: was trained with {key} = {was}, not {now}; keep it, or use another --out")
+        was, now = state["net"].get("class_embedding.weight"), self.net.state_dict().get("class_embedding.weight")
+        if (None if was is None else was.shape) != (None if now is None else now.shape):
+            raise TrainingError(f"{path}: was trained with other classes")
         self.net.load_state_dict(state["net"])
         self.ema.load_state_dict(state["ema"])
         self.optimizer.load_state_dict(state["optimizer"])

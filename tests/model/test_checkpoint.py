@@ -170,7 +170,7 @@ def set_tensor(key, value):
 
 def spoil(folder):
     state = load_file(folder / "unet" / WEIGHTS)
-    state["conv_out.bias"][0] = torch.nan
+    state["conv_in.weight"][0, 0, 1, 1] = torch.nan
     save_file(state, folder / "unet" / WEIGHTS)
     (folder / "card.json").unlink()
 
@@ -194,7 +194,7 @@ BROKEN = {
     "no-weights": (lambda f: (f / "unet" / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "bin-only": (pickle_only, "must first be converted to safetensors"),
     "truncated": (truncate, r"model\.safetensors: "),
-    "nan": (spoil, r"conv_out\.bias is not finite"),
+    "nan": (spoil, r"conv_in\.weight is not finite"),
     "shape": (set_tensor("conv_out.bias", torch.zeros(2)), r"conv_out\.bias is \[2\], the config asks for \[1\]"),
     "missing-tensor": (
         lambda f: rewrite_weights(f, lambda state: state.pop("conv_in.bias")),

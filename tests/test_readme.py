@@ -1,0 +1,61 @@
+"""The README's commands do what it says, on the checkpoint that ships."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shutil
+import subprocess
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.settings import SHIPPED
+from model.checkpoint import load
+from tests.process import server
+from tests.readme import README
+
+CHECKPOINT = SHIPPED / "fashion-mnist-32"
+
+
+def curls() -> list[str]:
+    blocks = re.findall(r"```sh\n(.*?)```", README.read_text(), re.DOTALL)
+    commands = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    return [command for command in commands if command.startswith("curl ")]
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_every_curl_command_answers(tmp_path):
+    outputs: dict[str, bytes] = {}
+    with server(CHECKPOINT) as (_, client, _):
+        base = str(client.base_url).rstrip("/")
+        for line in curls():
+            command = line.replace("localhost:8000", base).replace("curl", "curl --fail-with-body -sS", 1)
+            done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
+            assert done.returncode == 0, (command, done.stdout, done.stderr)
+            outputs[command] = done.stdout
+        again = client.post("/sample", json={"label": "Ankle boot", "seed": 7})
+    boot = (tmp_path / "boot.png").read_bytes()
+    assert Image.open(io.BytesIO(boot)).size == (32, 32)
+    assert again.content == boot
+    assert (tmp_path / "ddpm.png").read_bytes() != boot
+    assert Image.open(io.BytesIO((tmp_path / "bags.png").read_bytes())).size == (4 * 32 + 3 * 2,) * 2
+    assert np.load(tmp_path / "pictures.npy").shape == (4, 1, 32, 32)
+    answers = [json.loads(output) for output in outputs.values() if output.startswith(b"{")]
+    assert any(len(answer.get("images", [])) == 2 for answer in answers)
+    assert any(answer.get("name") == "fashion-mnist-32" for answer in answers)
+
+
+def test_the_shipped_checkpoint_is_what_its_card_says():
+    loaded = load(CHECKPOINT)  # checks the hash
+    card = loaded.card
+    assert card.classes[9] == "Ankle boot"
+    assert (len(card.classes), card.null_class, card.licence) == (10, 10, "MIT")
+    assert loaded.shape == (1, 32, 32)
+    assert (loaded.schedule.T, loaded.scheduler_config["beta_schedule"]) == (1000, "linear")
+    assert card.training["pictures_seen"] > 0
+    assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) < 12e6
+    training = f"{card.training['pictures_seen'] / 1e6:.2f}M pictures"
+    assert training in README.read_text()
