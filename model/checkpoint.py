@@ -20,7 +20,8 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from model.schedule import NoiseSchedule
@@ -124,8 +125,10 @@ def save(path: Path, net: UNet, state: dict[str, Tensor], scheduler_config: dict
     for folder in ("unet", "scheduler"):
         (path / folder).mkdir(parents=True, exist_ok=True)
     weights = path / "unet" / WEIGHTS
-    save_file({key: value.detach().cpu().contiguous() for key, value in state.items()}, weights, {"format": "pt"})
-    card = replace(card, sha256=hashlib.sha256(weights.read_bytes()).hexdigest())
+    content = serialize({key: value.detach().cpu().contiguous() for key, value in state.items()}, {"format": "pt"})
+    # Not save_file, which lets nobody but the owner read the file, and a container's user is somebody else.
+    weights.write_bytes(content)
+    card = replace(card, sha256=hashlib.sha256(content).hexdigest())
     _write_json(path / "unet" / "config.json", net.config.to_dict())
     _write_json(path / "scheduler" / "scheduler_config.json", scheduler_config)
     _write_json(

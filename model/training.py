@@ -281,14 +281,16 @@ def train(
     tqdm.write(f"{len(dataset.images)} pictures, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
 
     saved = drawn = time.monotonic()
+    shown = 0.0
     with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{l_bar}{bar}|{postfix}") as bar:
         begun, start_step = time.monotonic(), trainer.step
         while trainer.progress() < 1 and not stopping():
             trainer.advance()
             now = time.monotonic()
-            bar.n = round(trainer.progress(), 4)
-            bar.set_postfix_str(_status(trainer, (trainer.step - start_step) / (now - begun)), refresh=False)
-            bar.update(0)
+            if now - shown > 1 or trainer.progress() == 1:
+                bar.n = round(trainer.progress(), 4)
+                bar.set_postfix_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
+                shown = now
             if now - saved > save_seconds:
                 trainer.save_state(state)
                 saved = now

@@ -245,3 +245,8 @@ def test_a_broken_checkpoint_is_refused(folder, breaking, message):
 def test_nothing_there():
     with pytest.raises(CheckpointError, match=r"nowhere.config\.json is missing"):
         checkpoint.load(Path("nowhere"))
+
+
+def test_others_may_read_the_weights(folder):
+    # safetensors' own save_file gives 0600, and the user inside a container is somebody else.
+    assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.rglob("*") if path.is_file())
