@@ -38,7 +38,7 @@ golden: .venv/.dev  ## Rewrite golden files and the README's tables; git diff th
 picture: .venv/.serve  ## Draw the README's picture from the shipped checkpoint
 	$(BIN)/python -m bench.picture
 
-bench: .venv/.dev  ## Measure what the engine costs beside the bare network
-	$(BIN)/python -m bench.overhead
+bench: .venv/.dev  ## Measure what the engine costs and what it saves
+	$(BIN)/python -m bench.engine
 
 .PHONY: help install serve test test-slow check golden picture bench

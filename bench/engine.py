@@ -1,0 +1,122 @@
+"""What the engine costs, and what it saves.
+
+Cost: one DDIM picture through the engine, beside the same number of bare forwards of the same network. Saving: eight
+unlike requests at once, beside the same eight one after another. Each pair runs in this process on one device,
+alternated, and ratios are taken pair by pair, so that whatever else the machine is doing weighs on both. The last line
+is JSON.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Awaitable, Callable
+
+import torch
+
+from app import operations
+from app.main import create_app
+from app.schemas import SampleRequest
+from app.service import Service
+from app.settings import Settings
+
+MIXED = [
+    SampleRequest(sampler=sampler, steps=steps, seed=seed)
+    for seed, (sampler, steps) in enumerate([("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddpm", 200)] * 2)
+]
+
+
+def bare_forwards(service: Service, count: int) -> Callable[[], None]:
+    net, device = service.checkpoint.net, service.device
+    x = torch.randn(1, *service.checkpoint.shape, device=device)
+    t = torch.zeros(1, device=device)
+    y = torch.zeros(1, dtype=torch.int64, device=device) if net.config.num_class_embeds else None
+
+    @torch.inference_mode()
+    def run() -> None:
+        for _ in range(count):
+            out = net(x, t, y)
+        out.sum().item()  # waits for the device
+
+    return run
+
+
+async def timed(work: Callable[[], Awaitable[object]]) -> float:
+    began = time.perf_counter()
+    await work()
+    return time.perf_counter() - began
+
+
+async def alternate(
+    one: Callable[[], Awaitable[object]], other: Callable[[], Awaitable[object]], repeats: int
+) -> tuple[list[float], list[float]]:
+    """Ratios one / other, each between two runs of the other; and the times of one. The first round warms up."""
+    ratios, times = [], []
+    for _ in range(repeats + 1):
+        before, middle, after = await timed(other), await timed(one), await timed(other)
+        ratios.append(2 * middle / (before + after))
+        times.append(middle)
+    return ratios[1:], times[1:]
+
+
+async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, object]:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        service = app.state.service
+        while service.unready:
+            await asyncio.sleep(0.01)
+        bare = bare_forwards(service, steps)
+        request = SampleRequest(sampler="ddim", steps=steps, seed=1)
+
+        async def sequential() -> None:
+            for mixed in MIXED:
+                await operations.sample(service, mixed)
+
+        async def concurrent() -> None:
+            await asyncio.gather(*(operations.sample(service, mixed) for mixed in MIXED))
+
+        # The bare loop runs on a thread of its own too, as the engine's forwards do.
+        cost, picture = await alternate(
+            lambda: operations.sample(service, request), lambda: asyncio.to_thread(bare), repeats
+        )
+        saving, _ = await alternate(concurrent, sequential, max(3, repeats // 6))
+        widths = service.engine.widths
+        return {
+            "steps": steps,
+            "picture_ms": round(1e3 * statistics.median(picture), 1),
+            "cost": summary(cost),
+            "saving": summary(saving),
+            "forward_ms": {w: round(1e3 * s, 2) for w, s in zip(widths.sizes, widths.seconds, strict=True)},
+            "load_average": round(os.getloadavg()[0], 2),
+            "torch": torch.__version__,
+            "device": str(service.device),
+            "cores": os.cpu_count(),
+            "python": platform.python_version(),
+        }
+
+
+def summary(ratios: list[float]) -> dict[str, float]:
+    low, middle, high = statistics.quantiles(ratios, n=4)
+    return {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(ratios)}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--steps", type=int, default=50)
+    parser.add_argument("--repeats", type=int, default=20)
+    arguments = parser.parse_args()
+    facts = asyncio.run(measure(Settings(), arguments.steps, arguments.repeats))
+    print(f"one DDIM-{facts['steps']} picture, ms:                        {facts['picture_ms']}")
+    print(f"  beside as many bare forwards, ratio:          {facts['cost']}")
+    print(f"eight unlike requests at once, beside in turn:  {facts['saving']}")
+    print(f"forward by width, ms:                           {facts['forward_ms']}")
+    print(json.dumps(facts))
+
+
+if __name__ == "__main__":
+    main()
