@@ -20,5 +20,5 @@ EXPOSE 8000
 USER unstir
 STOPSIGNAL SIGTERM
 HEALTHCHECK --start-period=60s --interval=10s --timeout=3s \
-    CMD ["/opt/unstir/bin/python", "-c", "import urllib.request; urllib.request.urlopen('http://127.0.0.1:8000/healthz', timeout=2)"]
+    CMD /opt/unstir/bin/python -c "import urllib.request as u; u.urlopen('http://127.0.0.1:$UNSTIR_PORT/healthz', timeout=2)"
 CMD ["/opt/unstir/bin/unstir", "serve"]
