@@ -11,9 +11,13 @@ from typing import Any, get_type_hints
 from pydantic import ValidationError
 
 from app import __version__
+from app.server import serve
+from app.service import DeviceError, pick_device
 from app.settings import Settings
 from model.data import DataError
-from model.unet import ConfigError
+from model.recipe import Recipe, TrainingError
+from model.training import train
+from model.unet_config import ConfigError
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +41,6 @@ def _add_serve(parser: argparse.ArgumentParser) -> None:
 
 
 def _serve(arguments: dict[str, Any]) -> int:
-    from app.server import serve  # noqa: PLC0415 - `unstir --help` should not wait for torch
-
     try:
         settings = Settings(**arguments)
     except ValidationError as error:
@@ -51,8 +53,6 @@ def _serve(arguments: dict[str, Any]) -> int:
 
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
-    from model.training import Recipe  # noqa: PLC0415
-
     parser.add_argument(
         "--data", required=True, type=Path, help="folder of pictures (subfolders are classes), .npz or idx"
     )
@@ -75,9 +75,6 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def _train(arguments: dict[str, Any]) -> int:
-    from app.service import DeviceError, pick_device  # noqa: PLC0415
-    from model.training import Recipe, TrainingError, train  # noqa: PLC0415
-
     facts = {"description": "description", "data": "data_description", "licence": "licence"}
     try:
         recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})

@@ -25,7 +25,8 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from model.schedule import NoiseSchedule
-from model.unet import UNet, UNetConfig
+from model.unet import UNet
+from model.unet_config import UNetConfig
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 

@@ -18,7 +18,7 @@ from app.settings import Settings
 from model import checkpoint
 from model.checkpoint import Card
 from model.data import Dataset
-from model.training import SCHEDULER_CONFIG, Recipe, network
+from model.recipe import SCHEDULER_CONFIG, Recipe, network
 
 torch.set_num_threads(1)  # the networks here are too small to share, and threads that wait for a busy core cost seconds
 

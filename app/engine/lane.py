@@ -21,6 +21,7 @@ class Lane:
         cursor: steps done, 0..NFE.
         passed_over: ticks since the lane last advanced.
         state: [R, C, H, W] on the device; None until the first step.
+        noise: z of the step under way, kept so that a step that is tried again sees the same.
     """
 
     plan: Plan
@@ -32,6 +33,7 @@ class Lane:
     passed_over: int = 0
     state: Tensor | None = None
     generator: Generator | None = None
+    noise: Tensor | None = None
 
     @property
     def remaining(self) -> int:

@@ -38,6 +38,17 @@ class Runner:
         Raises:
             OutOfMemoryError: the forward does not fit; all lanes are as they were.
         """
+        try:
+            new = self._forward(lanes, width)
+        except torch.OutOfMemoryError as error:
+            torch.cuda.empty_cache()
+            raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
+        for i, lane in enumerate(lanes):
+            lane.state, lane.noise = new[i, : lane.plan.slots], None
+            lane.cursor += 1
+
+    def _forward(self, lanes: Sequence[Lane], width: int) -> Tensor:
+        """The lanes' next states, [width, R, C, H, W]; can be tried again, since noise once drawn is kept."""
         slots = max(lane.plan.slots for lane in lanes)
         for lane in lanes:
             if lane.state is None:
@@ -49,7 +60,9 @@ class Runner:
             z = torch.zeros(width, *self.shape)
             for i, lane in enumerate(lanes):
                 if lane.plan.steps[lane.cursor].noisy:
-                    z[i] = latents.draw(lane.generator, self.shape)  # type: ignore[arg-type]
+                    if lane.noise is None:
+                        lane.noise = latents.draw(lane.generator, self.shape)  # type: ignore[arg-type]
+                    z[i] = lane.noise
             return z.to(self.device)
 
         # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
@@ -59,14 +72,7 @@ class Runner:
         for i, lane in enumerate(lanes):
             state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
         y = torch.tensor([lane.label for lane in padded], device=self.device) if self.conditional else None
-        try:
-            new = machine.advance(self.checkpoint.net, state, rows, y, noise)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
-            raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
-        for i, lane in enumerate(lanes):
-            lane.state = new[i, : lane.plan.slots]
-            lane.cursor += 1
+        return machine.advance(self.checkpoint.net, state, rows, y, noise)
 
     def picture(self, lane: Lane) -> Tensor:
         """A finished lane's result, float32 [C, H, W] on the CPU; the lane gives up its state."""

@@ -72,7 +72,7 @@ def test_an_unknown_command_is_refused(capsys):
 
 def test_a_setting_from_the_environment_and_a_flag_that_overrides_it(monkeypatch, tiny):
     seen: list[Settings] = []
-    monkeypatch.setattr("app.server.serve", lambda settings: seen.append(settings) or 0)
+    monkeypatch.setattr("app.__main__.serve", lambda settings: seen.append(settings) or 0)
     monkeypatch.setenv("UNSTIR_PORT", "9001")
     monkeypatch.setenv("UNSTIR_MAX_PICTURES", "3")
     assert main(["serve", "--checkpoint", str(tiny), "--port", "9002"]) == 0

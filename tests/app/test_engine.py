@@ -41,8 +41,10 @@ class FakeDevice:
         self.fail = fail
         self.gate = threading.Semaphore(0) if gated else None
         self.seen: list[list[Lane]] = []
+        self.entered = 0
 
     def advance(self, lanes: list[Lane], width: int) -> None:
+        self.entered += 1
         if self.gate:
             assert self.gate.acquire(timeout=10)
         self.seen.append(list(lanes))
@@ -147,7 +149,7 @@ async def test_cancelled_lanes_leave_before_the_next_tick():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         doomed = asyncio.create_task(ask(engine, [Lane(plan(1000), 1), Lane(plan(1000), 2)]))
-        await until(lambda: engine._jobs)
+        await until(lambda: device.entered)
         device.gate.release()
         await until(lambda: len(device.seen) == 1)
         doomed.cancel()
@@ -167,7 +169,7 @@ async def test_cancel_while_waiting_in_the_inbox():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         first = asyncio.create_task(ask(engine, [Lane(plan(1), 1)]))
-        await until(lambda: engine._jobs)
+        await until(lambda: device.entered)
         doomed = asyncio.create_task(ask(engine, [Lane(plan(1), 2)]))
         await asyncio.sleep(0.01)
         doomed.cancel()
@@ -209,6 +211,24 @@ async def test_out_of_memory_halves_the_width_and_nobody_notices(tiny_ckpt):
             await ask(engine, [Lane(plan(), 1, 0, reproducible=True)])
     for result, picture in zip(results, expected, strict=True):
         assert (result.pictures - picture).abs().max() < 1e-5 * picture.abs().max()
+
+
+async def test_a_step_that_is_tried_again_sees_the_same_noise(tiny_ckpt, monkeypatch):
+    plan = samplers.ddpm(SCHEDULE, 10)
+    expected = machine.sample(tiny_ckpt.net, plan, [5], (1, 8, 8), torch.tensor([0]))
+    advance, failures = machine.advance, iter([False, True, False, True])
+
+    def sometimes(net, state, rows, y, noise):
+        if next(failures, False):
+            noise()  # drawn, and then the update finds no room
+            raise torch.OutOfMemoryError("no room")
+        return advance(net, state, rows, y, noise)
+
+    monkeypatch.setattr(machine, "advance", sometimes)
+    async with engine_on(Runner(tiny_ckpt, torch.device("cpu"))) as engine:
+        result = await ask(engine, [Lane(plan, 5, 0)])
+        assert engine.widths.cap == 2  # halved twice
+    assert (result.pictures - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
 async def test_out_of_memory_fails_the_reproducible_jobs_under_way():
@@ -276,7 +296,7 @@ async def test_gauges_follow_the_book():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         job = asyncio.create_task(ask(engine, [Lane(plan(2), seed) for seed in range(3)]))
-        await until(lambda: engine._jobs)
+        await until(lambda: device.entered)
         assert engine.lanes == (3, 0)
         device.gate.release()
         await until(lambda: engine.lanes == (0, 3))
@@ -291,7 +311,7 @@ async def test_draining_finishes_what_was_accepted_and_takes_nothing_new():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         job = asyncio.create_task(ask(engine, [Lane(plan(2), 1)]))
-        await until(lambda: engine._jobs)
+        await until(lambda: device.entered)
         draining = asyncio.create_task(engine.drain(5))
         await asyncio.sleep(0)
         with pytest.raises(Draining):
@@ -306,7 +326,7 @@ async def test_drain_time_ends_and_closing_answers_the_rest():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         job = asyncio.create_task(ask(engine, [Lane(plan(1000), 1)]))
-        await until(lambda: engine._jobs)
+        await until(lambda: device.entered)
         assert await engine.drain(0.05) == 1
         device.gate.release()
     with pytest.raises(Draining, match="stopped before"):

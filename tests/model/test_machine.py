@@ -11,7 +11,8 @@ from model import latents, machine
 from model.plan import Clip, Columns, Plan, Step
 from model.samplers import ddim, ddpm
 from model.schedule import NoiseSchedule
-from model.unet import UNet, UNetConfig
+from model.unet import UNet
+from model.unet_config import UNetConfig
 from tests.fakes import GaussianEps, MixtureEps, WithVariance
 
 LINEAR = NoiseSchedule.from_config({})

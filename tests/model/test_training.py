@@ -10,8 +10,9 @@ from PIL import Image
 
 from model import checkpoint, training
 from model.data import Dataset
+from model.recipe import Recipe, TrainingError, network
 from model.schedule import NoiseSchedule
-from model.training import Recipe, Trainer, TrainingError, denoising_loss, train
+from model.training import Trainer, denoising_loss, train
 from tests.fakes import GaussianEps
 
 LINEAR = NoiseSchedule.from_config({})
@@ -102,7 +103,7 @@ def test_an_untrained_network_predicts_no_noise_at_all():
     x_0, t, _, y = trainer._batch()
     assert trainer.net(x_0, t, y).var() < 1e-12  # nothing but the bias of conv_out
     assert trainer.net.config.num_class_embeds == 3
-    assert training.network(TINY, shades(4, classes=())).config.num_class_embeds is None
+    assert network(TINY, shades(4, classes=())).config.num_class_embeds is None
 
 
 def test_the_loss_falls():

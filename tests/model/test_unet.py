@@ -3,7 +3,8 @@ import torch
 from diffusers import UNet2DModel
 from diffusers.models.embeddings import get_timestep_embedding
 
-from model.unet import ConfigError, UNet, UNetConfig, timestep_embedding
+from model.unet import UNet, timestep_embedding
+from model.unet_config import ConfigError, UNetConfig
 
 BASE = {
     "sample_size": 8,
