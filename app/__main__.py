@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, get_type_hints
 
@@ -16,7 +16,7 @@ from app.service import DeviceError, pick_device
 from app.settings import Settings
 from model.data import DataError
 from model.recipe import Recipe, TrainingError
-from model.training import train
+from model.training import recipe_of, train
 from model.unet_config import ConfigError
 
 
@@ -45,10 +45,14 @@ def _serve(arguments: dict[str, Any]) -> int:
         settings = Settings(**arguments)
     except ValidationError as error:
         return _complain(
-            *(f"{fault['loc'][0]} = {fault['input']!r}: {fault['msg']}" for fault in error.errors(include_url=False))
+            *(
+                f"{_flag(str(fault['loc'][0]))} (UNSTIR_{str(fault['loc'][0]).upper()}) = {fault['input']!r}: "
+                + fault["msg"].removeprefix("Value error, ")
+                for fault in error.errors(include_url=False)
+            )
         )
     if not settings.checkpoint.is_dir():
-        return _complain(f"checkpoint = {settings.checkpoint}: no such folder; give one with --checkpoint DIR")
+        return _complain(f"--checkpoint (UNSTIR_CHECKPOINT) = {settings.checkpoint}: no such folder")
     return serve(settings)
 
 
@@ -57,7 +61,7 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
         "--data", required=True, type=Path, help="folder of pictures (subfolders are classes), .npz or idx"
     )
     parser.add_argument("--out", required=True, type=Path, help="folder that becomes the checkpoint")
-    parser.add_argument("--resume", action="store_true", help="continue the run that --out holds")
+    parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its recipe")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 [auto]")
     parser.add_argument("--description", default="", help="for the card: what the pictures show")
     parser.add_argument("--data-description", default="", help="for the card: where the pictures come from")
@@ -66,18 +70,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     for field in fields(Recipe):
         text = f"{field.metadata['help']} [{_plain(field.default)}]"
         if isinstance(field.default, bool):
-            parser.add_argument(_flag(field.name), action="store_true", help=text)
+            parser.add_argument(_flag(field.name), action="store_true", default=argparse.SUPPRESS, help=text)
             continue
         kind: Any = _integers if isinstance(field.default, tuple) else kinds[field.name]
         kind = {"steps": int, "minutes": float}.get(field.name, kind)
-        parser.add_argument(_flag(field.name), type=kind, default=field.default, metavar="VALUE", help=text)
+        parser.add_argument(_flag(field.name), type=kind, default=argparse.SUPPRESS, metavar="VALUE", help=text)
     parser.set_defaults(run=_train)
 
 
 def _train(arguments: dict[str, Any]) -> int:
     facts = {"description": "description", "data": "data_description", "licence": "licence"}
     try:
-        recipe = Recipe(**{field.name: arguments[field.name] for field in fields(Recipe)})
+        given = {field.name: arguments[field.name] for field in fields(Recipe) if field.name in arguments}
+        recipe = replace(recipe_of(arguments["out"]) if arguments["resume"] else Recipe(), **given)
         train(
             arguments["data"],
             arguments["out"],

@@ -25,8 +25,11 @@ Each is answered as RFC 9457 problem details. ``detail`` names the thing, its va
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from typing import ClassVar
+
+MOST_FIELDS = 20  # of one answer; a body of nothing but faults should not be answered by a larger one
 
 
 class UnstirError(Exception):
@@ -85,7 +88,9 @@ class InvalidField(BadInput):
         return error
 
     def _describe(self) -> str:
-        return "; ".join(f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields)
+        told = [f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields[:MOST_FIELDS]]
+        more = len(self.fields) - len(told)
+        return "; ".join([*told, f"and {more} more faults"] if more else told)
 
 
 class NotFound(BadInput):
@@ -204,5 +209,8 @@ def catalogue() -> list[type[UnstirError]]:
 
 
 def _short(value: object) -> str:
-    text = repr(value)
+    try:
+        text = json.dumps(value, ensure_ascii=False)
+    except (TypeError, ValueError):
+        text = repr(value)
     return text if len(text) <= 80 else text[:77] + "..."

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
+import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Any
 
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
@@ -29,22 +32,29 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     """
     service = Service(settings or Settings())
 
-    async def load() -> None:
-        try:
-            await asyncio.to_thread(service.load)
-        except Exception as error:
-            service.failure = str(error)
-            log.critical("the network could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG))
-            on_failure()
-        else:
-            service.start()
-            log.info("ready")
+    def failed(error: Exception) -> None:
+        service.failure = str(error)
+        log.critical("the network could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG) and error)
+        on_failure()
+
+    def loaded() -> None:
+        service.start()
+        log.info("ready")
+
+    def load(loop: asyncio.AbstractEventLoop) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process was told to stop in the meantime
+            try:
+                service.load()
+            except Exception as error:
+                loop.call_soon_threadsafe(failed, error)
+            else:
+                loop.call_soon_threadsafe(loaded)
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
-        loading = asyncio.create_task(load())
+        # A daemon, so that a process that is told to stop need not first finish loading.
+        threading.Thread(target=load, args=[asyncio.get_running_loop()], name="loading", daemon=True).start()
         yield
-        await loading
         await service.drain()
         service.close()
 
@@ -56,6 +66,19 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         redoc_url=None,
     )
     app.state.service = service
+    describe = app.openapi
+
+    def openapi() -> dict[str, Any]:
+        """FastAPI declares all models as application/json; problems are answered as what they are."""
+        document = describe()
+        for operation in (operation for path in document["paths"].values() for operation in path.values()):
+            for status, response in operation["responses"].items():
+                content = response.get("content", {})
+                if int(status) >= 400 and "Problem" in str(content.get("application/json")):
+                    content["application/problem+json"] = content.pop("application/json")
+        return document
+
+    app.openapi = openapi  # type: ignore[method-assign]
     app.include_router(routes.router)
     app.add_exception_handler(UnstirError, routes.on_unstir_error)
     app.add_exception_handler(RequestValidationError, routes.on_validation_error)

@@ -125,7 +125,7 @@ def _label(service: Service, label: int | str | None) -> tuple[int | None, str |
         return card.null_class, None
     names = {name.casefold(): k for k, name in enumerate(card.classes)}
     index = names.get(label.casefold()) if isinstance(label, str) else label
-    if index is None and isinstance(label, str) and label.isdecimal():
+    if index is None and isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) < 10:
         index = int(label)
     count = len(card.classes) or embeddings
     if index is None or not 0 <= index < count:

@@ -87,7 +87,8 @@ def render(service: Service, sampled: Sampled, media_type: str) -> Reply:
                 latents=[_base64(npy) for npy in noise],
                 nfe=walk.plan.nfe,
                 plan=walk.plan.digest,
-                model=service.checkpoint.card.sha256,
+                model=service.checkpoint.card.name,
+                sha256=service.checkpoint.card.sha256,
                 timing=timing,
                 **request,
             )

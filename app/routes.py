@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 from collections.abc import Awaitable, Callable
+from itertools import groupby
 from typing import Annotated, Any, TypeVar
 
 from fastapi import APIRouter, Body, Depends, Request, Response
@@ -15,7 +17,7 @@ from starlette.exceptions import HTTPException
 
 from app import __version__, errors, operations, replies
 from app.errors import ClientGone, InvalidField, InvalidJSON, UnstirError
-from app.schemas import ModelReply, Problem, SampleReply, SampleRequest, SamplerInfo, Status
+from app.schemas import FieldProblem, ModelReply, Problem, SampleReply, SampleRequest, SamplerInfo, Status
 from app.service import Service
 from model.samplers import SAMPLERS
 
@@ -33,12 +35,13 @@ async def _json_only(request: Request) -> None:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     empty = request.headers.get("content-length", "0") == "0" and "transfer-encoding" not in request.headers
     if media != "application/json" and not (media.startswith("application/") and media.endswith("+json")) and not empty:
-        raise errors.UnsupportedMedia(f"content-type = {media or None!r}: send application/json")
+        raise errors.UnsupportedMedia(f"content-type = {media!r}: send application/json")
 
 
 PROBLEMS: dict[int | str, dict[str, Any]] = {
-    kind.status: {"model": Problem, "description": kind.title}
-    for kind in (errors.InvalidJSON, errors.BodyTooLarge, errors.InvalidField, errors.Overloaded, errors.EngineDead)
+    status: {"model": Problem, "description": " / ".join(kind.title for kind in kinds)}
+    for status, kinds in groupby(sorted(errors.catalogue(), key=lambda kind: kind.status), lambda kind: kind.status)
+    if status not in (404, 405, 499)
 }
 _ANY_PICTURE = SampleRequest()  # what an empty body asks for
 _BINARY = {"schema": {"type": "string", "format": "binary"}}
@@ -176,10 +179,13 @@ def problem(request: Request, error: UnstirError) -> JSONResponse:
         type=f"urn:unstir:problem:{error.code}",
         title=error.title,
         status=error.status,
-        detail=error.detail,
+        detail=_encodable(error.detail),
         code=error.code,
         request_id=request.scope["state"]["request_id"],
-        errors=[{"field": field, "value": value, "remedy": remedy} for field, value, remedy in error.fields],
+        errors=[
+            FieldProblem(field=_encodable(field)[:200], value=_plain(value), remedy=remedy)
+            for field, value, remedy in error.fields[: errors.MOST_FIELDS]
+        ],
     )
     return JSONResponse(
         content.model_dump(mode="json", exclude_defaults=True),
@@ -214,7 +220,7 @@ async def on_validation_error(request: Request, error: Exception) -> Response:
                 remedy = "send one JSON object"
             case _:
                 remedy = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
-        fields.append((field, _plain(fault.get("input")), remedy))
+        fields.append((field[:200], _plain(fault.get("input")), remedy))
     # A union reports one fault per member; the client sent one value.
     merged: dict[str, tuple[str, object, str]] = {}
     for field, value, remedy in fields:
@@ -253,5 +259,12 @@ def _plain(value: object) -> object:
     if value is None or isinstance(value, bool | int):
         return value
     if isinstance(value, str):
-        return value if len(value) <= 200 else value[:200] + "…"
-    return value if isinstance(value, float) and abs(value) < float("inf") else f"<{type(value).__name__}>"
+        return _encodable(value if len(value) <= 200 else value[:200] + "…")
+    if isinstance(value, float):
+        return value if math.isfinite(value) else str(value)
+    return {"list": "an array", "dict": "an object"}.get(type(value).__name__, "something else")
+
+
+def _encodable(text: str) -> str:
+    """JSON may spell lone surrogates, which no encoding can send back."""
+    return text.encode("utf-8", "replace").decode()

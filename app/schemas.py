@@ -26,6 +26,7 @@ class SampleRequest(BaseModel):
 
     model_config = ConfigDict(
         extra="forbid",
+        strict=True,  # "2" is no number and true no label; silent coercion hides mistakes
         allow_inf_nan=False,
         json_schema_extra={"examples": [{"label": "Ankle boot", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]},
     )
@@ -80,8 +81,17 @@ class SampleReply(BaseModel):
     reproducible: bool
     nfe: int = Field(description="Network evaluations of each picture.")
     plan: str = Field(description="Digest of the compiled walk.")
-    model: str = Field(description="sha256 of the weights.")
+    model: str
+    sha256: str = Field(description="Of the weights.")
     timing: Timing
+
+
+class FieldProblem(BaseModel):
+    """One field that cannot be as it was sent."""
+
+    field: str
+    value: Any
+    remedy: str
 
 
 class Problem(BaseModel):
@@ -93,7 +103,7 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong, with its value and the remedy.")
     code: str = Field(description="Stable name of the problem, for programs.")
     request_id: str
-    errors: list[dict[str, Any]] = Field([], description="For invalid fields: field, value and remedy of each.")
+    errors: list[FieldProblem] = Field([], description="For invalid fields, each of them.")
 
 
 class SamplerInfo(BaseModel):
@@ -123,7 +133,7 @@ class ModelReply(BaseModel):
     dtype: str
     forward_ms: dict[int, float] = Field(description="Measured at the start: width of a forward, milliseconds.")
     reproducible_width: int
-    limits: dict[str, float]
+    limits: dict[str, int | float]
     version: str
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import signal
 from types import FrameType
 
@@ -57,5 +58,12 @@ def serve(settings: Settings) -> int:
     config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
     server = Server(config)
     server.service = app.state.service
-    server.run()
-    return 1 if server.service.failure else 0
+    status = 0
+    try:
+        server.run()
+    except SystemExit as stopped:  # uvicorn could not listen, and has said why
+        status = int(stopped.code or 0)
+    if server.service.loading:  # leave without the loading thread, which may be deep in the device
+        logging.shutdown()
+        os._exit(status)
+    return 1 if server.service.failure else status

@@ -85,6 +85,11 @@ class Service:
         raise Starting("the network is being loaded and warmed up; try again in a moment", retry_after=2)
 
     @property
+    def loading(self) -> bool:
+        """Whether :meth:`load` is still at work."""
+        return self._engine is None and self.failure is None
+
+    @property
     def unready(self) -> str | None:
         """Why nothing should be sent here now, or None."""
         if self.failure:
@@ -93,7 +98,7 @@ class Service:
 
     async def drain(self) -> None:
         """Take nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed."""
-        if self._engine is not None:
+        if self._engine is not None and not self._engine.failure:
             cut_off = await self._engine.drain(self.settings.drain_seconds)
             log.info("drained" if not cut_off else f"drain time is over, {cut_off} requests are cut off")
 

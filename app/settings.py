@@ -6,10 +6,11 @@ stops the start, never a request.
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
@@ -27,11 +28,14 @@ class Settings(BaseSettings):
     )
     device: str = Field(
         "auto",
-        pattern=r"^(auto|cpu|cuda(:\d+)?)$",
         description="auto takes the CUDA device where there is one, else the CPU; or cpu, cuda, cuda:1.",
     )
     threads: int | None = Field(
-        None, ge=1, description="CPU threads of one forward; lower it where other processes need the cores."
+        None,
+        ge=1,
+        le=256,
+        description="CPU threads of one forward, by default one per core; lower it where others need the cores, "
+        "since threads that wait for a busy core cost far more than they give.",
     )
     max_width: int = Field(
         16, ge=1, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."
@@ -44,7 +48,10 @@ class Settings(BaseSettings):
     )
     max_pictures: int = Field(64, ge=1, description="Most pictures of one request (`n`).")
     max_queue_seconds: float = Field(
-        300, gt=0, description="Seconds of accepted work above which requests get 429; lower it to refuse sooner."
+        300,
+        gt=0,
+        allow_inf_nan=False,
+        description="Seconds of accepted work above which requests get 429; lower it to refuse sooner.",
     )
     max_lanes: int = Field(4096, ge=1, description="Most pictures in flight at once; bounds the memory that they take.")
     max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body; larger ones get 413.")
@@ -54,3 +61,10 @@ class Settings(BaseSettings):
         description="How long SIGTERM lets accepted work finish; keep it below the orchestrator's grace period.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+
+    @field_validator("device")
+    @classmethod
+    def _known_device(cls, name: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
+            raise ValueError("choose auto, cpu, cuda or cuda:N")
+        return name

@@ -30,6 +30,8 @@ from model.recipe import SCHEDULER_CONFIG, Recipe, TrainingError, network
 from model.schedule import NoiseSchedule
 from model.unet import UNet
 
+STATE = "state.pt"
+
 
 def denoising_loss(
     net: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None
@@ -154,6 +156,19 @@ class Trainer:
             setattr(self, key, state[key])
 
 
+def recipe_of(out: Path) -> Recipe:
+    """The recipe that the run in ``out`` was last trained with.
+
+    Raises:
+        TrainingError: no run is there.
+    """
+    if not (out / STATE).exists():
+        raise TrainingError(f"{out / STATE} does not exist; leave out --resume to start a run")
+    saved: dict[str, Any] = torch.load(out / STATE, map_location="cpu", weights_only=True)["recipe"]
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    return Recipe(**values)
+
+
 def train(
     source: Path,
     out: Path,
@@ -174,11 +189,11 @@ def train(
         TrainingError: no bound given, ``out`` holds another run, or nothing to resume.
         DataError: nothing to train on.
     """
-    state = out / "state.pt"
+    state = out / STATE
     if recipe.steps is None and recipe.minutes is None:
         raise TrainingError("say how long to train: --minutes or --steps")
-    if resume and not state.exists():
-        raise TrainingError(f"{state} does not exist; leave out --resume to start a run")
+    if resume:
+        recipe_of(out)
     if not resume and state.exists():
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
     dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
@@ -191,14 +206,14 @@ def train(
 
     saved = drawn = time.monotonic()
     shown = 0.0
-    with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{l_bar}{bar}|{postfix}") as bar:
+    with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
         begun, start_step = time.monotonic(), trainer.step
         while trainer.progress() < 1 and not stopping():
             trainer.advance()
             now = time.monotonic()
             if now - shown > 1 or trainer.progress() == 1:
                 bar.n = round(trainer.progress(), 4)
-                bar.set_postfix_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
+                bar.set_description_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
                 shown = now
             if now - saved > save_seconds:
                 trainer.save_state(state)
@@ -208,6 +223,8 @@ def train(
                 drawn = now
     trainer.save_state(state)
     publish(trainer, out, card or {}, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
+    ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
+    tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
     return trainer
 
 
@@ -225,7 +242,10 @@ def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool 
                 "steps": trainer.step,
                 "minutes": round(trainer.seconds / 60, 1),
                 "pictures_seen": trainer.step * recipe.batch,
-                "loss": round(trainer.loss, 5),
+            },
+            "numbers": {
+                "parameters": sum(p.numel() for p in trainer.net.parameters()),
+                "training_loss": round(trainer.loss, 5),
             },
             **facts,
         }
@@ -282,7 +302,7 @@ def _status(trainer: Trainer, steps_per_second: float) -> str:
     if trainer.recipe.steps is not None and steps_per_second:
         left = min(left, (trainer.recipe.steps - trainer.step) / steps_per_second)
     rate = steps_per_second * trainer.recipe.batch
-    return f" step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {left / 60:.0f} min left"
+    return f"step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {max(0.0, left) / 60:.0f} min left"
 
 
 @contextmanager

@@ -27,7 +27,7 @@ def test_train_then_resume_then_load(data, tmp_path, capsys):
     out = tmp_path / "net"
     train = ["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--precision", "fp32", *TINY]
     assert main([*train, "--steps", "2", "--licence", "CC0-1.0", "--description", "Noise."]) == 0
-    assert main([*train, "--steps", "4", "--resume"]) == 0
+    assert main(["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--steps", "4", "--resume"]) == 0
     card = load(out).card
     assert (card.classes, card.null_class, card.training["steps"]) == (("even", "odd"), 2, 4)
     assert card.training["channels"] == [8, 8]

@@ -82,7 +82,7 @@ async def test_json_has_everything(client):
     assert (body["sampler"], body["steps"], body["eta"], body["label"]) == ("ddim", 4, 0.25, "Big star")
     assert body["nfe"] == 4
     assert set(body["timing"]) == {"queue_ms", "device_ms", "encode_ms"}
-    assert len(body["model"]) == 64
+    assert (body["model"], len(body["sha256"])) == ("tiny", 64)
     x_T = np.load(io.BytesIO(base64.b64decode(body["latents"][1])))
     assert np.array_equal(x_T, latents.draw(latents.generator(10), (1, 8, 8)).numpy())
     png = base64.b64decode(body["images"][1])

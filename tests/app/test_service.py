@@ -54,7 +54,9 @@ async def test_health_readiness_and_docs(client):
     assert set(paths) == {"/sample", "/model", "/healthz", "/readyz", "/metrics"}
     documented = paths["/sample"]["post"]
     assert set(documented["responses"]["200"]["content"]) == {"image/png", "application/x-npy", "application/json"}
-    assert {"400", "413", "422", "429", "503"} <= set(documented["responses"])
+    problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status != "200"}
+    assert set(problems) == {"400", "406", "413", "415", "422", "429", "500", "503"}
+    assert all(content == {"application/problem+json"} for content in problems.values())
     assert documented["requestBody"]["content"]["application/json"]
 
 

@@ -98,9 +98,9 @@ def test_a_second_signal_stops_at_once(tiny):
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["--port", "eighty"], {}, "port = 'eighty'"),
-        (["--device", "tpu"], {}, "device = 'tpu'"),
-        ([], {"UNSTIR_MAX_PICTURES": "0"}, "max_pictures = '0'"),
+        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = 'eighty'"),
+        (["--device", "tpu"], {}, "= 'tpu': choose auto, cpu, cuda or cuda:N"),
+        ([], {"UNSTIR_MAX_PICTURES": "0"}, "(UNSTIR_MAX_PICTURES) = '0'"),
         (["--checkpoint", "no/such/folder"], {}, "no such folder"),
     ],
     ids=["port", "device", "environment", "checkpoint"],
@@ -119,3 +119,28 @@ def test_a_broken_checkpoint_stops_the_process(tmp_path):
     assert process.returncode == 1
     assert "config.json is missing" in output
     assert "Traceback" not in output
+
+
+def test_a_port_in_use_stops_the_process_at_once(tiny):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        process = unstir("serve", "--port", port, "--device", "cpu", "--checkpoint", str(tiny))
+        output, _ = process.communicate(timeout=60)
+    assert process.returncode != 0
+    assert "address already in use" in output
+    assert "Traceback" not in output
+
+
+def test_a_signal_while_loading_does_not_wait_for_the_network(tiny):
+    # A width that takes this network minutes to warm up.
+    process = unstir(
+        "serve", "--port", "0", "--device", "cpu", "--checkpoint", str(tiny), "--reproducible-width", "1024",
+        "--max-width", "1024", UNSTIR_THREADS="1", PYTHONUNBUFFERED="1",
+    )  # fmt: skip
+    lines: list[str] = []
+    while "Uvicorn running" not in "".join(lines):
+        lines.append(process.stdout.readline())
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == 0
+    assert "ready" not in output
