@@ -41,7 +41,7 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         service.start()
         log.info("ready")
 
-    def load(loop: asyncio.AbstractEventLoop) -> None:
+    def device_thread(loop: asyncio.AbstractEventLoop) -> None:
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process was told to stop in the meantime
             try:
                 service.load()
@@ -49,11 +49,12 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
                 loop.call_soon_threadsafe(failed, error)
             else:
                 loop.call_soon_threadsafe(loaded)
+                service.work()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # A daemon, so that a process that is told to stop need not first finish loading.
-        threading.Thread(target=load, args=[asyncio.get_running_loop()], name="loading", daemon=True).start()
+        threading.Thread(target=device_thread, args=[asyncio.get_running_loop()], name="device", daemon=True).start()
         yield
         await service.drain()
         service.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 
 import torch
@@ -38,15 +39,18 @@ class Service:
         self._engine: Engine | None = None
 
     def load(self) -> None:
-        """Read the checkpoint onto the device, warm it up and time it; takes seconds, so call it off the event loop.
+        """Read the checkpoint onto the device, warm it up and time it, on the thread that will then :meth:`work`.
+
+        OpenMP gives each thread that computes a team of its own, and once there are more threads than cores, it puts
+        idle ones to sleep between operations: a small network's forward is then more than twice as slow. So one thread
+        does all the heavy work, from the first forward on, and all others compute alone.
 
         Raises:
             CheckpointError, DeviceError: there is no usable checkpoint, or no such device.
             OutOfMemoryError: the device is too small.
         """
         settings = self.settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
+        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
         device = pick_device(settings.device)
         loaded = checkpoint.load(settings.checkpoint, device)
         runner = Runner(loaded, device)
@@ -67,8 +71,13 @@ class Service:
 
     def start(self) -> None:
         """Open for work; call it on the event loop, after :meth:`load`."""
-        self._loaded.start()
+        torch.set_num_threads(1)  # of this thread and those that come; the device thread keeps its own
+        self._loaded.open()
         self._engine = self._loaded
+
+    def work(self) -> None:
+        """Be the device thread until :meth:`close`."""
+        self._loaded.work()
 
     @property
     def engine(self) -> Engine:

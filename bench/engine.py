@@ -20,6 +20,8 @@ from collections.abc import Awaitable, Callable
 import torch
 
 from app import operations
+from app.engine.engine import Device
+from app.engine.lane import Lane
 from app.main import create_app
 from app.schemas import SampleRequest
 from app.service import Service
@@ -29,6 +31,25 @@ MIXED = [
     SampleRequest(sampler=sampler, steps=steps, seed=seed)
     for seed, (sampler, steps) in enumerate([("ddim", 10), ("ddim", 20), ("ddim", 50), ("ddpm", 200)] * 2)
 ]
+
+
+class BeforeEachPicture:
+    """A device that runs the bare loop on the device thread just before each picture's first step, and times it."""
+
+    def __init__(self, device: Device, bare: Callable[[], None]) -> None:
+        self.device = device
+        self.bare = bare
+        self.seconds = 0.0
+
+    def advance(self, lanes: list[Lane], width: int) -> None:
+        if not lanes[0].cursor:
+            began = time.perf_counter()
+            self.bare()
+            self.seconds = time.perf_counter() - began
+        self.device.advance(lanes, width)
+
+    def picture(self, lane: Lane) -> torch.Tensor:
+        return self.device.picture(lane)
 
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:
@@ -46,6 +67,20 @@ def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     return run
 
 
+async def cost_of_a_picture(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
+    """Ratios of a picture's time to that of its bare forwards, run just before it; and the times."""
+    request = SampleRequest(sampler="ddim", steps=steps, seed=1)
+    engine = service.engine
+    device = engine._device = BeforeEachPicture(engine._device, bare_forwards(service, steps))
+    ratios, times = [], []
+    for _ in range(repeats + 1):
+        seconds = await timed(lambda: operations.sample(service, request)) - device.seconds
+        ratios.append(seconds / device.seconds)
+        times.append(seconds)
+    engine._device = device.device
+    return ratios[1:], times[1:]
+
+
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
     began = time.perf_counter()
     await work()
@@ -54,14 +89,13 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
 
 async def alternate(
     one: Callable[[], Awaitable[object]], other: Callable[[], Awaitable[object]], repeats: int
-) -> tuple[list[float], list[float]]:
-    """Ratios one / other, each between two runs of the other; and the times of one. The first round warms up."""
-    ratios, times = [], []
+) -> list[float]:
+    """Ratios one / other, each between two runs of the other. The first round warms up."""
+    ratios = []
     for _ in range(repeats + 1):
         before, middle, after = await timed(other), await timed(one), await timed(other)
         ratios.append(2 * middle / (before + after))
-        times.append(middle)
-    return ratios[1:], times[1:]
+    return ratios[1:]
 
 
 async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, object]:
@@ -70,8 +104,6 @@ async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, obj
         service = app.state.service
         while service.unready:
             await asyncio.sleep(0.01)
-        bare = bare_forwards(service, steps)
-        request = SampleRequest(sampler="ddim", steps=steps, seed=1)
 
         async def sequential() -> None:
             for mixed in MIXED:
@@ -80,11 +112,8 @@ async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, obj
         async def concurrent() -> None:
             await asyncio.gather(*(operations.sample(service, mixed) for mixed in MIXED))
 
-        # The bare loop runs on a thread of its own too, as the engine's forwards do.
-        cost, picture = await alternate(
-            lambda: operations.sample(service, request), lambda: asyncio.to_thread(bare), repeats
-        )
-        saving, _ = await alternate(concurrent, sequential, max(3, repeats // 6))
+        cost, picture = await cost_of_a_picture(service, steps, repeats)
+        saving = await alternate(concurrent, sequential, max(3, repeats // 6))
         widths = service.engine.widths
         return {
             "steps": steps,

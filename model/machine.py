@@ -36,16 +36,16 @@ def advance(
     slots, channels = state.shape[1:3]
     at = Columns(slots)
     used: np.ndarray = np.any(rows, axis=0)
-    coef = torch.tensor(rows, dtype=state.dtype).to(state.device)[..., None, None, None]  # [B, K, 1, 1, 1]
+    ones: np.ndarray = np.all(rows == 1, axis=0)
+    coef = torch.tensor(rows, dtype=state.dtype).to(state.device)[..., None, None, None].unbind(1)  # K of [B, 1, 1, 1]
 
     def total(terms: Sequence[tuple[int, Tensor]]) -> Tensor:
         """Σ coefficient · term, over the columns that some row uses."""
-        products = [coef[:, column] * term for column, term in terms if used[column]]
+        products = [term if ones[column] else coef[column] * term for column, term in terms if used[column]]
         return sum(products[1:], products[0])
 
-    only_first = (rows[:, at.g[0]] == 1).all() and not used[at.g[1:]].any()
-    u = state[:, 0] if only_first else total([(at.g[j], state[:, j]) for j in range(slots)])
-    output = net(u, coef[:, at.T, 0, 0, 0], y).to(state.dtype)
+    u = total([(at.g[j], state[:, j]) for j in range(slots)])
+    output = net(u, coef[at.T].flatten(), y).to(state.dtype)
     o = output[:, :channels]
     x_0 = _clip(total([(at.P, u), (at.Q, o)]), rows, coef, used)
     eps = total([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
@@ -62,16 +62,19 @@ def advance(
             terms.append((at.s[i], z))
             if i == 0 and used[at.LEARNED]:
                 v = output[:, channels:]
-                terms.append((at.LEARNED, torch.exp((coef[:, at.L0] + coef[:, at.L1] * v) / 2) * z))
+                terms.append((at.LEARNED, torch.exp((coef[at.L0] + coef[at.L1] * v) / 2) * z))
         new.append(total(terms) if used[[column for column, _ in terms]].any() else torch.zeros_like(u))
-    return torch.stack(new, dim=1)
+    return torch.stack(new, dim=1) if slots > 1 else new[0][:, None]
 
 
-def _clip(x_0: Tensor, rows: np.ndarray, coef: Tensor, used: np.ndarray) -> Tensor:
+def _clip(x_0: Tensor, rows: np.ndarray, coef: Sequence[Tensor], used: np.ndarray) -> Tensor:
     """Clamp each row to its own limit, and threshold those that ask for it by their own quantile."""
     at = Columns
-    if np.isfinite(rows[:, at.LIMIT]).any():
-        x_0 = torch.maximum(torch.minimum(x_0, coef[:, at.LIMIT]), -coef[:, at.LIMIT])
+    lowest = rows[:, at.LIMIT].min()
+    if lowest == rows[:, at.LIMIT].max():
+        x_0 = x_0 if lowest == np.inf else x_0.clamp(-lowest, lowest)
+    else:
+        x_0 = torch.maximum(torch.minimum(x_0, coef[at.LIMIT]), -coef[at.LIMIT])
     if used[at.QUANTILE]:
         x_0 = x_0.clone()
         for i in np.flatnonzero(rows[:, at.QUANTILE]):

@@ -116,14 +116,13 @@ class Engine:
         self._inbox: queue.SimpleQueue[Submit | Cancel | Close] = queue.SimpleQueue()
         self._jobs: dict[Job, list[Lane]] = {}  # the device thread's: lanes still under way
         self._last_tick = time.monotonic()
-        self._thread = threading.Thread(target=self._work, name="device", daemon=True)
+        self._ended = threading.Event()
 
     # The event loop's side.
 
-    def start(self) -> None:
-        """Start the device thread; call it on the event loop that will await results."""
+    def open(self) -> None:
+        """Name the running event loop as the one that awaits results; some thread must :meth:`work`."""
         self._loop = asyncio.get_running_loop()
-        self._thread.start()
 
     def reserve(self, rows: int, nfe: int) -> Ticket:
         """Take a place for ``rows`` pictures of ``nfe`` network evaluations each, or refuse at once.
@@ -207,7 +206,7 @@ class Engine:
     def close(self) -> None:
         """End the device thread after the tick under way; requests still waiting are told so. Can be called again."""
         self._inbox.put(Close())
-        self._thread.join()
+        self._ended.wait()
         self.failure = self.failure or "it was closed"
         for job in list(self._futures):
             self._complete(
@@ -230,13 +229,16 @@ class Engine:
 
     # The device thread's side.
 
-    def _work(self) -> None:
+    def work(self) -> None:
+        """Be the device thread, until :meth:`close`."""
         try:
             while self._tick():
                 pass
         except Exception as error:
             log.exception("the device thread has ended")
             self._tell(self._die, f"{type(error).__name__}: {error}")
+        finally:
+            self._ended.set()
 
     def _tick(self) -> bool:
         if not self._drain():

@@ -68,9 +68,12 @@ class Runner:
         # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
         padded = [*lanes, *[lanes[0]] * (width - len(lanes))]
         rows = np.stack([lane.plan.table(slots)[lane.cursor] for lane in padded])
-        state = torch.zeros(width, slots, *self.shape, device=self.device)
-        for i, lane in enumerate(lanes):
-            state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
+        if len(lanes) == width and all(lane.plan.slots == slots for lane in lanes):
+            state = torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
+        else:
+            state = torch.zeros(width, slots, *self.shape, device=self.device)
+            for i, lane in enumerate(lanes):
+                state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
         y = torch.tensor([lane.label for lane in padded], device=self.device) if self.conditional else None
         return machine.advance(self.checkpoint.net, state, rows, y, noise)
 

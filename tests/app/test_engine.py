@@ -60,7 +60,8 @@ class FakeDevice:
 @contextlib.asynccontextmanager
 async def engine_on(device, widths: Widths = WIDTHS, max_queue_seconds: float = 10.0, max_lanes: int = 100):
     engine = Engine(device, widths, max_queue_seconds=max_queue_seconds, max_lanes=max_lanes, observer=Log())
-    engine.start()
+    engine.open()
+    threading.Thread(target=engine.work, daemon=True).start()
     try:
         yield engine
     finally:
