@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -35,23 +37,33 @@ def advance(
     """
     slots, channels = state.shape[1:3]
     at = Columns(slots)
-    used: np.ndarray = np.any(rows, axis=0)
-    ones: np.ndarray = np.all(rows == 1, axis=0)
-    coef = torch.tensor(rows, dtype=state.dtype).to(state.device)[..., None, None, None].unbind(1)  # K of [B, 1, 1, 1]
+    used: Any
+    ones: Any
+    coef: Sequence[Any]  # K tensors [B, 1, 1, 1], or K numbers
+    if (
+        len(rows) == 1 or (rows == rows[0]).all()
+    ):  # one picture, or pictures in step: plain numbers give the same bits in half the time
+        used = ones = rows[0].tolist()
+        coef = used
+        t = torch.full((len(rows),), used[at.T], dtype=state.dtype, device=state.device)
+    else:
+        used, ones = np.any(rows, axis=0), np.where(np.all(rows == 1, axis=0), 1, 0)
+        coef = torch.tensor(rows, dtype=state.dtype).to(state.device)[..., None, None, None].unbind(1)  # [B, 1, 1, 1]
+        t = coef[at.T].flatten()
 
     def total(terms: Sequence[tuple[int, Tensor]]) -> Tensor:
         """Σ coefficient · term, over the columns that some row uses."""
-        products = [term if ones[column] else coef[column] * term for column, term in terms if used[column]]
+        products = [term if ones[column] == 1 else coef[column] * term for column, term in terms if used[column]]
         return sum(products[1:], products[0])
 
     u = total([(at.g[j], state[:, j]) for j in range(slots)])
-    output = net(u, coef[at.T].flatten(), y).to(state.dtype)
+    output = net(u, t, y).to(state.dtype)
     o = output[:, :channels]
     x_0 = _clip(total([(at.P, u), (at.Q, o)]), rows, coef, used)
     eps = total([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
 
     z = None
-    if used[at.LEARNED] or used[at.s].any():
+    if used[at.LEARNED] or any(used[column] for column in at.s):
         if noise is None:
             raise ValueError("this walk draws noise, and there is no source of it")
         z = noise()
@@ -63,16 +75,17 @@ def advance(
             if i == 0 and used[at.LEARNED]:
                 v = output[:, channels:]
                 terms.append((at.LEARNED, torch.exp((coef[at.L0] + coef[at.L1] * v) / 2) * z))
-        new.append(total(terms) if used[[column for column, _ in terms]].any() else torch.zeros_like(u))
+        new.append(total(terms) if any(used[column] for column, _ in terms) else torch.zeros_like(u))
     return torch.stack(new, dim=1) if slots > 1 else new[0][:, None]
 
 
-def _clip(x_0: Tensor, rows: np.ndarray, coef: Sequence[Tensor], used: np.ndarray) -> Tensor:
+def _clip(x_0: Tensor, rows: np.ndarray, coef: Sequence[Any], used: Any) -> Tensor:
     """Clamp each row to its own limit, and threshold those that ask for it by their own quantile."""
     at = Columns
-    lowest = rows[:, at.LIMIT].min()
-    if lowest == rows[:, at.LIMIT].max():
-        x_0 = x_0 if lowest == np.inf else x_0.clamp(-lowest, lowest)
+    limits = rows[:, at.LIMIT].tolist()
+    lowest = min(limits)
+    if lowest == max(limits):
+        x_0 = x_0 if lowest == math.inf else x_0.clamp(-lowest, lowest)
     else:
         x_0 = torch.maximum(torch.minimum(x_0, coef[at.LIMIT]), -coef[at.LIMIT])
     if used[at.QUANTILE]:

@@ -67,7 +67,7 @@ class Runner:
 
         # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
         padded = [*lanes, *[lanes[0]] * (width - len(lanes))]
-        rows = np.stack([lane.plan.table(slots)[lane.cursor] for lane in padded])
+        rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
         if len(lanes) == width and all(lane.plan.slots == slots for lane in lanes):
             state = torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
         else:

@@ -87,6 +87,9 @@ def choose(lanes: Sequence[L], widths: Widths) -> tuple[list[L], int]:
     Returns:
         The lanes that ride, each once, and the width to pad them to.
     """
+    if len(lanes) == 1:
+        alone = lanes[0]
+        return [alone], widths.canonical if alone.reproducible else widths.padded(1)[0]
     order = sorted(lanes, key=lambda lane: (-max(0, lane.passed_over - PATIENCE), lane.remaining))
     shortest = min(lane.remaining for lane in order)
     pressure = PRESSURE * len(order) / widths.cap
