@@ -8,6 +8,7 @@ import logging
 import threading
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
@@ -42,14 +43,15 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         log.info("ready")
 
     def device_thread(loop: asyncio.AbstractEventLoop) -> None:
+        ending: Callable[[], None] = loaded
+        try:
+            service.load()
+        except Exception as error:
+            ending = partial(failed, error)
         with contextlib.suppress(RuntimeError):  # the loop is closed: the process was told to stop in the meantime
-            try:
-                service.load()
-            except Exception as error:
-                loop.call_soon_threadsafe(failed, error)
-            else:
-                loop.call_soon_threadsafe(loaded)
-                service.work()
+            loop.call_soon_threadsafe(ending)
+        if ending is loaded:
+            service.work()
 
     @asynccontextmanager
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:

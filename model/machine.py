@@ -40,11 +40,9 @@ def advance(
     used: Any
     ones: Any
     coef: Sequence[Any]  # K tensors [B, 1, 1, 1], or K numbers
-    if (
-        len(rows) == 1 or (rows == rows[0]).all()
-    ):  # one picture, or pictures in step: plain numbers give the same bits in half the time
-        used = ones = rows[0].tolist()
-        coef = used
+    if len(rows) == 1 or (rows == rows[0]).all():
+        # One picture, or pictures in step: plain numbers give the same bits with fewer operations.
+        used = ones = coef = rows[0].tolist()
         t = torch.full((len(rows),), used[at.T], dtype=state.dtype, device=state.device)
     else:
         used, ones = np.any(rows, axis=0), np.where(np.all(rows == 1, axis=0), 1, 0)
