@@ -15,7 +15,7 @@ from app.metrics import Metrics
 from app.settings import Settings
 from model import checkpoint
 from model.checkpoint import Checkpoint
-from model.samplers import Habits
+from model.habits import Habits
 
 log = logging.getLogger("unstir")
 

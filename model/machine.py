@@ -74,7 +74,20 @@ def advance(
                 v = output[:, channels:]
                 terms.append((at.LEARNED, torch.exp((coef[at.L0] + coef[at.L1] * v) / 2) * z))
         new.append(total(terms) if any(used[column] for column, _ in terms) else torch.zeros_like(u))
-    return torch.stack(new, dim=1) if slots > 1 else new[0][:, None]
+    after = torch.stack(new, dim=1) if slots > 1 else new[0][:, None]
+    return _guarded(after, state, rows) if used[at.WATCH] else after
+
+
+def _guarded(after: Tensor, before: Tensor, rows: np.ndarray) -> Tensor:
+    """Let each guarded row go back on its update, see :class:`model.plan.Guard`."""
+    at = Columns(before.shape[1])
+    for i in np.flatnonzero(rows[:, at.WATCH]):
+        watch = int(rows[i, at.WATCH]) - 1
+        fell = after[i, watch].square().mean() < before[i, watch].square().mean()  # false for NaN, too
+        for slot, source in enumerate(rows[i, list(at.instead)].astype(int) - 1):
+            if source >= 0:
+                after[i, slot] = torch.where(fell, after[i, slot], before[i, source])
+    return after
 
 
 def _clip(x_0: Tensor, rows: np.ndarray, coef: Sequence[Any], used: Any) -> Tensor:
@@ -101,11 +114,54 @@ def run(net: Net, plan: Plan, x: Tensor, y: Tensor | None = None, noise: Callabl
     Args:
         noise: gives z [B, C, H, W] for each stochastic step in turn.
     """
-    state = torch.zeros(len(x), plan.slots, *x.shape[1:], dtype=x.dtype, device=x.device)
-    state[:, 0] = x
+    return run_slots(net, plan, x[:, None], y, noise)[:, 0]
+
+
+def run_slots(
+    net: Net, plan: Plan, slots: Tensor, y: Tensor | None = None, noise: Callable[[], Tensor] | None = None
+) -> Tensor:
+    """:func:`run` for walks that start from, or end with, more than one slot.
+
+    Args:
+        slots: the first slots of every trajectory, [B, 1..R, C, H, W]; the others start at zero.
+
+    Returns:
+        All slots, [B, R, C, H, W].
+    """
+    batch, given, *shape = slots.shape
+    state = torch.zeros(batch, plan.slots, *shape, dtype=slots.dtype, device=slots.device)
+    state[:, :given] = slots
     for line in plan.table(plan.slots):
-        state = advance(net, state, np.broadcast_to(line, (len(x), len(line))), y, noise)
-    return state[:, 0]
+        state = advance(net, state, np.broadcast_to(line, (batch, len(line))), y, noise)
+    return state
+
+
+def guided(net: Net, scale: Tensor, null: int) -> Net:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): o = o_null + w (o_y - o_null), for the rows that ask for it.
+
+    Such a row takes two rows of the forward, the second without its class; a learned variance is left as it was.
+
+    Args:
+        scale: [B], w of each row; 1 takes no second row.
+        null: the class that stands for none.
+    """
+    asking = scale.ne(1).nonzero().flatten()
+    if not len(asking):
+        return net
+
+    def forward(u: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        assert y is not None, "This is a bug: guidance without classes."
+        nobody = torch.full_like(y[asking], null)
+        output = net(torch.cat([u, u[asking]]), torch.cat([t, t[asking]]), torch.cat([y, nobody]))
+        with_class, without = output[: len(u)], output[len(u) :]
+        channels = u.shape[1]
+        w = scale[asking].to(output.dtype)[:, None, None, None]
+        blended = without[:, :channels] + w * (with_class[asking, :channels] - without[:, :channels])
+        with_class = with_class.clone()
+        with_class[asking, :channels] = blended
+        return with_class
+
+    return forward
 
 
 def sample(net: Net, plan: Plan, seeds: Sequence[int], shape: tuple[int, ...], y: Tensor | None = None) -> Tensor:

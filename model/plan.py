@@ -39,6 +39,19 @@ class Clip:
 
 
 @dataclass(frozen=True, slots=True)
+class Guard:
+    """A choice that each picture makes for itself: iterations that only some pictures profit from.
+
+    Attributes:
+        watch: if the mean square of this slot would not fall in this step,
+        instead: these slots (one entry per slot; None leaves the update) get these old ones instead of their update.
+    """
+
+    watch: int
+    instead: tuple[int | None, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Step:
     """One network evaluation of one trajectory; the letters are those of the module's docstring.
 
@@ -51,6 +64,7 @@ class Step:
         clip: None leaves x̂0 as it is.
         log_var: (l0, l1) where the network has learned the variance: slot 0 then gets exp(½(l0 + l1 v)) z on top, v
             being the second half of the network's channels (Nichol & Dhariwal 2021, eq. 15).
+        guard: None applies the update whatever it does.
     """
 
     t: float
@@ -63,6 +77,7 @@ class Step:
     g: tuple[float, ...] = (1.0,)
     clip: Clip | None = None
     log_var: tuple[float, float] | None = None
+    guard: Guard | None = None
 
     @property
     def noisy(self) -> bool:
@@ -71,18 +86,22 @@ class Step:
 
 
 class Columns:
-    """Where each coefficient stands in a packed row, for trajectories of R slots."""
+    """Where each coefficient stands in a packed row, for trajectories of R slots.
 
-    T, P, Q, E_U, E_O, E_X, LIMIT, QUANTILE, CEILING, LEARNED, L0, L1 = range(12)
+    Slots that a guard names are counted from 1 there, so that 0 means none.
+    """
+
+    T, P, Q, E_U, E_O, E_X, LIMIT, QUANTILE, CEILING, LEARNED, L0, L1, WATCH = range(13)
 
     def __init__(self, slots: int) -> None:
-        r, at = slots, 12
+        r, at = slots, 13
         self.g = range(at, at + r)
         self.b = range(at + r, at + 2 * r)
         self.c = range(at + 2 * r, at + 3 * r)
         self.s = range(at + 3 * r, at + 4 * r)
-        self.A = [range(at + (4 + i) * r, at + (5 + i) * r) for i in range(r)]
-        self.width = at + (4 + r) * r
+        self.instead = range(at + 4 * r, at + 5 * r)
+        self.A = [range(at + (5 + i) * r, at + (6 + i) * r) for i in range(r)]
+        self.width = at + (5 + r) * r
 
 
 @dataclass(frozen=True)
@@ -100,6 +119,8 @@ class Plan:
             raise ValueError("a plan needs at least one step")
         for i, step in enumerate(self.steps):
             sizes = {len(step.g), len(step.b), len(step.c), len(step.s), len(step.A), *map(len, step.A)}
+            if step.guard is not None:
+                sizes.add(len(step.guard.instead))
             if sizes != {self.slots}:
                 raise ValueError(f"step {i} speaks of {sorted(sizes)} slots, the plan of {self.slots}")
         if not np.isfinite(np.delete(self.table(self.slots), Columns.LIMIT, axis=1)).all():
@@ -169,6 +190,9 @@ def _pack(steps: tuple[Step, ...], slots: int) -> np.ndarray:
         if step.log_var is not None:
             row[[at.LEARNED, at.L0, at.L1]] = 1.0, *step.log_var
         row[at.g[:r]], row[at.b[:r]], row[at.c[:r]], row[at.s[:r]] = step.g, step.b, step.c, step.s
+        if step.guard is not None:
+            row[at.WATCH] = step.guard.watch + 1
+            row[at.instead[:r]] = [0 if slot is None else slot + 1 for slot in step.guard.instead]
         for i in range(r):
             row[at.A[i][:r]] = step.A[i]
     return table

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
-Spacing = Literal["leading", "trailing", "linspace", "quadratic"]
-SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
+Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras"]
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)  # karras visits levels between the timesteps, see model.walk
 
 
 class ScheduleError(ValueError):
@@ -121,7 +121,7 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
-    """The ``steps`` timesteps that a walk visits, noisiest first, all different.
+    """The ``steps`` timesteps that a walk of any spacing but ``karras`` visits, noisiest first, all different.
 
     ``leading`` and ``trailing`` are evenly spaced and hold t = 0 or t = T - 1 respectively, ``linspace`` holds both,
     ``quadratic`` is denser near the picture and starts at 0.8 T (DDIM, appendix D.2). Where ``steps`` divides T, they
@@ -162,6 +162,8 @@ def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
 
 def covering_spacing(T: int, steps: int, preferred: Spacing = "leading") -> Spacing:
     """``preferred``, or ``trailing`` where so few steps would leave the noisy end of the chain out."""
+    if preferred == "karras":
+        return preferred
     try:
         timesteps(T, steps, preferred)
     except ScheduleError as error:

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.samplers import Hop
 from model.schedule import NoiseSchedule
+from model.walk import Hop
 
 Predict = Callable[[Tensor, int], Tensor]  # ε from (x_t, t)
 

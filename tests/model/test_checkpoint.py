@@ -9,7 +9,8 @@ from safetensors.torch import load_file, save_file
 
 from model import checkpoint, machine
 from model.checkpoint import WEIGHTS, Card, CheckpointError
-from model.samplers import Clip, ddpm
+from model.plan import Clip
+from model.samplers import ddpm
 from model.unet import UNet
 from model.unet_config import UNetConfig
 

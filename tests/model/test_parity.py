@@ -5,8 +5,9 @@ from diffusers import DDIMScheduler, DDPMScheduler
 
 from model import machine
 from model.plan import Clip
-from model.samplers import ddim, ddpm, hops
+from model.samplers import ddim, ddpm
 from model.schedule import NoiseSchedule
+from model.walk import hops
 from tests.fakes import MixtureEps, WithVariance
 from tests.oracles import diffusers_sample, diffusers_walk
 

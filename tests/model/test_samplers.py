@@ -6,9 +6,11 @@ import pytest
 import torch
 
 from model import machine
+from model.habits import Habits
 from model.plan import Clip
-from model.samplers import SAMPLERS, Habits, ddim, ddpm, hops
+from model.samplers import SAMPLERS, ddim, ddpm
 from model.schedule import NoiseSchedule, ScheduleError, timesteps
+from model.walk import hops
 from tests.fakes import GaussianEps, MixtureEps
 from tests.oracles import ddim_loop, ddpm_loop, levels_of
 

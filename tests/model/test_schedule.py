@@ -6,9 +6,10 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from model.schedule import SPACINGS, NoiseSchedule, ScheduleError, covering_spacing, timesteps
+from model.schedule import NoiseSchedule, ScheduleError, covering_spacing, timesteps
 from tests.oracles import diffusers_grid
 
+GRIDS = ("leading", "trailing", "linspace", "quadratic")
 LINEAR = NoiseSchedule.from_config({})
 COSINE = NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
 
@@ -116,7 +117,7 @@ def test_noised_pictures_have_the_promised_mean_and_variance():
 
 
 @pytest.mark.parametrize("T", [1, 2, 7, 50, 1000, 2000])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", GRIDS)
 def test_every_grid_falls_within_the_chain_and_starts_at_noise(spacing, T):
     refused = []
     for steps in range(1, T + 1):
@@ -135,7 +136,7 @@ def test_every_grid_falls_within_the_chain_and_starts_at_noise(spacing, T):
     assert spacing != "trailing" or not refused
 
 
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", GRIDS)
 def test_all_steps_are_the_whole_chain(spacing):
     assert timesteps(1000, 1000, spacing) == list(range(999, -1, -1))
 
@@ -207,7 +208,7 @@ def test_ten_leading_steps_are_accepted():
 
 
 @pytest.mark.parametrize("steps", [-1, 0, 1001])
-@pytest.mark.parametrize("spacing", SPACINGS)
+@pytest.mark.parametrize("spacing", GRIDS)
 def test_steps_outside_the_chain_are_refused(spacing, steps):
     with pytest.raises(ScheduleError, match=rf"^steps = {steps}: must lie in 1\.\.1000"):
         timesteps(1000, steps, spacing)
@@ -215,8 +216,8 @@ def test_steps_outside_the_chain_are_refused(spacing, steps):
 
 def test_an_unknown_spacing_is_refused_with_the_known_ones():
     with pytest.raises(ScheduleError) as caught:
-        timesteps(1000, 10, "karras")
-    assert str(caught.value) == "spacing = 'karras': choose one of leading, trailing, linspace, quadratic"
+        timesteps(1000, 10, "spiral")
+    assert str(caught.value) == "spacing = 'spiral': choose one of leading, trailing, linspace, quadratic, karras"
 
 
 def test_quadratic_is_the_papers_grid_made_distinct():
@@ -243,6 +244,7 @@ def test_quadratic_is_the_papers_grid_made_distinct():
         (2, "quadratic", "quadratic"),
         (1, "trailing", "trailing"),
         (1000, "leading", "leading"),
+        (1, "karras", "karras"),
     ],
 )
 def test_covering_spacing_gives_way_only_where_it_must(steps, preferred, expected):
@@ -250,7 +252,7 @@ def test_covering_spacing_gives_way_only_where_it_must(steps, preferred, expecte
 
 
 @pytest.mark.parametrize(
-    ("steps", "preferred", "field"), [(0, "leading", "steps"), (1001, "leading", "steps"), (5, "karras", "spacing")]
+    ("steps", "preferred", "field"), [(0, "leading", "steps"), (1001, "leading", "steps"), (5, "spiral", "spacing")]
 )
 def test_covering_spacing_hides_no_other_mistake(steps, preferred, field):
     with pytest.raises(ScheduleError) as caught:
