@@ -1,4 +1,4 @@
-"""The command line: ``unstir serve`` and ``unstir train``."""
+"""The command line: ``unstir serve``, ``unstir train`` and ``unstir evaluate``."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ from pydantic import ValidationError
 from app import __version__
 from app.server import serve
 from app.service import DeviceError, pick_device
-from app.settings import Settings
+from app.settings import SHIPPED, Settings
+from model.checkpoint import CheckpointError
 from model.data import DataError
+from model.evaluation.run import PARTS, evaluate
+from model.evaluation.scope import QUICK, Scope
 from model.recipe import Recipe, TrainingError
 from model.training import recipe_of, train
 from model.unet_config import ConfigError
@@ -22,11 +25,14 @@ from model.unet_config import ConfigError
 
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
-    parser = argparse.ArgumentParser(prog="unstir", description="Serve and train pixel-space diffusion models.")
+    parser = argparse.ArgumentParser(
+        prog="unstir", description="Serve, train and evaluate pixel-space diffusion models."
+    )
     parser.add_argument("--version", action="version", version=f"unstir {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_serve(commands.add_parser("serve", help="serve a checkpoint over HTTP"))
     _add_train(commands.add_parser("train", help="train a noise predictor on a folder of pictures, .npz or idx files"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure the pictures of a checkpoint, by sampler and steps"))
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     status: int = run(arguments)
@@ -93,6 +99,51 @@ def _train(arguments: dict[str, Any]) -> int:
         )
     except (TrainingError, DataError, ConfigError, DeviceError) as error:
         return _complain(str(error))
+    return 0
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--checkpoint", type=Path, default=SHIPPED / "fashion-mnist-32", help="the folder to look at")
+    parser.add_argument("--data", required=True, type=Path, help="what it was trained on: .npz, idx files or a folder")
+    parser.add_argument("--out", type=Path, default=Path("docs"), help="where quality.md and its plots go [docs]")
+    parser.add_argument(
+        "--work",
+        type=Path,
+        default=Path("evaluation"),
+        help="keeps what is done, so that it can be continued [evaluation]",
+    )
+    parser.add_argument("--quick", action="store_true", help="fewer pictures and steps: minutes rather than hours")
+    parser.add_argument(
+        "--pictures", type=int, help=f"pictures of each walk [{Scope().pictures}; quick {QUICK.pictures}]"
+    )
+    parser.add_argument("--part", choices=PARTS, help="measure only this [both]")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 [auto]")
+    parser.set_defaults(run=_evaluate)
+
+
+def _evaluate(arguments: dict[str, Any]) -> int:
+    scope = QUICK if arguments["quick"] else Scope()
+    pictures = scope.pictures if arguments["pictures"] is None else arguments["pictures"]
+    if pictures < 2:
+        return _complain(f"--pictures = {pictures}: a distance between clouds needs at least 2 pictures in each")
+    checkpoint, data = arguments["checkpoint"], arguments["data"]
+    command = (
+        f"unstir evaluate --checkpoint weights/{checkpoint.resolve().name} --data {data.name} --pictures {pictures}"
+    )
+    try:
+        page = evaluate(
+            checkpoint,
+            data,
+            arguments["out"],
+            arguments["work"],
+            replace(scope, pictures=pictures),
+            pick_device(arguments["device"]),
+            parts=(arguments["part"],) if arguments["part"] else PARTS,
+            command=command + " --quick" * arguments["quick"],
+        )
+    except (DataError, CheckpointError, DeviceError) as error:
+        return _complain(str(error))
+    print(page)
     return 0
 
 

@@ -7,6 +7,7 @@ import zipfile
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -36,20 +37,25 @@ class Dataset:
     classes: tuple[str, ...]
 
 
-def load(path: Path, size: int, channels: int | None = None) -> Dataset:
-    """Read training data and bring it to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
+Split = Literal["train", "test"]
+
+
+def load(path: Path, size: int, channels: int | None = None, split: Split = "train") -> Dataset:
+    """Read pictures and bring them to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
 
     Args:
         path: a folder of pictures (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one
             such file, or an ``.npz`` with ``images`` [N, H, W(, C)] and optionally ``labels`` [N] and ``names``.
         size: side of the square pictures that come out.
         channels: 1 for grey, 3 for colour; only a folder of pictures needs to be told (default 3).
+        split: ``test`` takes the pictures that training never sees: ``test_images`` and ``test_labels`` of an ``.npz``,
+            the ``t10k`` files of an idx folder.
 
     Raises:
-        DataError: nothing readable there, or arrays that do not fit together.
+        DataError: nothing readable there, no such split, or arrays that do not fit together.
     """
     try:
-        images, labels, classes = _read(path, size, channels or 3)
+        images, labels, classes = _read(path, size, channels or 3, split)
     except DataError:
         raise
     except (OSError, ValueError, EOFError, zlib.error, zipfile.BadZipFile) as error:
@@ -68,11 +74,13 @@ def load(path: Path, size: int, channels: int | None = None) -> Dataset:
     return Dataset(fit(images, size), labels, classes)
 
 
-def _read(path: Path, size: int, channels: int) -> _Parts:
+def _read(path: Path, size: int, channels: int, split: Split) -> _Parts:
     if path.suffix == ".npz":
-        return _npz(path)
+        return _npz(path, "" if split == "train" else "test_")
     if path.name.endswith(".gz") or (path.is_dir() and any(path.glob("*images-idx3-ubyte.gz"))):
-        return _idx(path)
+        return _idx(path, split)
+    if split == "test":
+        raise DataError(f"{path} has no test pictures of its own")
     if path.is_dir():
         return _folder(path, size, channels)
     raise DataError(f"{path} is neither a folder of pictures, an .npz nor an idx .gz file")
@@ -99,20 +107,23 @@ def fit(images: np.ndarray, size: int) -> np.ndarray:
 _Parts = tuple[np.ndarray, np.ndarray | None, tuple[str, ...]]
 
 
-def _npz(path: Path) -> _Parts:
+def _npz(path: Path, prefix: str) -> _Parts:
     with np.load(path, allow_pickle=False) as file:
-        if "images" not in file:
-            raise DataError(f"{path}: has {', '.join(file) or 'nothing'}, but no 'images'")
-        images = file["images"]
-        labels = file.get("labels")
+        if f"{prefix}images" not in file:
+            raise DataError(f"{path}: has {', '.join(file) or 'nothing'}, but no '{prefix}images'")
+        images = file[f"{prefix}images"]
+        labels = file.get(f"{prefix}labels")
         classes = tuple(str(name) for name in file["names"]) if "names" in file else ()
     return images if images.ndim == 4 else images[..., None], labels, classes
 
 
-def _idx(path: Path) -> _Parts:
+def _idx(path: Path, split: Split) -> _Parts:
     if path.is_dir():
-        found = sorted(path.glob("*images-idx3-ubyte.gz"), key=lambda p: ("train" not in p.name, p.name))
+        wanted = "train" if split == "train" else "t10k"
+        found = sorted(path.glob("*images-idx3-ubyte.gz"), key=lambda p: (wanted not in p.name, p.name))
         path = found[0]
+    if split == "test" and "t10k" not in path.name:
+        raise DataError(f"{path} has no test pictures (t10k-images-idx3-ubyte.gz) beside it")
     images = _read_idx(path, 3)[..., None]
     labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     labels = _read_idx(labels_path, 1) if labels_path != path and labels_path.exists() else None

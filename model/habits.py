@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from model.plan import Clip
-from model.samplers import Variance
-from model.schedule import ScheduleError, Spacing
+from model.samplers import Sampler, Variance
+from model.schedule import ScheduleError, Spacing, covering_spacing
 
 
 @dataclass(frozen=True)
@@ -37,3 +37,13 @@ class Habits:
     def variance_for(self, steps: int, T: int) -> Variance:
         """The trained variance; but ``fixed_large`` is unusable on a shortened walk (DDIM, table 1, σ̂)."""
         return "fixed_small" if self.variance == "fixed_large" and steps < T else self.variance
+
+    def options(self, sampler: Sampler, steps: int, T: int) -> dict[str, Any]:
+        """What ``sampler.compile`` is given where nobody asked for anything else: spacing, clip and variance."""
+        preferred = sampler.spacing or self.spacing
+        if preferred not in sampler.spacings:
+            preferred = "leading"
+        chosen: dict[str, Any] = {"spacing": covering_spacing(T, steps, preferred), "clip": self.clip}
+        if "variance" in sampler.options:
+            chosen["variance"] = self.variance_for(steps, T)
+        return chosen

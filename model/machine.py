@@ -137,7 +137,7 @@ def run_slots(
 
 
 def guided(net: Net, scale: Tensor, null: int) -> Net:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): o = o_null + w (o_y - o_null), for the rows that ask for it.
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): o = o_null + w (o_y - o_null), for rows with w ≠ 1.
 
     Such a row takes two rows of the forward, the second without its class; a learned variance is left as it was.
 

@@ -129,13 +129,15 @@ def step(
     level: Level,
     update: Sequence[np.ndarray],
     *,
+    sees: int = 0,
     clip: Clip | None = None,
     implied: bool = False,
 ) -> Step:
-    """The step that evaluates the network at ``level`` on S_0, and gives each slot its update.
+    """The step that evaluates the network at ``level``, and gives each slot its update.
 
     Args:
         update: for each slot its new value, over :func:`terms`.
+        sees: the slot that the network is shown.
         clip: what is done to x̂0.
         implied: ε is not the network's own, but what x and the clipped x̂0 imply: (x - α x̂0) / σ.
     """
@@ -152,6 +154,6 @@ def step(
         b=tuple(matrix[:, slots].tolist()),
         c=tuple(matrix[:, slots + 1].tolist()),
         s=tuple(matrix[:, slots + 2].tolist()),
-        g=(1.0,) + (0.0,) * (slots - 1),
+        g=tuple(1.0 if slot == sees else 0.0 for slot in range(slots)),
         clip=clip,
     )

@@ -9,7 +9,7 @@ import numpy as np
 
 from model.plan import Clip, Plan
 from model.samplers.classical import glide
-from model.schedule import NoiseSchedule, Spacing
+from model.schedule import NoiseSchedule, ScheduleError, Spacing
 from model.walk import LEAST_ABAR, Level, levels, step, terms
 
 
@@ -34,13 +34,20 @@ def obelm(
     Raises:
         ScheduleError: ``steps`` or ``spacing`` cannot be.
     """
+    if paired and steps < 2:
+        raise ScheduleError("steps", steps, "a pair of states lies at two levels; take at least 2")
     walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
     x, before, _, eps, _ = terms(2)
     program = []
     for i, (here, there) in enumerate(pairwise(walk)):
-        update = leap(before, x, eps, walk[i - 1], here, there) if i else glide(x, eps, here, there)
-        program.append(step(schedule, here, [update, x], clip=clip, implied=clip is not None))
-    return Plan(tuple(program))
+        if i == 0:
+            update, kept, sees = glide(x, eps, here, there), x, 0
+        elif i == 1 and paired:  # the given pair: the network sees the lower of the two
+            update, kept, sees = leap(x, before, eps, walk[0], here, there), before, 1
+        else:
+            update, kept, sees = leap(before, x, eps, walk[i - 1], here, there), x, 0
+        program.append(step(schedule, here, [update, kept], sees=sees, clip=clip, implied=clip is not None))
+    return Plan(tuple(program[1:] if paired else program))
 
 
 def leap(x_before: np.ndarray, x: np.ndarray, eps: np.ndarray, before: Level, here: Level, there: Level) -> np.ndarray:

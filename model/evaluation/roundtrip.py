@@ -1,0 +1,122 @@
+"""Held-out pictures encoded and decoded again: how much of them each inversion brings back, at what price."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from model import inversion, machine, pictures, samplers
+from model.checkpoint import Checkpoint
+from model.data import Dataset
+from model.plan import Plan
+from model.schedule import NoiseSchedule, covering_spacing
+
+CHUNK = 32
+
+
+@dataclass(frozen=True)
+class Trip:
+    """There and back.
+
+    Attributes:
+        slots: how many slots the latent has; 2 where the way back needs a pair of states.
+    """
+
+    method: str
+    steps: int
+    encode: Plan
+    decode: Plan
+    slots: int = 1
+
+
+def trips(schedule: NoiseSchedule, steps: Sequence[int]) -> Iterator[Trip]:
+    """Every method at each number of steps; ten refinements, being dear, only in the middle of the range."""
+    for n in steps:
+        spacing = covering_spacing(schedule.T, n)
+        back = samplers.ddim(schedule, n, spacing=spacing)
+        yield Trip("ddim, source time", n, inversion.ddim(schedule, n, time="source", spacing=spacing), back)
+        yield Trip("ddim", n, inversion.ddim(schedule, n, spacing=spacing), back)
+        for k in (1, 3, 10):
+            if k < 10 or n == 50:
+                plan = inversion.fixed_point(schedule, n, refinements=k, spacing=spacing)
+                yield Trip(f"fixed_point, {k} refinement{'s' * (k > 1)}", n, plan, back)
+        pair = inversion.obelm(schedule, n, spacing=spacing)
+        yield Trip("obelm, pair", n, pair, samplers.obelm(schedule, n, paired=True, spacing=spacing), slots=2)
+        yield Trip("obelm, decoded by ddim", n, pair, back)
+
+
+@torch.inference_mode()
+def measure(
+    checkpoint: Checkpoint, todo: Sequence[Trip], held_out: Dataset, count: int, folder: Path, device: torch.device
+) -> list[dict[str, Any]]:
+    """Round trips of the first ``count`` pictures, in float32; what was done before is read from ``folder``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    x_0 = pictures.from_uint8(held_out.images[:count])
+    conditional = checkpoint.net.config.num_class_embeds is not None
+    given = held_out.labels[:count] if held_out.labels is not None else np.full(count, checkpoint.card.null_class or 0)
+    y = torch.from_numpy(given).to(device) if conditional else None
+    rows = []
+    missing = [trip for trip in todo if not _path(folder, trip, count).exists()]
+    total = sum(trip.encode.nfe + trip.decode.nfe for trip in missing) * count
+    with tqdm(total=total, desc="round trips", unit="NFE", unit_scale=True, mininterval=2) as bar:
+        for trip in todo:
+            path = _path(folder, trip, count)
+            if trip in missing:
+                bar.set_postfix_str(f"{trip.method}, {trip.steps} steps")
+                parts = []
+                for first in range(0, count, CHUNK):
+                    part = slice(first, first + CHUNK)
+                    parts.append(_round_trip(checkpoint, trip, x_0[part].to(device), None if y is None else y[part]))
+                    bar.update((trip.encode.nfe + trip.decode.nfe) * len(parts[-1]["psnr"]))
+                path.write_text(json.dumps({key: [v for p in parts for v in p[key]] for key in parts[0]}))
+            rows.append(_summary(trip, json.loads(path.read_text())))
+    return rows
+
+
+def _round_trip(checkpoint: Checkpoint, trip: Trip, x_0: Tensor, y: Tensor | None) -> dict[str, list[float]]:
+    slots = machine.run_slots(checkpoint.net, trip.encode, x_0[:, None], y)
+    back = machine.run_slots(checkpoint.net, trip.decode, slots[:, : trip.slots], y)[:, 0]
+    mse = (back - x_0).square().mean(dim=(1, 2, 3))
+    wrong = (pictures.to_uint8(back) != pictures.to_uint8(x_0)).reshape(len(x_0), -1).any(axis=1)
+    found = {
+        "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-20)),  # pictures span -1..1, so the peak is 2
+        "max_error": (back - x_0).abs().amax(dim=(1, 2, 3)),
+        "norm": slots[:, 0].square().mean(dim=(1, 2, 3)),
+        "exact": torch.from_numpy(~wrong).double(),
+    }
+    if trip.method.startswith("fixed_point"):
+        found["residual"] = inversion.residual(slots)
+    return {key: value.double().tolist() for key, value in found.items()}
+
+
+def _summary(trip: Trip, found: dict[str, list[float]]) -> dict[str, Any]:
+    row = {
+        "method": trip.method,
+        "steps": trip.steps,
+        "nfe": trip.encode.nfe,
+        "decode_nfe": trip.decode.nfe,
+        "pictures": len(found["psnr"]),
+        "psnr": {
+            "median": round(float(np.median(found["psnr"])), 2),
+            "low": round(float(np.percentile(found["psnr"], 5)), 2),
+            "least": round(min(found["psnr"]), 2),
+        },
+        "max_error": float(f"{max(found['max_error']):.3g}"),
+        "exact": round(float(np.mean(found["exact"])), 4),
+        "norm": round(float(np.median(found["norm"])), 3),
+    }
+    if "residual" in found:
+        row["residual"] = float(f"{np.median(found['residual']):.3g}")
+    return row
+
+
+def _path(folder: Path, trip: Trip, count: int) -> Path:
+    return folder / f"{trip.encode.digest}-{trip.decode.digest}-{trip.slots}-{count}.json"
