@@ -174,7 +174,10 @@ class DeviceMemory(Failed):
     """The device is too small for the width that was promised."""
 
     code, status, title = "device_memory", 503, "The device ran out of memory"
-    meaning = "`reproducible` needs forwards of `UNSTIR_REPRODUCIBLE_WIDTH` rows, and the device has no room for them."
+    meaning = (
+        "`reproducible` needs forwards of `UNSTIR_REPRODUCIBLE_WIDTH` rows, `guidance` those of 2, and the device has "
+        "no room for them."
+    )
 
 
 class NotFinite(Failed):

@@ -13,8 +13,8 @@ from app.errors import InvalidField
 from app.schemas import MAX_SEED, SampleRequest
 from app.service import Service
 from model.plan import Clip, Plan
-from model.samplers import SAMPLERS
-from model.schedule import ScheduleError, covering_spacing
+from model.samplers import SAMPLERS, Sampler
+from model.schedule import ScheduleError
 
 
 @dataclass(frozen=True)
@@ -31,6 +31,11 @@ class Walk:
     plan: Plan
     seeds: list[int]
     label: int | None
+
+    @property
+    def nfe(self) -> int:
+        """Network evaluations of each picture; guidance takes two a step."""
+        return self.plan.nfe * (1 if self.request.guidance == 1 else 2)
 
 
 @dataclass(frozen=True)
@@ -55,8 +60,8 @@ async def sample(service: Service, request: SampleRequest) -> Sampled:
     """
     engine = service.engine
     walk = resolve(service, request)
-    lanes = [Lane(walk.plan, seed, walk.label, walk.request.reproducible) for seed in walk.seeds]
-    with engine.reserve(len(lanes), walk.plan.nfe) as ticket:
+    lanes = [Lane(walk.plan, seed, walk.label, walk.request.reproducible, walk.request.guidance) for seed in walk.seeds]
+    with engine.reserve(len(lanes), walk.nfe) as ticket:
         result = await ticket.run(lanes)
     return Sampled(walk, result)
 
@@ -71,22 +76,16 @@ def resolve(service: Service, request: SampleRequest) -> Walk:
     if request.n > limit:
         raise InvalidField("n", request.n, f"at most {limit} pictures per request; send several requests")
     sampler = SAMPLERS[request.sampler]
-    steps = request.steps or sampler.default_steps or service.schedule.T
-    steps = min(steps, service.schedule.T) if request.steps is None else steps
-    if request.eta is not None and "eta" not in sampler.options:
-        raise InvalidField("eta", request.eta, f"{sampler.name} takes no eta; leave it out, or use ddim")
+    T, habits = service.schedule.T, service.habits
+    steps = request.steps or min(sampler.default_steps or T, T)
     label, name = _label(service, request.label)
-    clip = service.habits.clip
-    if request.clip is not None:
-        clip = (clip or Clip(service.habits.clip_limit)) if request.clip else None
-    options: dict[str, object] = {}
-    if "eta" in sampler.options:
-        options["eta"] = request.eta or 0.0
-    if "variance" in sampler.options:
-        options["variance"] = service.habits.variance_for(steps, service.schedule.T)
+    _check_guidance(service, request, label)
+    options = _options(request, sampler)
     try:
-        spacing = request.spacing or covering_spacing(service.schedule.T, steps, service.habits.spacing)
-        plan = _compile(service, sampler.name, steps, spacing=spacing, clip=clip, **options)
+        options = habits.options(sampler, steps, T) | options
+        if request.clip is not None:
+            options["clip"] = (habits.clip or Clip(habits.clip_limit)) if request.clip else None
+        plan = _compile(service, sampler.name, steps, **options)
     except ScheduleError as error:
         raise InvalidField(error.field, error.value, error.remedy) from error
 
@@ -97,13 +96,46 @@ def resolve(service: Service, request: SampleRequest) -> Walk:
         update={
             "steps": steps,
             "eta": options.get("eta"),
-            "spacing": spacing,
-            "clip": clip is not None,
+            "order": options.get("order"),
+            "warmup": options.get("warmup"),
+            "spacing": options["spacing"],
+            "clip": options["clip"] is not None,
             "seed": seed,
             "label": name,
         }
     )
     return Walk(resolved, plan, [seed + i for i in range(request.n)], label)
+
+
+DEFAULTS = {"eta": 0.0, "order": 2, "warmup": False}
+
+
+def _options(request: SampleRequest, sampler: Sampler) -> dict[str, object]:
+    """Those fields of the request that only some samplers take, and ``spacing`` if it was asked for."""
+    options: dict[str, object] = {}
+    for name, default in DEFAULTS.items():
+        asked = getattr(request, name)
+        if name in sampler.options:
+            options[name] = default if asked is None else asked
+        elif asked is not None:
+            takers = ", ".join(other.name for other in SAMPLERS.values() if name in other.options)
+            raise InvalidField(name, asked, f"{sampler.name} takes no {name}; leave it out, or use {takers}")
+    if request.spacing is not None:
+        if request.spacing not in sampler.spacings:
+            raise InvalidField("spacing", request.spacing, f"{sampler.name} takes {', '.join(sampler.spacings)}")
+        options["spacing"] = request.spacing
+    return options
+
+
+def _check_guidance(service: Service, request: SampleRequest, label: int | None) -> None:
+    if request.guidance == 1:
+        return
+    if service.checkpoint.card.null_class is None:
+        raise InvalidField("guidance", request.guidance, "this checkpoint has no null class to guide away from; use 1")
+    if label == service.checkpoint.card.null_class:
+        raise InvalidField(
+            "guidance", request.guidance, "guidance strengthens a label; give one, or leave guidance at 1"
+        )
 
 
 @lru_cache(maxsize=256)

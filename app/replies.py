@@ -85,7 +85,7 @@ def render(service: Service, sampled: Sampled, media_type: str) -> Reply:
                 images=[_base64(image) for image in images],
                 seeds=walk.seeds,
                 latents=[_base64(npy) for npy in noise],
-                nfe=walk.plan.nfe,
+                nfe=walk.nfe,
                 plan=walk.plan.digest,
                 model=service.checkpoint.card.name,
                 sha256=service.checkpoint.card.sha256,
@@ -97,7 +97,7 @@ def render(service: Service, sampled: Sampled, media_type: str) -> Reply:
         )
     headers = {
         "X-Seed": str(walk.seeds[0]),
-        "X-NFE": str(walk.plan.nfe),
+        "X-NFE": str(walk.nfe),
         "Server-Timing": f"queue;dur={timing.queue_ms}, device;dur={timing.device_ms}, encode;dur={timing.encode_ms}",
         "Vary": "Accept",
     }
@@ -112,7 +112,7 @@ def _provenance(service: Service, sampled: Sampled, picture: int | None = None) 
     facts = {
         "operation": "/sample",
         "request": request,
-        "nfe": sampled.walk.plan.nfe,
+        "nfe": sampled.walk.nfe,
         "plan": sampled.walk.plan.digest,
         "model": service.checkpoint.card.name,
         "sha256": service.checkpoint.card.sha256,

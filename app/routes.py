@@ -19,7 +19,7 @@ from app import __version__, errors, operations, replies
 from app.errors import ClientGone, InvalidField, InvalidJSON, UnstirError
 from app.schemas import FieldProblem, ModelReply, Problem, SampleReply, SampleRequest, SamplerInfo, Status
 from app.service import Service
-from model.samplers import SAMPLERS
+from model.samplers import SAMPLERS, Sampler
 
 log = logging.getLogger("unstir.http")
 router = APIRouter()
@@ -75,7 +75,7 @@ async def sample(request: Request, body: Annotated[SampleRequest, Body()] = _ANY
         reply = await run_in_threadpool(replies.render, service, sampled, media_type)
         metrics = service.metrics
         metrics.images.labels("/sample").inc(len(sampled.pictures))
-        metrics.nfe.labels(sampled.walk.request.sampler).inc(sampled.walk.plan.nfe * len(sampled.pictures))
+        metrics.nfe.labels(sampled.walk.request.sampler).inc(sampled.walk.nfe * len(sampled.pictures))
         metrics.queue_time.labels("/sample").observe(sampled.result.queue_seconds)
         return reply
 
@@ -100,20 +100,34 @@ async def model(request: Request) -> ModelReply:
         schedule=loaded.scheduler_config,
         prediction=service.schedule.prediction,
         parameters=sum(p.numel() for p in loaded.net.parameters()),
-        samplers=[
-            SamplerInfo(name=s.name, summary=s.summary, default_steps=s.default_steps or service.schedule.T)
-            for s in SAMPLERS.values()
-        ],
+        samplers=[_describe(sampler, service) for sampler in SAMPLERS.values()],
         device=str(service.device),
         dtype=str(next(loaded.net.parameters()).dtype).removeprefix("torch."),
         forward_ms={w: round(s * 1e3, 3) for w, s in zip(widths.sizes, widths.seconds, strict=True)},
         reproducible_width=widths.canonical,
+        guidance=loaded.card.null_class is not None,
         limits={
             "max_pictures": settings.max_pictures,
             "max_queue_seconds": settings.max_queue_seconds,
             "max_body_bytes": settings.max_body_bytes,
         },
         version=__version__,
+    )
+
+
+def _describe(sampler: Sampler, service: Service) -> SamplerInfo:
+    steps = sampler.default_steps or service.schedule.T
+    first = service.habits.options(sampler, min(steps, service.schedule.T), service.schedule.T)["spacing"]
+    return SamplerInfo(
+        name=sampler.name,
+        what=sampler.what,
+        when=sampler.when,
+        stochastic=sampler.stochastic,
+        evaluations=sampler.nfe,
+        good_steps=sampler.good_steps,
+        default_steps=min(steps, service.schedule.T),
+        options=sorted(sampler.options & SampleRequest.model_fields.keys()),
+        spacings=[first, *(spacing for spacing in sampler.spacings if spacing != first)],
     )
 
 

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field
 
 from model.samplers import SAMPLERS
-from model.schedule import SPACINGS, Spacing
+from model.schedule import Spacing
 
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 
@@ -19,6 +19,7 @@ def _known_sampler(name: str) -> str:
 
 
 SamplerName = Annotated[str, AfterValidator(_known_sampler), Field(json_schema_extra={"enum": list(SAMPLERS)})]
+ENTRIES = "\n".join(f"- `{sampler.name}`: {sampler.summary}" for sampler in SAMPLERS.values())
 
 
 class SampleRequest(BaseModel):
@@ -31,28 +32,46 @@ class SampleRequest(BaseModel):
         json_schema_extra={"examples": [{"label": "Ankle boot", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]},
     )
 
-    sampler: SamplerName = Field("ddim", description="How to walk from noise to picture; `GET /model` describes each.")
+    sampler: SamplerName = Field("ddim", description=f"How to walk from noise to picture.\n\n{ENTRIES}")
     steps: int | None = Field(
         None,
         ge=1,
-        description="Network evaluations, up to the T that the network was trained on; default 50, for ddpm T.",
+        description="Steps of the walk, up to the T that the network was trained on; the default is the sampler's.",
     )
     eta: float | None = Field(
         None, ge=0, le=1, description="ddim only: 0 (default) is deterministic, 1 as noisy as ddpm."
     )
+    order: int | None = Field(
+        None,
+        ge=1,
+        le=3,
+        description="dpmpp_2m, dpmpp_2m_sde and unipc only: how many past steps they learn from; default 2.",
+    )
+    warmup: bool | None = Field(
+        None, description="pndm only: take the first three steps by Runge-Kutta, for eight evaluations more."
+    )
     spacing: Spacing | None = Field(
         None,
-        description="Which timesteps are visited; by default the checkpoint's, "
+        description="Which noise levels are visited; by default those that suit the sampler, else the checkpoint's, "
         "or trailing where so few steps would not reach the noise.",
     )
     clip: bool | None = Field(
-        None, description="Keep the predicted picture within range; default: as the checkpoint says."
+        None,
+        description="Keep the predicted picture within range on the way; by default ddpm does as the checkpoint says, "
+        "and the others do not, since it bends a deterministic walk.",
     )
     n: int = Field(1, ge=1, description="How many pictures.")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Picture i is drawn from seed + i; left out, a seed is drawn and reported."
     )
     label: int | str | None = Field(None, description="Class, by name or index; left out, any.")
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        le=20,
+        description="Weight of classifier-free guidance: 1 is none, 1.5 to 4 follow the label more closely at the "
+        "price of variety; doubles the evaluations.",
+    )
     reproducible: bool = Field(
         False, description="The same bytes at any load, at the price of forwards that are padded to one width."
     )
@@ -75,9 +94,12 @@ class SampleReply(BaseModel):
     sampler: str
     steps: int
     eta: float | None = None
+    order: int | None = None
+    warmup: bool | None = None
     spacing: str
     clip: bool
     label: str | None = None
+    guidance: float
     reproducible: bool
     nfe: int = Field(description="Network evaluations of each picture.")
     plan: str = Field(description="Digest of the compiled walk.")
@@ -110,8 +132,14 @@ class SamplerInfo(BaseModel):
     """A sampler, in plain words."""
 
     name: str
-    summary: str
+    what: str
+    when: str
+    stochastic: bool = Field(description="Whether it draws fresh noise on the way, with default options.")
+    evaluations: str = Field(description="What N steps cost.")
+    good_steps: str
     default_steps: int
+    options: list[str] = Field(description="Fields of the request that only some samplers take.")
+    spacings: list[str] = Field(description="What `spacing` can be; the first is taken by default.")
 
 
 class ModelReply(BaseModel):
@@ -128,11 +156,11 @@ class ModelReply(BaseModel):
     prediction: str
     parameters: int
     samplers: list[SamplerInfo]
-    spacings: list[str] = list(SPACINGS)
     device: str
     dtype: str
     forward_ms: dict[int, float] = Field(description="Measured at the start: width of a forward, milliseconds.")
     reproducible_width: int
+    guidance: bool = Field(description="Whether `guidance` can be asked for: that takes a null class.")
     limits: dict[str, int | float]
     version: str
 

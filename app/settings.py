@@ -38,11 +38,11 @@ class Settings(BaseSettings):
         "since threads that wait for a busy core cost far more than they give.",
     )
     max_width: int = Field(
-        16, ge=1, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."
+        16, ge=2, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."
     )
     reproducible_width: int = Field(
         4,
-        ge=1,
+        ge=2,
         le=1024,
         description="Rows of every forward that `reproducible` requests ride in; another width gives other last bits.",
     )

@@ -43,7 +43,10 @@ class Habits:
         preferred = sampler.spacing or self.spacing
         if preferred not in sampler.spacings:
             preferred = "leading"
-        chosen: dict[str, Any] = {"spacing": covering_spacing(T, steps, preferred), "clip": self.clip}
+        chosen: dict[str, Any] = {
+            "spacing": covering_spacing(T, steps, preferred),
+            "clip": self.clip if sampler.clips else None,
+        }
         if "variance" in sampler.options:
             chosen["variance"] = self.variance_for(steps, T)
         return chosen

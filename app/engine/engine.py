@@ -70,16 +70,16 @@ class Close:
 class Ticket:
     """A place in the book of accepted work; a context manager, since a place must always be given back."""
 
-    def __init__(self, engine: Engine, rows: int, nfe: int) -> None:
+    def __init__(self, engine: Engine, lanes: int, row_steps: int) -> None:
         self._engine = engine
-        self.rows = rows
-        self.nfe = nfe
+        self.lanes = lanes
+        self._row_steps = row_steps
         self.job: Job | None = None
 
     @property
     def remaining(self) -> int:
         """Row-steps of this request that are still to be done."""
-        return self.rows * self.nfe if self.job is None else self.job.remaining
+        return self._row_steps if self.job is None else self.job.remaining
 
     async def run(self, lanes: list[Lane]) -> Result:
         """Submit the lanes and wait for their pictures. Cancelling this call frees the lanes before the next tick.
@@ -124,8 +124,8 @@ class Engine:
         """Name the running event loop as the one that awaits results; some thread must :meth:`work`."""
         self._loop = asyncio.get_running_loop()
 
-    def reserve(self, rows: int, nfe: int) -> Ticket:
-        """Take a place for ``rows`` pictures of ``nfe`` network evaluations each, or refuse at once.
+    def reserve(self, lanes: int, nfe: int) -> Ticket:
+        """Take a place for ``lanes`` pictures of ``nfe`` network evaluations each, or refuse at once.
 
         A request is admitted while the work ahead of it takes at most ``max_queue_seconds``, however large it is.
 
@@ -138,18 +138,18 @@ class Engine:
         if self.draining:
             raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
         wait = self.wait_seconds
-        lanes = sum(ticket.rows for ticket in self._tickets)
+        held = sum(ticket.lanes for ticket in self._tickets)
         if wait > self._max_queue_seconds:
             raise Overloaded(
                 f"{wait:.0f} s of work are waiting, at most {self._max_queue_seconds:g} are allowed; try again later",
                 retry_after=wait - self._max_queue_seconds,
             )
-        if lanes and lanes + rows > self._max_lanes:
+        if held and held + lanes > self._max_lanes:
             raise Overloaded(
-                f"{lanes} pictures are in flight, and {rows} more would exceed {self._max_lanes}; try again later",
-                retry_after=wait * min(1.0, (lanes + rows - self._max_lanes) / lanes),
+                f"{held} pictures are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
+                retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
-        return Ticket(self, rows, nfe)
+        return Ticket(self, lanes, lanes * nfe)
 
     async def _run(self, ticket: Ticket, lanes: list[Lane]) -> Result:
         if self.failure:
@@ -176,7 +176,7 @@ class Engine:
         jobs = [ticket.job for ticket in self._tickets if ticket.job is not None]
         running = sum(0 < lane.cursor < lane.plan.nfe for job in jobs for lane in job.lanes)
         done = sum(lane.cursor == lane.plan.nfe for job in jobs for lane in job.lanes)
-        return sum(ticket.rows for ticket in self._tickets) - running - done, running
+        return sum(ticket.lanes for ticket in self._tickets) - running - done, running
 
     @property
     def requests(self) -> int:
@@ -284,7 +284,7 @@ class Engine:
                 job.started = began
         for lane in riders:
             lane.passed_over = 0
-        self._observer.forward(width, len(riders), self._last_tick - began)
+        self._observer.forward(width, sum(lane.rows for lane in riders), self._last_tick - began)
         return True
 
     def _settle(self, riders: Iterable[Lane]) -> None:
@@ -308,14 +308,20 @@ class Engine:
         return Result(pictures, job.started - job.submitted, job.ended - job.started)
 
     def _refuse_impossible(self, jobs: Iterable[Job]) -> None:
-        """Fail the reproducible jobs once the device has no room for the canonical width."""
-        if self.widths.canonical <= self.widths.cap:
+        """Fail the jobs that need wider forwards than the device has room for."""
+        cap = self.widths.cap
+        if max(2, self.widths.canonical) <= cap:
             return
         for job in jobs:
-            if any(lane.reproducible for lane in job.lanes):
-                del self._jobs[job]
-                detail = f"reproducible needs {self.widths.canonical} rows, the device holds {self.widths.cap}"
-                self._publish(job, DeviceMemory(f"{detail}; ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH"))
+            if any(lane.reproducible for lane in job.lanes) and self.widths.canonical > cap:
+                detail = f"reproducible needs {self.widths.canonical} rows, the device holds {cap}"
+                remedy = "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH"
+            elif any(lane.rows > cap for lane in job.lanes):
+                detail, remedy = f"guidance needs 2 rows, the device holds {cap}", "ask without it"
+            else:
+                continue
+            del self._jobs[job]
+            self._publish(job, DeviceMemory(f"{detail}; {remedy}"))
 
     def _publish(self, job: Job, outcome: Result | UnstirError) -> None:
         self._tell(self._complete, job, outcome)

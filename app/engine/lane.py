@@ -18,6 +18,7 @@ class Lane:
     Attributes:
         label: class index, for a class-conditional network.
         reproducible: ride only in forwards of the one canonical width.
+        guidance: weight of classifier-free guidance; 1 is none of it.
         cursor: steps done, 0..NFE.
         passed_over: ticks since the lane last advanced.
         state: [R, C, H, W] on the device; None until the first step.
@@ -28,6 +29,7 @@ class Lane:
     seed: int
     label: int | None = None
     reproducible: bool = False
+    guidance: float = 1.0
 
     cursor: int = 0
     passed_over: int = 0
@@ -39,6 +41,11 @@ class Lane:
     def remaining(self) -> int:
         """Network evaluations still to be done."""
         return self.plan.nfe - self.cursor
+
+    @property
+    def rows(self) -> int:
+        """Rows of a forward that it takes: with guidance, a second one without the class."""
+        return 1 if self.guidance == 1 else 2
 
 
 @dataclass(eq=False, slots=True)
@@ -58,7 +65,7 @@ class Job:
     @property
     def remaining(self) -> int:
         """Row-steps still to be done."""
-        return sum(lane.remaining for lane in self.lanes)
+        return sum(lane.remaining * lane.rows for lane in self.lanes)
 
 
 @dataclass(frozen=True, slots=True)

@@ -33,7 +33,7 @@ class Runner:
         """Take every lane one step of its plan, in one forward of ``width`` rows.
 
         Args:
-            lanes: 1 to ``width`` different lanes, none of them at its end.
+            lanes: different lanes, none of them at its end, that take 1 to ``width`` rows together.
 
         Raises:
             OutOfMemoryError: the forward does not fit; all lanes are as they were.
@@ -48,7 +48,7 @@ class Runner:
             lane.cursor += 1
 
     def _forward(self, lanes: Sequence[Lane], width: int) -> Tensor:
-        """The lanes' next states, [width, R, C, H, W]; can be tried again, since noise once drawn is kept."""
+        """The next states, [B, R, C, H, W], lanes first; can be tried again, since noise once drawn is kept."""
         slots = max(lane.plan.slots for lane in lanes)
         for lane in lanes:
             if lane.state is None:
@@ -56,8 +56,12 @@ class Runner:
                 lane.state = torch.zeros(lane.plan.slots, *self.shape, device=self.device)
                 lane.state[0] = latents.draw(lane.generator, self.shape)
 
+        # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
+        padded = [*lanes, *[lanes[0]] * (width - sum(lane.rows for lane in lanes))]
+        rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
+
         def noise() -> Tensor:
-            z = torch.zeros(width, *self.shape)
+            z = torch.zeros(len(padded), *self.shape)
             for i, lane in enumerate(lanes):
                 if lane.plan.steps[lane.cursor].noisy:
                     if lane.noise is None:
@@ -65,17 +69,20 @@ class Runner:
                     z[i] = lane.noise
             return z.to(self.device)
 
-        # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
-        padded = [*lanes, *[lanes[0]] * (width - len(lanes))]
-        rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
-        if len(lanes) == width and all(lane.plan.slots == slots for lane in lanes):
+        if len(lanes) == len(padded) and all(lane.plan.slots == slots for lane in lanes):
             state = torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
         else:
-            state = torch.zeros(width, slots, *self.shape, device=self.device)
+            state = torch.zeros(len(padded), slots, *self.shape, device=self.device)
             for i, lane in enumerate(lanes):
                 state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
         y = torch.tensor([lane.label for lane in padded], device=self.device) if self.conditional else None
-        return machine.advance(self.checkpoint.net, state, rows, y, noise)
+        net: machine.Net = self.checkpoint.net
+        null = self.checkpoint.card.null_class
+        if null is not None and any(lane.rows == 2 for lane in lanes):
+            scale = torch.ones(len(padded), device=self.device)
+            scale[: len(lanes)] = torch.tensor([lane.guidance for lane in lanes], device=self.device)
+            net = machine.guided(net, scale, null)
+        return machine.advance(net, state, rows, y, noise)
 
     def picture(self, lane: Lane) -> Tensor:
         """A finished lane's result, float32 [C, H, W] on the CPU; the lane gives up its state."""

@@ -2,9 +2,10 @@
 
 Width is a decision, not a maximum. Where a forward's cost grows with its width (a CPU, a saturated card), letting a
 long lane ride along slows every short one; where it hardly grows, everybody should ride. So lanes are ordered by the
-work that they have left, and the prefix is taken that earns the most value per second of the measured forward:
+work (row-steps) that they have left, and the prefix is taken that earns the most value per second of the measured
+forward:
 
-    value of lane i = (r_min / r_i)^½ + PRESSURE · lanes / cap
+    value of lane i = (r_min / r_i)^½ + PRESSURE · rows waiting / cap
 
 The first term favours lanes near their end, the second shades into full width as lanes pile up.
 """
@@ -26,6 +27,10 @@ class Waiting(Protocol):
     @property
     def remaining(self) -> int:
         """Steps left, at least 1."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of a forward that a step of it takes, 1 or 2."""
 
     @property
     def passed_over(self) -> int:
@@ -82,32 +87,46 @@ def choose(lanes: Sequence[L], widths: Widths) -> tuple[list[L], int]:
     waited less, and the first in that order always rides.
 
     Args:
-        lanes: at least one; reproducible ones only if ``widths.canonical <= widths.cap``.
+        lanes: at least one; each fits, that is, takes at most ``widths.cap`` rows, and if it is reproducible,
+            ``widths.canonical`` is at least that and at most ``widths.cap``.
 
     Returns:
         The lanes that ride, each once, and the width to pad them to.
     """
     if len(lanes) == 1:
         alone = lanes[0]
-        return [alone], widths.canonical if alone.reproducible else widths.padded(1)[0]
-    order = sorted(lanes, key=lambda lane: (-max(0, lane.passed_over - PATIENCE), lane.remaining))
-    shortest = min(lane.remaining for lane in order)
-    pressure = PRESSURE * len(order) / widths.cap
+        return [alone], widths.canonical if alone.reproducible else widths.padded(alone.rows)[0]
+    order = sorted(lanes, key=lambda lane: (-max(0, lane.passed_over - PATIENCE), lane.remaining * lane.rows))
+    shortest = min(lane.remaining * lane.rows for lane in order)
+    pressure = PRESSURE * sum(lane.rows for lane in order) / widths.cap
 
     def worth(lane: L) -> float:
-        return float((shortest / lane.remaining) ** 0.5) + pressure
+        return float((shortest / (lane.remaining * lane.rows)) ** 0.5) + pressure
 
     # Reproducible lanes fix the width; others may join them. Or ordinary lanes ride alone, as wide as pays.
-    company = order[: widths.canonical]
-    ordinary = [lane for lane in order if not lane.reproducible][: widths.cap]
+    company = _fitting(order, widths.canonical)
+    ordinary = _fitting([lane for lane in order if not lane.reproducible], widths.cap)
     options: list[tuple[float, list[L], int]] = []
     if any(lane.reproducible for lane in company):
         options.append((sum(map(worth, company)) / widths.canonical_seconds, company, widths.canonical))
     if ordinary:
-        for rows, value in enumerate(accumulate(map(worth, ordinary)), start=1):
-            size, seconds = widths.padded(rows)
-            options.append((value / seconds, ordinary[:rows], size))
+        rows = accumulate(lane.rows for lane in ordinary)
+        for count, (taken, value) in enumerate(zip(rows, accumulate(map(worth, ordinary)), strict=True), start=1):
+            size, seconds = widths.padded(taken)
+            options.append((value / seconds, ordinary[:count], size))
     if order[0].passed_over > PATIENCE:
         options = [option for option in options if option[1][0] is order[0]]
     _, riders, width = max(options, key=lambda option: (option[0], len(option[1])))
     return riders, width
+
+
+def _fitting(order: Sequence[L], width: int) -> list[L]:
+    """As many lanes as ``width`` rows hold, in this order; one that no longer fits lets smaller ones pass."""
+    taken, room = [], width
+    for lane in order:
+        if lane.rows <= room:
+            taken.append(lane)
+            room -= lane.rows
+            if not room:
+                break
+    return taken

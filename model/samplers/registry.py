@@ -29,6 +29,8 @@ class Sampler:
         options: names of the request fields that only some samplers take and this one does.
         spacings: the grids that it can walk on.
         spacing: the one that it takes by default; None leaves that to the checkpoint.
+        clips: whether it clips x̂0 by default, if the checkpoint's config says so. Deterministic walks do not: each clip
+            bends the path, so that more steps make the picture worse and not better.
     """
 
     name: str
@@ -42,6 +44,7 @@ class Sampler:
     options: frozenset[str] = frozenset()
     spacings: tuple[Spacing, ...] = SPACINGS
     spacing: Spacing | None = None
+    clips: bool = False
 
     @property
     def nfe(self) -> str:
@@ -75,6 +78,7 @@ _TABLE = (
         default_steps=None,
         stochastic=True,
         options=frozenset({"variance"}),
+        clips=True,
     ),
     Sampler(
         "dpmpp_2m",
@@ -83,6 +87,7 @@ _TABLE = (
         dpmpp_2m,
         good_steps="10-30",
         options=frozenset({"order"}),
+        spacing="karras",
     ),
     Sampler(
         "dpmpp_2m_sde",
@@ -92,6 +97,7 @@ _TABLE = (
         good_steps="20-100",
         stochastic=True,
         options=frozenset({"order"}),
+        spacing="karras",
     ),
     Sampler(
         "dpmpp_2s",
@@ -107,6 +113,7 @@ _TABLE = (
         unipc,
         good_steps="8-20",
         options=frozenset({"order"}),
+        spacing="karras",
     ),
     Sampler(
         "heun",

@@ -14,7 +14,7 @@ from app.engine.lane import Lane
 from app.engine.runner import OutOfMemoryError, Runner
 from app.engine.scheduler import Widths
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded
-from model import machine, samplers
+from model import inversion, machine, samplers
 from model.checkpoint import load
 from model.plan import Clip
 from model.schedule import NoiseSchedule
@@ -105,9 +105,17 @@ def unlike_requests(ckpt) -> list[list[Lane]]:
         ddpm(15, variance="fixed_large"),
         ddim(7, clip=Clip(2.0, quantile=0.99)),
         ddim(3, eta=1.0, rederive=True, clip=Clip(1.0)),
+        *(sampler.compile(ckpt.schedule, 6, spacing="trailing") for sampler in samplers.SAMPLERS.values()),
+        samplers.pndm(ckpt.schedule, 5, warmup=True, spacing="trailing"),
+        samplers.dpmpp_2m(ckpt.schedule, 9, order=3, spacing="karras"),
+        inversion.fixed_point(ckpt.schedule, 5, refinements=3, spacing="trailing"),
+        inversion.obelm(ckpt.schedule, 10),
     ]
     return [
-        [Lane(walk, seed=100 * k + i, label=(k + i) % 4, reproducible=True) for i in range(1 + k % 3)]
+        [
+            Lane(walk, seed=100 * k + i, label=(k + i) % 3, reproducible=True, guidance=1.0 if k % 3 else 2.5)
+            for i in range(1 + k % 3)
+        ]
         for k, walk in enumerate(walks)
     ]
 
@@ -134,7 +142,8 @@ async def test_every_row_equals_the_plain_loop(tiny_ckpt):
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
     for lanes, result in zip(requests, results, strict=True):
         seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
-        expected = machine.sample(tiny_ckpt.net, lanes[0].plan, seeds, tiny_ckpt.shape, labels)
+        net = machine.guided(tiny_ckpt.net, torch.tensor([lane.guidance for lane in lanes]), null=3)
+        expected = machine.sample(net, lanes[0].plan, seeds, tiny_ckpt.shape, labels)
         assert (result.pictures - expected).abs().max() < 1e-5 * expected.abs().max()
 
 

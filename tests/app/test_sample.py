@@ -14,7 +14,7 @@ from PIL import Image
 
 from model import latents, machine, samplers
 from model.checkpoint import load
-from model.plan import Clip
+from model.habits import Habits
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
@@ -50,7 +50,7 @@ async def test_same_request_gives_same_bytes(client):
 async def test_result_is_that_of_the_plain_loop(client, tiny):
     """The server adds nothing to the plan: one picture equals machine.sample with the same network."""
     ckpt = load(tiny)
-    plan = samplers.ddim(ckpt.schedule, 12, eta=0.5, clip=Clip(1.0), spacing="leading")
+    plan = samplers.ddim(ckpt.schedule, 12, eta=0.5, spacing="leading")
     expected = machine.sample(ckpt.net, plan, [3], (1, 8, 8), torch.tensor([1]))
     served = await pixels(client, label="square", seed=3, steps=12, eta=0.5, spacing="leading")
     # Both ran at width 1 with the same float32 operations; 1e-5 leaves room for another thread count.
@@ -125,7 +125,7 @@ async def test_label_by_name_or_index(client, label):
 
 async def test_label_matters_and_none_is_the_null_class(client, tiny):
     ckpt = load(tiny)
-    plan = samplers.ddim(ckpt.schedule, 3, clip=Clip(1.0), spacing="trailing")
+    plan = samplers.ddim(ckpt.schedule, 3, spacing="trailing")
     expected = machine.sample(ckpt.net, plan, [1], (1, 8, 8), torch.tensor([3]))
     unlabelled = await pixels(client, steps=3, seed=1)
     assert np.abs(unlabelled - expected.numpy()).max() < 1e-5
@@ -137,9 +137,55 @@ async def test_few_steps_switch_to_trailing_and_say_so(client):
     assert (await sample(client, JSON, steps=20)).json()["spacing"] == "leading"
 
 
-async def test_clip_can_be_turned_off(client):
-    assert np.abs(await pixels(client, steps=3, seed=2)).max() <= 1
-    assert np.abs(await pixels(client, steps=3, seed=2, clip=False)).max() > 1
+async def test_clipping_is_a_habit_of_ddpm_alone_and_can_be_asked_for_or_turned_off(client):
+    assert np.abs(await pixels(client, steps=3, seed=2)).max() > 1
+    assert np.abs(await pixels(client, steps=3, seed=2, clip=True)).max() <= 1
+    assert np.abs(await pixels(client, sampler="ddpm", steps=3, seed=2)).max() <= 1
+    assert np.abs(await pixels(client, sampler="ddpm", steps=3, seed=2, clip=False)).max() > 1
+
+
+async def test_every_sampler_answers_as_the_plain_loop_does(client, tiny):
+    ckpt = load(tiny)
+    habits = Habits.from_config(ckpt.scheduler_config)
+    answers = {}
+    for sampler in samplers.SAMPLERS.values():
+        plan = sampler.compile(ckpt.schedule, 12, **habits.options(sampler, 12, 1000))
+        expected = machine.sample(ckpt.net, plan, [3], (1, 8, 8), torch.tensor([1])).numpy()
+        response = await sample(client, NPY, sampler=sampler.name, label="square", seed=3, steps=12)
+        served = np.load(io.BytesIO(response.content))
+        # The same float32 operations at width 1; random weights amplify the last bits, so relative to the largest.
+        assert np.abs(served - expected).max() < 1e-4 * max(1, np.abs(expected).max()), sampler.name
+        assert int(response.headers["x-nfe"]) == plan.nfe
+        answers[sampler.name] = served.tobytes()
+    assert len(set(answers.values())) == len(samplers.SAMPLERS)
+
+
+async def test_options_of_samplers(client):
+    base = await pixels(client, sampler="dpmpp_2m", steps=12, seed=1)
+    assert np.array_equal(await pixels(client, sampler="dpmpp_2m", steps=12, seed=1, order=2, spacing="karras"), base)
+    for change in ({"order": 1}, {"order": 3}, {"spacing": "linspace"}):
+        assert not np.array_equal(await pixels(client, sampler="dpmpp_2m", steps=12, seed=1, **change), base)
+    plain = await sample(client, JSON, sampler="pndm", steps=12, seed=1)
+    warm = await sample(client, JSON, sampler="pndm", steps=12, seed=1, warmup=True)
+    assert (plain.json()["nfe"], warm.json()["nfe"]) == (13, 21)
+    assert (plain.json()["warmup"], warm.json()["warmup"]) == (False, True)
+    assert plain.json()["images"] != warm.json()["images"]
+    assert (await sample(client, JSON, sampler="unipc", steps=2)).json()["order"] == 2
+
+
+async def test_guidance_is_two_rows(client, tiny):
+    ckpt = load(tiny)
+    plan = samplers.ddim(ckpt.schedule, 12, spacing="leading")
+    guided = machine.guided(ckpt.net, torch.tensor([3.0]), null=3)
+    expected = machine.sample(guided, plan, [5], (1, 8, 8), torch.tensor([1])).numpy()
+    response = await sample(client, NPY, label="square", seed=5, steps=12, guidance=3)
+    served = np.load(io.BytesIO(response.content))
+    assert np.abs(served - expected).max() < 1e-5 * max(1, np.abs(expected).max())
+    assert response.headers["x-nfe"] == "24"
+    assert np.abs(served - await pixels(client, label="square", seed=5, steps=12)).max() > 1e-3
+    together = await pixels(client, n=5, label="square", seed=5, steps=12, guidance=3, reproducible=True)
+    alone = await pixels(client, label="square", seed=9, steps=12, guidance=3, reproducible=True)
+    assert np.array_equal(together[4], alone[0])
 
 
 @pytest.mark.parametrize("steps", [1, 1000])

@@ -19,6 +19,7 @@ class Toy:
     remaining: int
     reproducible: bool = False
     passed_over: int = 0
+    rows: int = 1
     worst: int = 0
 
 
@@ -71,6 +72,23 @@ def test_an_overdue_lane_goes_first_whatever_it_costs():
     assert riders[0] is lanes[0]
 
 
+def test_a_guided_lane_takes_two_rows():
+    guided, plain = Toy(10, rows=2), Toy(10)
+    assert choose([guided], CPU) == ([guided], 2)
+    assert choose([guided, plain], GPU) == ([plain, guided], 4)  # three rows; the plain one has less work left
+    riders, width = choose([Toy(10, rows=2) for _ in range(9)], GPU)
+    assert (len(riders), width) == (4, 8)
+    riders, width = choose([Toy(10, reproducible=True, rows=2) for _ in range(9)], GPU)
+    assert (len(riders), width) == (2, 4)
+
+
+def test_what_no_longer_fits_lets_smaller_lanes_pass():
+    lanes = [Toy(1) for _ in range(7)] + [Toy(1, rows=2), Toy(9)]
+    riders, width = choose(lanes, GPU)
+    assert (sum(lane.rows for lane in riders), width) == (8, 8)
+    assert lanes[7] not in riders
+
+
 def test_halving_gives_up_the_widest_first_and_ends():
     assert CPU.halved().sizes == (1, 2, 4)
     assert CPU.halved().halved().halved().sizes == (1,)
@@ -78,11 +96,12 @@ def test_halving_gives_up_the_widest_first_and_ends():
     assert CPU.halved().canonical == 4
 
 
-lane = st.builds(Toy, st.integers(1, 60), st.booleans(), st.integers(0, 3 * PATIENCE))
+lane = st.builds(Toy, st.integers(1, 60), st.booleans(), st.integers(0, 3 * PATIENCE), rows=st.integers(1, 2))
+arrival = st.tuples(st.integers(0, 30), st.integers(1, 40), st.booleans(), st.integers(1, 2))
 costs = st.lists(st.floats(0.001, 1.0), min_size=4, max_size=4).map(sorted)
 
 
-@given(st.lists(lane, min_size=1, max_size=40), costs, st.sampled_from([1, 2, 3, 4, 8]))
+@given(st.lists(lane, min_size=1, max_size=40), costs, st.sampled_from([2, 3, 4, 8]))
 @settings(max_examples=1000, deadline=None)
 def test_every_decision_is_sound(lanes, seconds, canonical):
     widths = Widths((1, 2, 4, 8), tuple(seconds), canonical, max(seconds))
@@ -90,7 +109,7 @@ def test_every_decision_is_sound(lanes, seconds, canonical):
     assert riders
     assert len({id(rider) for rider in riders}) == len(riders)
     assert all(any(rider is lane for lane in lanes) for rider in riders)
-    assert len(riders) <= width <= widths.cap
+    assert sum(rider.rows for rider in riders) <= width <= widths.cap
     assert width == canonical or width in widths.sizes
     if any(rider.reproducible for rider in riders):
         assert width == canonical
@@ -99,12 +118,12 @@ def test_every_decision_is_sound(lanes, seconds, canonical):
         assert riders[0].passed_over == max(lane.passed_over for lane in overdue)
 
 
-@given(st.lists(st.tuples(st.integers(0, 30), st.integers(1, 40), st.booleans()), min_size=1, max_size=24), costs)
+@given(st.lists(arrival, min_size=1, max_size=24), costs)
 @settings(max_examples=200, deadline=None)
 def test_every_lane_ends_and_none_waits_beyond_the_bound(arrivals, seconds):
     """Lanes arrive at random ticks; ticks needed never exceed the sum of the work, one lane at a time."""
     widths = Widths((1, 2, 4, 8), tuple(seconds), 4, seconds[2])
-    coming = sorted(((at, Toy(nfe, repro)) for at, nfe, repro in arrivals), key=lambda pair: pair[0])
+    coming = sorted(((at, Toy(nfe, repro, rows=rows)) for at, nfe, repro, rows in arrivals), key=lambda pair: pair[0])
     everyone = [toy for _, toy in coming]
     work = sum(toy.remaining for toy in everyone)
     lanes: list[Toy] = []

@@ -15,6 +15,7 @@ from app.metrics import GAUGES, Metrics
 from app.service import Service
 from app.settings import Settings
 from model.checkpoint import load
+from model.samplers import SAMPLERS
 from tests.app.test_bad_input import assert_problem
 from tests.conftest import CLASSES, serving
 
@@ -37,8 +38,16 @@ async def test_model_says_what_is_served(client, tiny):
     card = load(tiny).card
     assert (body["name"], body["sha256"], body["classes"]) == ("tiny", card.sha256, list(CLASSES))
     assert (body["shape"], body["timesteps"], body["prediction"]) == ([1, 8, 8], 1000, "epsilon")
-    assert {s["name"]: s["default_steps"] for s in body["samplers"]} == {"ddim": 50, "ddpm": 1000}
-    assert all(s["summary"] for s in body["samplers"])
+    entries = {entry.pop("name"): entry for entry in body["samplers"]}
+    assert entries.keys() == SAMPLERS.keys()
+    assert all(entry["what"] and entry["when"] and entry["good_steps"] for entry in entries.values())
+    assert (entries["ddim"]["default_steps"], entries["ddpm"]["default_steps"]) == (50, 1000)
+    assert (entries["heun"]["evaluations"], entries["ddim"]["evaluations"]) == ("2N - 1", "N")
+    assert (entries["ddpm"]["stochastic"], entries["ddim"]["stochastic"]) == (True, False)
+    assert (entries["ddim"]["options"], entries["pndm"]["options"]) == (["eta"], ["warmup"])
+    assert (entries["ddim"]["spacings"][0], entries["unipc"]["spacings"][0]) == ("leading", "karras")
+    assert "karras" not in entries["pndm"]["spacings"]
+    assert body["guidance"] is True
     assert body["schedule"]["beta_schedule"] == "linear"
     assert (body["device"], body["dtype"], body["version"]) == ("cpu", "float32", __version__)
     assert body["forward_ms"]["1"] > 0
