@@ -21,12 +21,12 @@ from model.plan import Guard, Plan
 from model.samplers.belm import leap
 from model.samplers.classical import glide
 from model.schedule import NoiseSchedule, ScheduleError, Spacing
-from model.walk import LEAST_ABAR, Level, levels, step, terms
+from model.walk import Level, levels, step, terms
 
 
 def upward(schedule: NoiseSchedule, steps: int, spacing: Spacing | None) -> list[Level]:
     """The levels of a sampler's walk from the clean picture to the noise."""
-    return levels(schedule, steps, spacing, LEAST_ABAR)[::-1]
+    return levels(schedule, steps, spacing)[::-1]
 
 
 def ddim(

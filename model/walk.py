@@ -72,13 +72,15 @@ class Hop:
     noisy: bool
 
 
-def levels(schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None, least_abar: float = 0.0) -> list[Level]:
+def levels(
+    schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None, least_abar: float = LEAST_ABAR
+) -> list[Level]:
     """The ``steps`` levels that a walk visits, noisiest first, and the clean picture after them.
 
     Args:
         steps: 1..T.
         spacing: None takes ``leading``, or ``trailing`` where leading would not reach the noise.
-        least_abar: levels of less signal are lifted to this one.
+        least_abar: levels of less signal are lifted to this one; 0 leaves them, for formulas that bear σ/α = ∞.
 
     Raises:
         ScheduleError: ``steps`` or ``spacing`` cannot be.
@@ -109,7 +111,7 @@ def hops(schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None) ->
     Args:
         spacing: None takes ``leading``, or ``trailing`` where leading would not reach the noise.
     """
-    walk = levels(schedule, steps, spacing)
+    walk = levels(schedule, steps, spacing, least_abar=0)
     return [Hop(walk[i].t, walk[i].abar, walk[i + 1].abar, noisy=i + 1 < steps) for i in range(steps)]
 
 

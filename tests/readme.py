@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -41,12 +42,50 @@ def metrics_table() -> str:
 
 
 def samplers_table() -> str:
-    rows = ["| sampler | default steps | when to use it |", "|---|---|---|"]
-    rows += [f"| `{s.name}` | {s.default_steps or 'T'} | {s.summary} |" for s in SAMPLERS.values()]
+    rows = ["| sampler | what it is, and when to use it | noise | evaluations for N steps | good with | default |"]
+    rows.append("|---|---|---|---|---|---|")
+    for s in SAMPLERS.values():
+        noise = "fresh" if s.stochastic else "none"
+        rows.append(f"| `{s.name}` | {s.what} {s.when} | {noise} | {s.nfe} | {s.good_steps} | {s.default_steps or 'T'} |")
+    return "\n".join(rows)
+
+
+QUALITY = README.parent / "docs" / "quality.json"
+SHOWN = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "pndm")
+
+
+def quality_table() -> str:
+    found = json.loads(QUALITY.read_text())["samplers"]
+    budgets = sorted({row["budget"] for row in found["walks"] if row["walk"] in SHOWN})
+    cells = {(row["walk"], row["budget"]): row for row in found["walks"]}
+    rows = ["| within … evaluations | " + " | ".join(map(str, budgets)) + " |", "|---" * (len(budgets) + 1) + "|"]
+    for walk in SHOWN:
+        row = [cells.get((walk, budget)) for budget in budgets]
+        shown = [f"{c['frechet']['classifier']:.2f} ({100 * c['accuracy']:.0f} %)" if c else "" for c in row]
+        rows.append(f"| `{walk}` | " + " | ".join(shown) + " |")
+    floor = found["floor"]["classifier"]
+    rows.append("")
+    rows.append(
+        f"{found['pictures']} pictures each, from the same seeds, beside {found['reference']} held-out ones. As many real "
+        f"training pictures come to {floor['mean']:.2f}, between draws differing by {floor['spread']:.2f}."
+    )
+    return "\n".join(rows)
+
+
+def inversion_table() -> str:
+    rows = ["| method | steps | evaluations | median PSNR | every pixel exact |", "|---|---|---|---|---|"]
+    for row in json.loads(QUALITY.read_text())["inversion"]:
+        if row["steps"] in (20, 50):
+            rows.append(
+                f"| {row['method']} | {row['steps']} | {row['nfe']} | {row['psnr']['median']:.1f} dB "
+                f"| {100 * row['exact']:.0f} % |"
+            )
     return "\n".join(rows)
 
 
 TABLES = {
+    "quality": quality_table,
+    "inversion": inversion_table,
     "samplers": samplers_table,
     "settings": settings_table,
     "errors": errors_table,

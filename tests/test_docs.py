@@ -5,12 +5,21 @@ from __future__ import annotations
 import re
 import subprocess
 import tomllib
+from itertools import pairwise
 
 import pytest
+import torch
+from fastapi.testclient import TestClient
 
 from app import __version__
 from app.main import create_app
 from app.schemas import SampleRequest
+from app.settings import Settings
+from model import machine, samplers, walk
+from model.plan import Plan
+from model.samplers import SAMPLERS, Sampler
+from model.schedule import NoiseSchedule
+from tests.fakes import GaussianEps
 from tests.readme import README, rendered
 
 ROOT = README.parent
@@ -84,3 +93,32 @@ def test_the_container_copies_what_it_needs():
         for source in path.split():
             assert (ROOT / source).exists(), source
             assert f"!{source}" in (ROOT / ".dockerignore").read_text().splitlines(), source
+
+
+def test_a_sampler_is_added_by_one_function_and_one_row(monkeypatch, tiny):
+    """The lines of docs/add-a-sampler.md, as they stand there, in a running service."""
+    function, row = re.findall(r"```python\n(.*?)```", (ROOT / "docs" / "add-a-sampler.md").read_text(), re.DOTALL)
+    assert len(function.strip().splitlines()) == 9
+    namespace = {"pairwise": pairwise, "Plan": Plan, "Sampler": Sampler}
+    namespace |= {"levels": walk.levels, "step": walk.step, "terms": walk.terms}
+    exec(function, namespace)
+    entry = eval(row, namespace)
+    monkeypatch.setitem(SAMPLERS, entry.name, entry)
+
+    # Second order: on Gaussian data, four times the steps leave a sixteenth of the error.
+    net = GaussianEps(schedule := NoiseSchedule.from_config({}), 0.3, 0.5)
+    exact = samplers.heun(schedule, 1000)
+    x = torch.tensor([-1.0, 0.4, 1.3], dtype=torch.float64).reshape(3, 1, 1, 1)
+    errors = [
+        float((machine.run(net, entry.compile(schedule, n), x) - machine.run(net, exact, x)).abs().max())
+        for n in (50, 200)
+    ]
+    assert errors[0] / errors[1] > 8
+
+    with TestClient(create_app(Settings(checkpoint=tiny, device="cpu", threads=1))) as client:
+        while client.get("/readyz").status_code != 200:
+            pass
+        answer = client.post("/sample", json={"sampler": "lms", "steps": 10, "seed": 1})
+        described = {sampler["name"]: sampler for sampler in client.get("/model").json()["samplers"]}
+    assert (answer.status_code, answer.headers["x-nfe"]) == (200, "10")
+    assert described["lms"]["what"] == "Adams-Bashforth in σ/α."

@@ -56,7 +56,8 @@ def fitted(path: Path, dataset: Dataset, device: torch.device, epochs: int = 4) 
         net.load_state_dict(load_file(path))
         return net.eval()
     labels = torch.from_numpy(dataset.labels)
-    steps = epochs * (len(labels) // BATCH)
+    per_epoch = max(1, len(labels) // BATCH)
+    steps = epochs * per_epoch
     optimizer = torch.optim.AdamW(net.parameters(), 4e-3, weight_decay=0.02)
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1.0, (k + 1) / 50) * (1 + math.cos(math.pi * k / steps)) / 2
@@ -64,7 +65,7 @@ def fitted(path: Path, dataset: Dataset, device: torch.device, epochs: int = 4) 
     with tqdm(total=steps, desc="classifier", unit="step") as bar:
         for epoch in range(epochs):
             order = np.random.default_rng(epoch).permutation(len(labels))
-            for k in range(len(labels) // BATCH):
+            for k in range(per_epoch):
                 index = order[k * BATCH : (k + 1) * BATCH]
                 x = pictures.from_uint8(dataset.images[index]).to(device)
                 loss = F.cross_entropy(net(x), labels[index].to(device), label_smoothing=0.05)

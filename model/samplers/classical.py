@@ -12,7 +12,7 @@ import numpy as np
 
 from model.plan import Clip, Plan
 from model.schedule import NoiseSchedule, ScheduleError, Spacing, covering_spacing
-from model.walk import LEAST_ABAR, Level, levels, step, terms
+from model.walk import Level, levels, step, terms
 
 
 def heun(
@@ -33,7 +33,7 @@ def heun(
     Raises:
         ScheduleError: ``steps`` or ``spacing`` cannot be.
     """
-    walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing)
     x, start, e_start, _, eps, _ = terms(3)
     program = []
     for here, there in pairwise(walk):
@@ -76,7 +76,7 @@ def pndm(
     """
     if warmup and steps < 4:
         raise ScheduleError("steps", steps, "with warmup, pndm needs at least 4 steps")
-    walk = walk or levels(schedule, steps, spacing or covering_spacing(schedule.T, steps), LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing or covering_spacing(schedule.T, steps))
     implied = clip is not None
     x, start, e1, e2, e3, *mix, _, eps, _ = terms(6 if warmup else 5)
     program = []
@@ -109,4 +109,4 @@ def glide(x: np.ndarray, eps: np.ndarray, here: Level, there: Level) -> np.ndarr
 
 def _between(schedule: NoiseSchedule, here: Level, there: Level) -> Level:
     t = int(here.t + there.t) // 2
-    return Level(t, max(float(schedule.alphas_cumprod[t]), LEAST_ABAR))
+    return Level(t, float(schedule.alphas_cumprod[t]))

@@ -14,7 +14,7 @@ import numpy as np
 
 from model.plan import Clip, Plan
 from model.schedule import NoiseSchedule, ScheduleError, Spacing
-from model.walk import LEAST_ABAR, Level, levels, step, terms
+from model.walk import Level, levels, step, terms
 
 FEW_STEPS = 15  # below this, the last steps are so long that high orders overshoot
 
@@ -42,7 +42,7 @@ def dpmpp_2m(
         ScheduleError: ``steps``, ``spacing`` or ``order`` cannot be.
     """
     check_order(order, 3)
-    walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing)
     orders = order_ladder(walk, order, lower_order_final)
     x, *past, x_0, _, _ = terms(order)
     program = []
@@ -70,7 +70,7 @@ def dpmpp_2m_sde(
     Args and errors: as :func:`dpmpp_2m`, with ``order`` 1 or 2.
     """
     check_order(order, 2)
-    walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing)
     orders = order_ladder(walk, order, lower_order_final)
     x, *past, x_0, _, z = terms(order)
     program = []
@@ -100,7 +100,7 @@ def dpmpp_2s(
 
     Args and errors: as :func:`dpmpp_2m`.
     """
-    walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing)
     x, start, m_start, x_0, _, _ = terms(3)
     program = []
     for i, (here, there) in enumerate(pairwise(walk)):

@@ -10,7 +10,7 @@ import numpy as np
 from model.plan import Clip, Plan
 from model.samplers.dpmpp import check_order
 from model.schedule import NoiseSchedule, Spacing
-from model.walk import LEAST_ABAR, Level, levels, step, terms
+from model.walk import Level, levels, step, terms
 
 
 def unipc(
@@ -39,7 +39,7 @@ def unipc(
         ScheduleError: ``steps``, ``spacing`` or ``order`` cannot be.
     """
     check_order(order, 3)
-    walk = walk or levels(schedule, steps, spacing, LEAST_ABAR)
+    walk = walk or levels(schedule, steps, spacing)
     count = len(walk) - 1
     x, y, *past, x_0, _, _ = terms(2 + order)
     program = []
