@@ -46,7 +46,9 @@ def samplers_table() -> str:
     rows.append("|---|---|---|---|---|---|")
     for s in SAMPLERS.values():
         noise = "fresh" if s.stochastic else "none"
-        rows.append(f"| `{s.name}` | {s.what} {s.when} | {noise} | {s.nfe} | {s.good_steps} | {s.default_steps or 'T'} |")
+        rows.append(
+            f"| `{s.name}` | {s.what} {s.when} | {noise} | {s.nfe} | {s.good_steps} | {s.default_steps or 'T'} |"
+        )
     return "\n".join(rows)
 
 
@@ -66,8 +68,8 @@ def quality_table() -> str:
     floor = found["floor"]["classifier"]
     rows.append("")
     rows.append(
-        f"{found['pictures']} pictures each, from the same seeds, beside {found['reference']} held-out ones. As many real "
-        f"training pictures come to {floor['mean']:.2f}, between draws differing by {floor['spread']:.2f}."
+        f"{found['pictures']} pictures each, from the same seeds, beside {found['reference']} held-out ones. As many "
+        f"real training pictures come to {floor['mean']:.2f}, with draws differing by up to {floor['spread']:.2f}."
     )
     return "\n".join(rows)
 

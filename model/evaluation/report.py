@@ -23,7 +23,7 @@ def write(out: Path, facts: dict[str, Any]) -> str:
     """Write ``quality.md``, ``quality.json`` and the plots to ``out``; returns the page.
 
     Args:
-        facts: ``checkpoint``, ``command``, and whatever was measured: ``samplers`` and ``inversion``.
+        facts: ``checkpoint``, ``command``, ``unseen``, and whatever was measured: ``samplers`` and ``inversion``.
     """
     out.mkdir(parents=True, exist_ok=True)
     (out / "quality.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
@@ -44,19 +44,20 @@ def page(facts: dict[str, Any], plots: dict[str, str]) -> str:
         f"Measured by `{facts['command']}`; every figure is in [quality.json](quality.json). "
         f"Weights: sha256 `{card['sha256'][:12]}…`.",
     ]
+    seen = "that training never saw" if facts["unseen"] else "of the training set, which has no others"
     if "samplers" in facts:
-        parts += _samplers(facts["samplers"], plots)
+        parts += _samplers(facts["samplers"], plots, seen)
     if "inversion" in facts:
-        parts += _inversion(facts["inversion"], plots)
+        parts += _inversion(facts["inversion"], plots, seen)
     return "\n\n".join(parts) + "\n"
 
 
-def _samplers(found: dict[str, Any], plots: dict[str, str]) -> list[str]:
+def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[str]:
     budgets = sorted({row["budget"] for row in found["walks"]})
     parts = [
         "## One network, many walks",
         f"{found['pictures']} pictures of each walk, from the same seeds and with all classes in turn, are compared "
-        f"with {found['reference']} real ones that training never saw. The distance is Fréchet's, between Gaussians "
+        f"with {found['reference']} real ones {seen}. The distance is Fréchet's, between Gaussians "
         "fitted to features; it depends on the features and on the number of pictures, so it compares rows of one "
         "table and nothing else, least of all a published FID. The floor is the same distance for as many real "
         "training pictures.",
@@ -87,10 +88,10 @@ def _samplers(found: dict[str, Any], plots: dict[str, str]) -> list[str]:
     return parts
 
 
-def _inversion(rows: list[dict[str, Any]], plots: dict[str, str]) -> list[str]:
+def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], seen: str) -> list[str]:
     parts = [
         "## There and back",
-        f"{rows[0]['pictures']} pictures that training never saw, encoded into x_T and decoded again with as many "
+        f"{rows[0]['pictures']} pictures {seen}, encoded into x_T and decoded again with as many "
         "steps, in float32 and with their own class. PSNR is that of the unrounded reconstruction (peak 2, pixels span "
         "-1 to 1); rounding to 8 bits alone would cap it at 58.9 dB. *Exact* is the share of pictures of which every "
         "8-bit pixel comes back; *norm* is the median of ‖x_T‖²/D, which is 1 for noise; *residual* says by how much "

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from tqdm import tqdm
 
@@ -50,11 +51,12 @@ def evaluate(
     loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     side = loaded.shape[1]
     training = data.load(source, side, loaded.shape[0] if source.is_dir() else None)
-    held_out = _held_out(source, side, training)
+    training, held_out, unseen = _held_out(source, side, training)
     work = work / f"{loaded.card.name}-{loaded.card.sha256[:8]}"
     facts: dict[str, Any] = {
         "checkpoint": {"name": loaded.card.name, "sha256": loaded.card.sha256},
         "command": command,
+        "unseen": unseen,
     }
     if "samplers" in parts:
         facts["samplers"] = _samplers(loaded, training, held_out, work, scope, device)
@@ -81,9 +83,17 @@ def _samplers(
     return sampling.judge(loaded, todo, scope.pictures, work / "pictures", training, by)
 
 
-def _held_out(source: Path, side: int, training: Dataset) -> Dataset:
+def _held_out(source: Path, side: int, training: Dataset) -> tuple[Dataset, Dataset, bool]:
+    """Pictures to learn from, pictures to compare with, and whether training saw the latter."""
     try:
-        return data.load(source, side, split="test")
+        return training, data.load(source, side, split="test"), True
     except DataError as error:
-        tqdm.write(f"{error}; comparing with training pictures instead")
-        return training
+        tqdm.write(f"{error}; a part of the training pictures is compared with instead")
+    order = np.random.default_rng(0).permutation(len(training.images))
+    kept, apart = np.sort(order[len(order) // 5 :]), np.sort(order[: len(order) // 5])
+    return _part(training, kept), _part(training, apart), False
+
+
+def _part(dataset: Dataset, index: np.ndarray) -> Dataset:
+    labels = None if dataset.labels is None else dataset.labels[index]
+    return Dataset(dataset.images[index], labels, dataset.classes)

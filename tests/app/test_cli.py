@@ -10,6 +10,7 @@ import pytest
 from app.__main__ import main
 from app.settings import Settings
 from model.checkpoint import load
+from model.evaluation.scope import Scope
 
 
 @pytest.fixture
@@ -77,3 +78,37 @@ def test_a_setting_from_the_environment_and_a_flag_that_overrides_it(monkeypatch
     monkeypatch.setenv("UNSTIR_MAX_PICTURES", "3")
     assert main(["serve", "--checkpoint", str(tiny), "--port", "9002"]) == 0
     assert (seen[0].port, seen[0].max_pictures, seen[0].checkpoint) == (9002, 3, tiny)
+
+
+def test_evaluate_writes_its_page_and_prints_it(tiny, tmp_path, capsys, monkeypatch):
+    test = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 1), np.uint8)
+    labels = np.arange(40) % 3
+    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
+    np.savez(tmp_path / "noise.npz", images=images, labels=labels, test_images=test, test_labels=labels[:20])
+    monkeypatch.setattr("app.__main__.QUICK", Scope(4, (5,), None, 2, (4,), 20))
+    evaluate = ["evaluate", "--checkpoint", str(tiny), "--data", str(tmp_path / "noise.npz"), "--device", "cpu"]
+    evaluate += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--quick"]
+    assert main(evaluate) == 0
+    first = capsys.readouterr().out
+    assert first.strip() == (tmp_path / "out" / "quality.md").read_text().strip()
+    assert "| dpmpp_2m |" in first
+    assert "| fixed_point, 3 refinements | 4 | 16 | 4 |" in first
+    assert main(evaluate) == 0  # everything is there already
+    assert capsys.readouterr().out == first
+    assert main([*evaluate, "--pictures", "1"]) == 2
+    assert "--pictures = 1" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "nowhere is neither"),
+        (["--checkpoint", "nowhere"], "nowhere"),
+        (["--device", "tpu"], "device = tpu"),
+    ],
+    ids=["data", "checkpoint", "device"],
+)
+def test_evaluate_says_what_is_wrong(data, tiny, tmp_path, capsys, arguments, words):
+    given = ["--data", str(data), "--checkpoint", str(tiny), "--out", str(tmp_path), "--work", str(tmp_path)]
+    assert main(["evaluate", *given, *arguments]) == 2
+    assert words in capsys.readouterr().err

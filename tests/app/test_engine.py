@@ -254,6 +254,31 @@ async def test_out_of_memory_fails_the_reproducible_jobs_under_way():
     assert results[1].pictures.mean() == 2
 
 
+async def test_out_of_memory_down_to_one_row_fails_guided_jobs_alone():
+    def too_wide(lanes, width):
+        if width > 1:
+            raise OutOfMemoryError("too wide")
+
+    async with engine_on(FakeDevice(fail=too_wide), Widths((1, 2), (0.001, 0.001), 2, 0.001)) as engine:
+        doomed = ask(engine, [Lane(plan(), 1, 0, guidance=2.0)])
+        fine = ask(engine, [Lane(plan(), 2)])
+        results = await asyncio.gather(doomed, fine, return_exceptions=True)
+    assert isinstance(results[0], DeviceMemory)
+    assert "guidance needs 2 rows" in results[0].detail
+    assert results[1].pictures.mean() == 2
+
+
+async def test_a_guided_job_counts_twice_in_the_book():
+    async with engine_on(FakeDevice(gated=True)) as engine:
+        lanes = [Lane(plan(10), 1, 0, guidance=2.0), Lane(plan(10), 2)]
+        job = asyncio.create_task(ask(engine, lanes))
+        await until(lambda: engine._jobs)
+        assert engine.wait_seconds == pytest.approx(30 * engine.widths.seconds_per_row)
+        engine._device.gate.release(100)
+        await job
+        assert all(rows == 3 for _, rows in engine._observer.forwards[:10])
+
+
 async def test_no_room_for_a_single_row_ends_the_engine():
     def full(lanes, width):
         raise OutOfMemoryError("nothing fits")

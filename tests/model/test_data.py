@@ -228,3 +228,30 @@ def test_channels_that_do_not_fit_are_refused(tmp_path):
     np.savez(tmp_path / "a.npz", images=IMAGES)
     with pytest.raises(DataError, match="has 1 channels, not 3"):
         data.load(tmp_path / "a.npz", 4, channels=3)
+
+
+def test_the_test_half_of_an_npz(tmp_path):
+    train, test = pixels(3, 4, 4), pixels(2, 4, 4, seed=1)
+    np.savez(tmp_path / "a.npz", images=train, labels=np.arange(3), test_images=test, test_labels=np.array([2, 0]))
+    found = data.load(tmp_path / "a.npz", 4, split="test")
+    assert np.array_equal(found.images[..., 0], test)
+    assert found.labels.tolist() == [2, 0]
+
+
+def test_the_test_half_of_an_idx_folder(tmp_path):
+    for name, seed in (("train", 0), ("t10k", 1)):
+        write_idx(tmp_path / f"{name}-images-idx3-ubyte.gz", pixels(2, 4, 4, seed=seed))
+        write_idx(tmp_path / f"{name}-labels-idx1-ubyte.gz", np.array([seed, seed], np.uint8))
+    found = data.load(tmp_path, 4, split="test")
+    assert np.array_equal(found.images[..., 0], pixels(2, 4, 4, seed=1))
+    assert found.labels.tolist() == [1, 1]
+
+
+def test_what_has_no_test_half_says_so(tmp_path):
+    np.savez(tmp_path / "a.npz", images=pixels(3, 4, 4))
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "idx").mkdir()
+    write_idx(tmp_path / "idx" / "train-images-idx3-ubyte.gz", pixels(2, 4, 4))
+    for path, words in (("a.npz", "no 'test_images'"), ("photos", "no test pictures of its own"), ("idx", "t10k")):
+        with pytest.raises(DataError, match=words):
+            data.load(tmp_path / path, 4, split="test")

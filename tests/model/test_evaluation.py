@@ -174,9 +174,16 @@ def test_the_whole_evaluation(tiny, tmp_path):
     for name in ("quality-samplers.png", "quality-inversion.png"):
         assert name in page
         assert pictures.read(tmp_path / "out" / name, 3).std() > 5
+    assert "that training never saw" in page
     only = evaluate(tiny, source, tmp_path / "out2", tmp_path / "work", SMALL, CPU, parts=("inversion",))
     assert "There and back" in only
     assert "One network" not in only
+
+
+def test_without_held_out_pictures_some_of_the_training_set_are_set_apart(tiny, tmp_path):
+    source = save(tmp_path / "shades.npz")
+    page = evaluate(tiny, source, tmp_path / "out", tmp_path, SMALL, CPU, parts=("inversion",))
+    assert "3 pictures of the training set, which has no others" in page
 
 
 def test_pictures_without_labels_need_the_second_opinion(tiny, tmp_path, monkeypatch):
@@ -189,7 +196,9 @@ def test_pictures_without_labels_need_the_second_opinion(tiny, tmp_path, monkeyp
 def test_a_page_without_plots_has_no_pictures():
     row = {"walk": "ddim", "budget": 5, "nfe": 5, "frechet": {"classifier": 123.4}}
     found = {"pictures": 2, "reference": 3, "floor": {"classifier": {"mean": 0.5, "spread": 0.01}}, "walks": [row]}
-    page = report.page({"checkpoint": {"name": "x", "sha256": "0" * 64}, "command": "c", "samplers": found}, {})
+    page = report.page(
+        {"checkpoint": {"name": "x", "sha256": "0" * 64}, "command": "c", "unseen": True, "samplers": found}, {}
+    )
     assert "![" not in page
     assert "| ddim | 123 |" in page
     assert "takes for the class" not in page
