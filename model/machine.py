@@ -142,7 +142,7 @@ def guided(net: Net, scale: Tensor, null: int) -> Net:
     Such a row takes two rows of the forward, the second without its class; a learned variance is left as it was.
 
     Args:
-        scale: [B], w of each row; 1 takes no second row.
+        scale: [B], w of each row, which is the paper's plus 1; 1 takes no second row.
         null: the class that stands for none.
     """
     asking = scale.ne(1).nonzero().flatten()

@@ -12,12 +12,20 @@ import torch
 from torch import Tensor
 
 from model.schedule import NoiseSchedule
+from model.walk import LEAST_ABAR
 
 
 def level(schedule: NoiseSchedule, t: Tensor, like: Tensor) -> Tensor:
-    """ᾱ at integer timesteps t [B], as [B, 1, 1, 1] in the dtype of ``like``."""
-    abar = torch.as_tensor(schedule.alphas_cumprod)[t.round().long()]
-    return abar.to(like.dtype)[:, None, None, None]
+    """ᾱ at timesteps t [B], as [B, 1, 1, 1] in the dtype of ``like``.
+
+    Between two integers ln(σ/α) is interpolated, as Karras levels do; at an integer ᾱ is the schedule's, 0 included.
+    """
+    abar = torch.as_tensor(schedule.alphas_cumprod)
+    t = t.double().clamp(0, schedule.T - 1)
+    below, above = t.floor().long(), t.ceil().long()
+    log_ratio = [torch.log((1 - a) / a) / 2 for a in (abar[i].clamp(min=LEAST_ABAR) for i in (below, above))]
+    between = torch.sigmoid(-2 * torch.lerp(*log_ratio, t - below))
+    return torch.where(below == above, abar[below], between).to(like.dtype)[:, None, None, None]
 
 
 def as_prediction(schedule: NoiseSchedule, abar: Tensor, x_0: Tensor, eps: Tensor) -> Tensor:
