@@ -15,7 +15,7 @@ import numpy as np
 from model.plan import Clip, Step, conversion
 from model.schedule import NoiseSchedule, ScheduleError, Spacing, covering_spacing, timesteps
 
-# Where the terminal SNR is zero, λ is -∞; solvers that work in λ start from here instead, as diffusers' do.
+# Where the terminal SNR is zero, σ/α is ∞; solvers that need a number start from here instead, as diffusers' do.
 LEAST_ABAR = 2.0**-24
 
 
@@ -80,7 +80,8 @@ def levels(
     Args:
         steps: 1..T.
         spacing: None takes ``leading``, or ``trailing`` where leading would not reach the noise.
-        least_abar: levels of less signal are lifted to this one; 0 leaves them, for formulas that bear σ/α = ∞.
+        least_abar: takes the place of ᾱ = 0, unless the next level has little more; 0 leaves it, for formulas that bear
+            σ/α = ∞.
 
     Raises:
         ScheduleError: ``steps`` or ``spacing`` cannot be.
@@ -90,14 +91,19 @@ def levels(
     else:
         grid = timesteps(schedule.T, steps, spacing or covering_spacing(schedule.T, steps))
         visited = [Level(t, float(schedule.alphas_cumprod[t])) for t in grid]
-    return [Level(level.t, max(level.abar, least_abar)) for level in visited] + [CLEAN]
+    walk = [*visited, CLEAN]
+    if walk[0].abar == 0:
+        walk[0] = Level(walk[0].t, min(least_abar, walk[1].abar / 4))
+    return walk
 
 
 def _karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[Level]:
     """Levels evenly spaced in (σ/α)^(1/7) (Karras et al. 2022, eq. 5), with t by interpolation in ln(σ/α)."""
     if not 1 <= steps <= schedule.T:
         raise ScheduleError("steps", steps, f"must lie in 1..{schedule.T}")
-    abar = np.maximum(schedule.alphas_cumprod, LEAST_ABAR)
+    abar = schedule.alphas_cumprod.copy()
+    if abar[-1] == 0:
+        abar[-1] = min((LEAST_ABAR, *abar[-2:-1] / 4))
     known = np.log((1 - abar) / abar) / 2
     last, first = np.exp(known[[0, -1]] / rho)
     ratios = np.linspace(first, last, steps) ** rho

@@ -10,8 +10,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from model import inversion
 from model.plan import Clip, Plan
-from model.samplers import ddim, ddpm
+from model.samplers import ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, obelm, pndm, unipc
 from model.schedule import NoiseSchedule
 
 PLANS = Path(__file__).parent / "golden" / "plans.json"
@@ -29,6 +30,16 @@ def plans() -> dict[str, Plan]:
         "ddim, 5 steps, trailing, v_prediction": ddim(velocity, 5, spacing="trailing"),
         "ddpm, 10 steps, learned_range, thresholded": ddpm(
             linear, 10, variance="learned_range", clip=Clip(1.5, quantile=0.995)
+        ),
+        "dpmpp_2m, 6 steps, order 3, trailing": dpmpp_2m(linear, 6, order=3, spacing="trailing"),
+        "dpmpp_2m_sde, 4 steps, karras": dpmpp_2m_sde(linear, 4, spacing="karras"),
+        "unipc, 5 steps, karras": unipc(linear, 5, spacing="karras"),
+        "heun, 3 steps, trailing, clipped": heun(linear, 3, spacing="trailing", clip=Clip(1.0)),
+        "pndm, 5 steps, warmup, trailing": pndm(linear, 5, warmup=True, spacing="trailing"),
+        "obelm, 4 steps, trailing, paired": obelm(linear, 4, spacing="trailing", paired=True),
+        "inversion obelm, 4 steps, trailing": inversion.obelm(linear, 4, spacing="trailing"),
+        "inversion fixed_point, 3 steps, 2 refinements, trailing": inversion.fixed_point(
+            linear, 3, refinements=2, spacing="trailing"
         ),
     }
 

@@ -83,6 +83,27 @@ def test_the_residual_says_how_much_is_missing():
     assert found[-1].max() < 1e-12
 
 
+@pytest.mark.parametrize("refinements", [1, 3])
+def test_fixed_point_is_the_textbook_loop(refinements):
+    net, x, misses = MixtureEps(LINEAR), pixels(PICTURE), []
+    levels = [(0, 1.0)] + [(t, float(LINEAR.alphas_cumprod[t])) for t in range(0, 1000, 20)]
+    for (_, abar), (t_next, abar_next) in pairwise(levels):
+
+        def mapped(y, x=x, abar=abar, t_next=t_next, abar_next=abar_next):
+            eps = net(y, torch.full((len(y),), float(t_next)))
+            scale = math.sqrt(abar_next / abar)
+            return scale * x + (math.sqrt(1 - abar_next) - math.sqrt(1 - abar) * scale) * eps
+
+        y = mapped(x)
+        for _ in range(refinements):
+            y, before = mapped(y), y
+        x = y
+        misses.append(y - before)  # by how much the last iterate but one fails its equation
+    slots = machine.run_slots(net, inversion.fixed_point(LINEAR, 50, refinements=refinements), pixels(PICTURE)[:, None])
+    assert (slots[:, 0] - x).abs().max() < 1e-11
+    assert inversion.residual(slots) == pytest.approx(sum(misses).flatten().abs(), rel=1e-6, abs=1e-14)
+
+
 @dataclass(frozen=True)
 class Steep:
     """An ε that turns quickly with x above a threshold, so that the iteration diverges there, and is 0 below it."""
@@ -157,7 +178,7 @@ def test_obelm_needs_both_slots():
 
 
 def test_a_pair_needs_two_levels():
-    with pytest.raises(ScheduleError, match="^steps = 1: "):
+    with pytest.raises(ScheduleError, match=r"^steps = 1: "):
         samplers.obelm(LINEAR, 1, paired=True, spacing="trailing")
 
 

@@ -7,8 +7,8 @@ from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model import latents, machine
-from model.plan import Clip, Columns, Plan, Step
+from model import inversion, latents, machine
+from model.plan import Clip, Columns, Guard, Plan, Step
 from model.samplers import ddim, ddpm
 from model.schedule import NoiseSchedule
 from model.unet import UNet
@@ -20,8 +20,8 @@ VELOCITY = NoiseSchedule.from_config({"prediction_type": "v_prediction"})
 SHAPE = (2, 3, 3)  # C, H, W
 
 
-def dense(slots, steps, seed):
-    """A plan that no sampler makes: every slot is read and written, and hears noise."""
+def dense(slots, steps, seed, guarded=False):
+    """A plan that no sampler makes: every slot is read and written, and hears noise, and may be guarded."""
     rng = np.random.default_rng(seed)
 
     def some(*shape):
@@ -39,8 +39,9 @@ def dense(slots, steps, seed):
                 c=tuple(some(slots)),
                 s=tuple(some(slots)),
                 clip=Clip(0.7) if rng.random() < 0.5 else None,
+                guard=Guard(watch=i % slots, instead=tuple(rng.permutation(slots).tolist())) if guarded else None,
             )
-            for _ in range(steps)
+            for i in range(steps)
         )
     )
 
@@ -60,6 +61,7 @@ PLANS = {
     "ddpm-learned": ddpm(LINEAR, 14, variance="learned_range"),
     "two-slots": dense(2, 9, seed=1),
     "three-slots": dense(3, 8, seed=2),
+    "guarded": dense(3, 9, seed=4, guarded=True),
 }
 ALL = {**PLANS, "six-slots": dense(6, 3, seed=3)}
 # Both have 2C output channels, as a network with a learned variance has for every row.
@@ -145,6 +147,9 @@ def test_advance_is_the_equations_of_the_plan(name):
         ]
         if step.log_var:
             expected[0] = expected[0] + torch.exp((step.log_var[0] + step.log_var[1] * v) / 2) * z
+        if step.guard and not expected[step.guard.watch].square().mean() < slots[step.guard.watch].square().mean():
+            sources = enumerate(step.guard.instead)
+            expected = [expected[i] if source is None else slots[source] for i, source in sources]
         found = machine.advance(net, slots[None], plan.table(plan.slots)[[cursor]], noise=lambda z=z: z[None])[0]
         assert (found - torch.stack(expected)).abs().max() < 1e-12
 
@@ -317,7 +322,88 @@ def test_every_column_matters():
     plan = Plan((replace(plan.steps[0], clip=Clip(0.05), log_var=(-0.5, 0.2)),))
     state, z = randn(1, 1, 2, *SHAPE), randn(2, 1, *SHAPE)
     base = machine.advance(NETS["gaussian"], state, plan.table(2), noise=lambda: z)
-    for column in set(range(at.width)) - {at.QUANTILE, at.CEILING}:
+    for column in set(range(at.width)) - {at.QUANTILE, at.CEILING, at.WATCH, *at.instead}:
         rows = plan.table(2).copy()
         rows[0, column] = 0.0 if column == at.LEARNED else rows[0, column] * 0.5 + (100 if column == at.T else 0.01)
         assert not torch.equal(machine.advance(NETS["gaussian"], state, rows, noise=lambda: z), base), column
+
+
+def guarded(watch, instead, scales=(2.0, 0.5, 1.0)):
+    """One step of three slots that scales each, so that the first grows and the second falls."""
+    diagonal = tuple(tuple(scale if i == j else 0.0 for j in range(3)) for i, scale in enumerate(scales))
+    none = (0.0, 0.0, 0.0)
+    return Plan(
+        (
+            Step(
+                t=5,
+                x0=(1.0, 0.0),
+                eps=(0.0, 1.0, 0.0),
+                g=(1.0, 0.0, 0.0),
+                A=diagonal,
+                b=none,
+                c=none,
+                s=none,
+                guard=None if watch is None else Guard(watch, instead),
+            ),
+        )
+    )
+
+
+def ignorant(u, t, y):
+    return torch.zeros_like(u)
+
+
+@pytest.mark.parametrize(
+    ("watch", "instead", "expected"),
+    [
+        (None, None, ("2 a", "b / 2", "c")),
+        (1, (0, 2, 1), ("2 a", "b / 2", "c")),  # it fell, so the update stands
+        (0, (None, None, None), ("2 a", "b / 2", "c")),
+        (0, (0, None, None), ("a", "b / 2", "c")),
+        (0, (2, None, 0), ("c", "b / 2", "a")),
+        (0, (1, 1, 1), ("b", "b", "b")),
+        (2, (1, 2, 0), ("b", "c", "a")),  # as large as before is not fallen
+    ],
+)
+def test_a_guard_puts_old_slots_where_the_watched_one_did_not_fall(watch, instead, expected):
+    a, b, c = randn(1, 3, *SHAPE)
+    values = {"a": a, "b": b, "c": c, "2 a": 2 * a, "b / 2": b / 2}
+    (found,) = machine.advance(ignorant, torch.stack([a, b, c])[None], guarded(watch, instead).table(3))
+    assert torch.equal(found, torch.stack([values[name] for name in expected]))
+
+
+def test_a_guard_goes_back_on_what_is_not_a_number():
+    a, b, c = randn(1, 3, *SHAPE)
+    a[0, 0, 0] = torch.nan
+    (found,) = machine.advance(ignorant, torch.stack([a, b, c])[None], guarded(0, (1, None, None)).table(3))
+    assert torch.equal(found[0], b)
+
+
+def test_each_row_of_a_batch_guards_itself():
+    # The same guard: rows whose watched slot falls keep their update, the others do not, and one has no guard at all.
+    plans = [guarded(0, (1, None, None), (scale, 1.0, 1.0)) for scale in (0.5, 2.0, -0.9, -1.1)] + [guarded(None, None)]
+    state = randn(3, 5, 3, *SHAPE)
+    found = machine.advance(ignorant, state, np.concatenate([plan.table(3) for plan in plans]))
+    expected = [0.5 * state[0, 0], state[1, 1], -0.9 * state[2, 0], state[3, 1], 2 * state[4, 0]]
+    assert torch.equal(found[:, 0], torch.stack(expected))
+    assert torch.equal(found[:, 1:4], torch.cat([state[:4, 1:], torch.stack([state[4, 1] / 2, state[4, 2]])[None]]))
+    alike = machine.advance(ignorant, state, np.repeat(plans[0].table(3), 5, axis=0))
+    assert torch.equal(alike[:, 0], 0.5 * state[:, 0])
+
+
+@pytest.mark.parametrize("column", ["WATCH", 0, 1, 2], ids=["watch", "instead-0", "instead-1", "instead-2"])
+def test_every_column_of_a_guard_matters(column):
+    at, state, rows = Columns(3), randn(4, 1, 3, *SHAPE), guarded(0, (2, 0, 1)).table(3).copy()
+    base = machine.advance(ignorant, state, rows)
+    rows[0, at.WATCH if column == "WATCH" else at.instead[column]] = 0
+    assert not torch.equal(machine.advance(ignorant, state, rows), base)
+
+
+def test_slots_that_a_walk_is_given_are_those_it_starts_from():
+    plan = inversion.fixed_point(LINEAR, 10, refinements=2)
+    given = randn(5, 2, 1, *SHAPE)
+    found = machine.run_slots(NETS["mixture"], plan, given)
+    assert found.shape == (2, 5, *SHAPE)
+    assert torch.equal(found[:, 0], machine.run(NETS["mixture"], plan, given[:, 0]))
+    padded = torch.cat([given, torch.zeros(2, 4, *SHAPE)], dim=1)
+    assert torch.equal(machine.run_slots(NETS["mixture"], plan, padded), found)

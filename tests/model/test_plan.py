@@ -5,8 +5,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.plan import Clip, Columns, Plan, Step, conversion
-from model.samplers import ddim, ddpm
+from model import inversion
+from model.plan import Clip, Columns, Guard, Plan, Step, conversion
+from model.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, unipc
 from model.schedule import NoiseSchedule
 from tests import golden
 
@@ -23,6 +24,7 @@ PAIR = Step(
     s=(9.0, 10.0),
     clip=Clip(1.5),
     log_var=(-1.0, 0.5),
+    guard=Guard(watch=1, instead=(None, 0)),
 )
 
 
@@ -40,8 +42,9 @@ def test_an_empty_plan_is_refused():
         replace(PAIR, s=()),
         replace(PAIR, A=((1.0, 2.0),)),
         replace(PAIR, A=((1.0, 2.0), (3.0,))),
+        replace(PAIR, guard=Guard(watch=0, instead=(1,))),
     ],
-    ids=["g", "b", "c", "s", "A-rows", "A-columns"],
+    ids=["g", "b", "c", "s", "A-rows", "A-columns", "guard"],
 )
 def test_steps_must_agree_on_the_slots(wrong):
     with pytest.raises(ValueError, match=r"^step 1 speaks of .* slots, the plan of 2$"):
@@ -72,13 +75,21 @@ def test_a_table_holds_every_letter_where_columns_says():
     assert row[at.c].tolist() == [7.0, 8.0]
     assert row[at.s].tolist() == [9.0, 10.0]
     assert [row[columns].tolist() for columns in at.A] == [[1.0, 2.0], [3.0, 4.0]]
+    assert row[at.WATCH] == 2  # slots are counted from 1 there
+    assert row[at.instead].tolist() == [0, 1]
     assert row.dtype == np.float64
+
+
+def test_without_a_guard_no_slot_is_named():
+    at = Columns(2)
+    (row,) = Plan((replace(PAIR, guard=None),)).table(2)
+    assert row[[at.WATCH, *at.instead]].tolist() == [0, 0, 0]
 
 
 def test_each_number_of_a_row_has_a_column_of_its_own():
     for slots in (1, 2, 6):
         at = Columns(slots)
-        used = [*range(12), *at.g, *at.b, *at.c, *at.s, *(column for columns in at.A for column in columns)]
+        used = [*range(13), *at.g, *at.b, *at.c, *at.s, *at.instead, *(c for columns in at.A for c in columns)]
         assert sorted(used) == list(range(at.width))
 
 
@@ -96,8 +107,8 @@ def test_what_is_done_to_x_0(clip, limit, quantile, ceiling):
 def test_more_slots_change_no_coefficient():
     plan, own, padded = Plan((PAIR,)), Columns(2), Columns(5)
     (narrow,), (wide,) = plan.table(2), plan.table(5)
-    assert wide[:12].tolist() == narrow[:12].tolist()
-    for letter in ("g", "b", "c", "s"):
+    assert wide[:13].tolist() == narrow[:13].tolist()
+    for letter in ("g", "b", "c", "s", "instead"):
         assert wide[getattr(padded, letter)].tolist() == [*narrow[getattr(own, letter)], 0, 0, 0]
     matrix = np.array([wide[columns] for columns in padded.A])
     assert matrix[:2, :2].tolist() == [[1.0, 2.0], [3.0, 4.0]]
@@ -124,6 +135,10 @@ def test_the_digest_names_the_plan():
     assert plan.digest == Plan(plan.steps).digest  # a padded table is the same plan
 
 
+def unguarded(plan):
+    return Plan(tuple(replace(step, guard=None) for step in plan.steps))
+
+
 def test_different_plans_have_different_digests():
     cosine = NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
     velocity = NoiseSchedule.from_config({"prediction_type": "v_prediction"})
@@ -145,7 +160,18 @@ def test_different_plans_have_different_digests():
         Plan(ddim(LINEAR, 10).steps[::-1]),
         Plan(ddim(LINEAR, 10).steps[:-1]),
         Plan((*ddim(LINEAR, 10).steps[:-1], ddim(LINEAR, 10, clip=Clip(1.0)).steps[-1])),
+        *(sampler.compile(LINEAR, 10, spacing="trailing") for sampler in SAMPLERS.values()),
+        *(dpmpp_2m(LINEAR, 10, order=order) for order in (1, 2, 3)),
+        unipc(LINEAR, 10, order=1),
+        unipc(LINEAR, 10, spacing="karras"),
+        inversion.ddim(LINEAR, 10),
+        inversion.ddim(LINEAR, 10, time="source"),
+        *(inversion.fixed_point(LINEAR, 10, refinements=k) for k in (1, 2, 3)),
+        unguarded(inversion.fixed_point(LINEAR, 10, refinements=2)),
+        inversion.obelm(LINEAR, 10),
     ]
+    others = [plan for i, plan in enumerate(others) if plan not in others[:i]]  # ddim, trailing is there twice
+    assert len(others) > 30
     assert len({plan.digest for plan in others}) == len(others)
 
 
