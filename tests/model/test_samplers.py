@@ -268,7 +268,7 @@ def test_eta_outside_its_range_is_refused(eta):
 @pytest.mark.parametrize("sampler", [ddim, ddpm])
 def test_an_unknown_spacing_is_refused(sampler):
     with pytest.raises(ScheduleError, match=r"^spacing = 'karras'"):
-        sampler(LINEAR, 10, spacing="karras")
+        sampler(LINEAR, 10, spacing="spiral")
 
 
 def test_an_unknown_variance_is_refused():
