@@ -1,8 +1,7 @@
 """Plan and Step: a walk compiled to numbers before it is taken.
 
-A trajectory owns a few state slots S_0..S_{R-1}. S_0 starts as x_T and ends as the result; the others start at zero, but
-where a walk is given more than one state to start from.
-One step is one network evaluation, and is always this:
+A trajectory owns a few state slots S_0..S_{R-1}. S_0 starts as x_T and ends as the result; the others start at zero,
+unless the walk is given more than one state to start from. One step is one network evaluation, and is always this:
 
     u  = Σ_j g_j S_j                               what the network sees (nearly always S_0)
     o  = εθ(u, t, y)                               one forward, shared by all rows of the batch

@@ -65,7 +65,8 @@ def pndm(
     """Pseudo linear multistep (Liu et al. 2022): DDIM's step with ε extrapolated from up to four levels.
 
     Args:
-        steps: 1..T; NFE is steps + 1, because the first step is corrected once, or steps + 9 with ``warmup``.
+        steps: 1..T, though few overshoot; NFE is steps + 1, because the first step is corrected once (a single one is
+            not), or steps + 9 with ``warmup``.
         warmup: take the first three steps by Runge-Kutta (eq. 13) instead, four evaluations each; needs 4 steps.
         spacing: an even one, since the extrapolation assumes it; None takes the covering one.
         clip: what is done to x̂0.

@@ -1,7 +1,7 @@
 """DPM-Solver++ (Lu et al. 2022): the probability-flow ODE solved exactly but for x̂0, which is extrapolated in λ.
 
 Between two levels the exact solution is x' = (σ'/σ) x + σ' ∫ e^λ x̂0 dλ. Order 1 holds x̂0 fixed, and is ddim; higher
-orders fit a polynomial through the x̂0 of earlier steps (multistep, 2M) or through one halfway (singlestep, 2S).
+orders extrapolate it from earlier steps (multistep, 2M) or from a step halfway (singlestep, 2S).
 """
 
 from __future__ import annotations
@@ -134,7 +134,10 @@ def order_ladder(walk: Sequence[Level], order: int, lower_order_final: bool) -> 
 
 
 def _integral(lam: Sequence[float], order: int, m: Sequence[np.ndarray]) -> np.ndarray:
-    """∫ e^(λ - λ') x̂0 dλ from λ to λ', with x̂0 a polynomial through the last ``order`` predictions.
+    """∫ e^(λ - λ') x̂0 dλ from λ to λ', with x̂0 extrapolated from the last ``order`` predictions.
+
+    As in the authors' code, order 2 takes the slope's midpoint, and order 3 gives the curvature half of a parabola's
+    weight, which costs it the third order in the limit, and pays where steps are few.
 
     Args:
         lam: λ' of the target, λ of the source, and of earlier levels, as far as there are any.
