@@ -56,9 +56,7 @@ class SampleRequest(BaseModel):
         "or trailing where so few steps would not reach the noise.",
     )
     clip: bool | None = Field(
-        None,
-        description="Keep the predicted picture within range on the way; by default ddpm does as the checkpoint says, "
-        "and the others do not, since it bends a deterministic walk.",
+        None, description="Keep the predicted picture within range on the way; default: as the checkpoint says."
     )
     n: int = Field(1, ge=1, description="How many pictures.")
     seed: int | None = Field(

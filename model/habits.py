@@ -45,7 +45,7 @@ class Habits:
             preferred = "leading"
         chosen: dict[str, Any] = {
             "spacing": covering_spacing(T, steps, preferred),
-            "clip": self.clip if sampler.clips else None,
+            "clip": self.clip,
         }
         if "variance" in sampler.options:
             chosen["variance"] = self.variance_for(steps, T)

@@ -29,8 +29,6 @@ class Sampler:
         options: names of the request fields that only some samplers take and this one does.
         spacings: the grids that it can walk on.
         spacing: the one that it takes by default; None leaves that to the checkpoint.
-        clips: whether it clips x̂0 by default, if the checkpoint's config says so. Deterministic walks do not: each clip
-            bends the path, so that more steps make the picture worse and not better.
     """
 
     name: str
@@ -44,7 +42,6 @@ class Sampler:
     options: frozenset[str] = frozenset()
     spacings: tuple[Spacing, ...] = SPACINGS
     spacing: Spacing | None = None
-    clips: bool = False
 
     @property
     def nfe(self) -> str:
@@ -78,7 +75,6 @@ _TABLE = (
         default_steps=None,
         stochastic=True,
         options=frozenset({"variance"}),
-        clips=True,
     ),
     Sampler(
         "dpmpp_2m",

@@ -15,6 +15,7 @@ from PIL import Image
 from model import latents, machine, samplers
 from model.checkpoint import load
 from model.habits import Habits
+from model.plan import Clip
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
@@ -50,7 +51,7 @@ async def test_same_request_gives_same_bytes(client):
 async def test_result_is_that_of_the_plain_loop(client, tiny):
     """The server adds nothing to the plan: one picture equals machine.sample with the same network."""
     ckpt = load(tiny)
-    plan = samplers.ddim(ckpt.schedule, 12, eta=0.5, spacing="leading")
+    plan = samplers.ddim(ckpt.schedule, 12, eta=0.5, clip=Clip(1.0), spacing="leading")
     expected = machine.sample(ckpt.net, plan, [3], (1, 8, 8), torch.tensor([1]))
     served = await pixels(client, label="square", seed=3, steps=12, eta=0.5, spacing="leading")
     # Both ran at width 1 with the same float32 operations; 1e-5 leaves room for another thread count.
@@ -125,7 +126,7 @@ async def test_label_by_name_or_index(client, label):
 
 async def test_label_matters_and_none_is_the_null_class(client, tiny):
     ckpt = load(tiny)
-    plan = samplers.ddim(ckpt.schedule, 3, spacing="trailing")
+    plan = samplers.ddim(ckpt.schedule, 3, clip=Clip(1.0), spacing="trailing")
     expected = machine.sample(ckpt.net, plan, [1], (1, 8, 8), torch.tensor([3]))
     unlabelled = await pixels(client, steps=3, seed=1)
     assert np.abs(unlabelled - expected.numpy()).max() < 1e-5
@@ -137,11 +138,10 @@ async def test_few_steps_switch_to_trailing_and_say_so(client):
     assert (await sample(client, JSON, steps=20)).json()["spacing"] == "leading"
 
 
-async def test_clipping_is_a_habit_of_ddpm_alone_and_can_be_asked_for_or_turned_off(client):
-    assert np.abs(await pixels(client, steps=3, seed=2)).max() > 1
-    assert np.abs(await pixels(client, steps=3, seed=2, clip=True)).max() <= 1
-    assert np.abs(await pixels(client, sampler="ddpm", steps=3, seed=2)).max() <= 1
-    assert np.abs(await pixels(client, sampler="ddpm", steps=3, seed=2, clip=False)).max() > 1
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm", "dpmpp_2m"])
+async def test_clip_can_be_turned_off(client, sampler):
+    assert np.abs(await pixels(client, sampler=sampler, steps=3, seed=2)).max() <= 1
+    assert np.abs(await pixels(client, sampler=sampler, steps=3, seed=2, clip=False)).max() > 1
 
 
 async def test_every_sampler_answers_as_the_plain_loop_does(client, tiny):
@@ -175,7 +175,7 @@ async def test_options_of_samplers(client):
 
 async def test_guidance_is_two_rows(client, tiny):
     ckpt = load(tiny)
-    plan = samplers.ddim(ckpt.schedule, 12, spacing="leading")
+    plan = samplers.ddim(ckpt.schedule, 12, clip=Clip(1.0), spacing="leading")
     guided = machine.guided(ckpt.net, torch.tensor([3.0]), null=3)
     expected = machine.sample(guided, plan, [5], (1, 8, 8), torch.tensor([1])).numpy()
     response = await sample(client, NPY, label="square", seed=5, steps=12, guidance=3)

@@ -112,7 +112,7 @@ def test_ddim_clipped_is_diffusers(rederive, prediction, clipping):
 @pytest.mark.parametrize("steps", [30, 50])
 def test_ddim_on_other_schedules_is_diffusers(steps, beta_schedule):
     scheduler = DDIMScheduler(beta_schedule=beta_schedule)
-    assert against_diffusers(ddim, scheduler, steps, clip=Clip(1.0)) < PARITY
+    assert against_diffusers(ddim, scheduler, steps, clip=Clip(1.0), rederive=False) < PARITY
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
