@@ -118,6 +118,7 @@ _TABLE = (
         heun,
         good_steps="10-50",
         evaluations=(2, -1),
+        spacing="trailing",  # its second look at t = 0, where the network sees hardly any noise, would spoil the rest
     ),
     Sampler(
         "pndm",
