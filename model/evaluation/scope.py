@@ -38,6 +38,8 @@ QUICK = Scope(pictures=100, budgets=(5, 10, 20), long=None, inverted=16, inversi
 # What is compared: the label in tables and plots, the sampler, and options that differ from the defaults.
 WALKS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("ddim", {}),
+    "ddim, unclipped": ("ddim", {"clip": None}),
+    "ddim, clipped as diffusers does": ("ddim", {"rederive": False}),
     "ddim, eta 0.5": ("ddim", {"eta": 0.5}),
     "ddpm": ("ddpm", {}),
     "ddpm, fixed_large": ("ddpm", {"variance": "fixed_large"}),
