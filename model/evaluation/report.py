@@ -160,7 +160,7 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
     if "samplers" in facts:
         found = facts["samplers"]
         opinions = [opinion for opinion in OPINIONS if opinion in found["floor"]]
-        figure, axes = plt.subplots(1, len(opinions), figsize=(6.5 * len(opinions), 5), squeeze=False)
+        figure, axes = plt.subplots(1, len(opinions), figsize=(5.5 * len(opinions) + 2, 5), squeeze=False)
         for axis, opinion in zip(axes[0], opinions, strict=True):
             for k, walk in enumerate(dict.fromkeys(row["walk"] for row in found["walks"])):
                 rows = [row for row in found["walks"] if row["walk"] == walk]
@@ -170,11 +170,20 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
                     "color": plt.get_cmap("tab20")(k * 2 % 20 + k // 10),
                 }
                 axis.plot([r["nfe"] for r in rows], [r["frechet"][opinion] for r in rows], label=walk, **style)
-            axis.axhline(found["floor"][opinion]["mean"], color="grey", linestyle=":", label="real pictures")
+            floor = found["floor"][opinion]["mean"]
+            axis.axhline(floor, color="grey", linestyle=":", label="real pictures")
+            # Few are so bad that, shown whole, they would press all others into one line; the table has them.
+            top = 1.5 * max(floor, *(row["frechet"][opinion] for row in found["walks"] if row["walk"] == "ddim"))
             axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=OPINIONS[opinion])
+            axis.set_ylim(0.85 * min(floor, *(row["frechet"][opinion] for row in found["walks"])), top)
+            budgets = sorted({row["budget"] for row in found["walks"]})
+            axis.set_xticks(budgets, map(str, budgets))
+            axis.yaxis.set_major_formatter("{x:g}")
+            axis.minorticks_off()
+            axis.set_yticks([t for t in (0.2, 0.5, 1, 2, 5, 10, 200, 300, 400, 600, 1000) if floor / 2 < t < top])
             axis.grid(alpha=0.3)
         axes[0][0].set_ylabel("Fréchet distance")
-        axes[0][-1].legend(fontsize=8)
+        axes[0][-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
         figure.tight_layout()
         figure.savefig(out / "quality-samplers.png", dpi=100, metadata={"Software": None})
         plt.close(figure)

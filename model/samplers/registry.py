@@ -79,7 +79,7 @@ _TABLE = (
     Sampler(
         "dpmpp_2m",
         "DPM-Solver++, multistep: extrapolates the predicted picture from the steps before.",
-        "For good pictures in the fewest evaluations; order 3 pays from about 15 steps.",
+        "For good pictures in the fewest evaluations, without noise; order 3 seldom pays.",
         dpmpp_2m,
         good_steps="10-30",
         options=frozenset({"order"}),
@@ -88,9 +88,9 @@ _TABLE = (
     Sampler(
         "dpmpp_2m_sde",
         "The same solver with fresh noise at every step.",
-        "Instead of ddpm, when variety matters and a thousand steps are too many.",
+        "The best pictures for few evaluations: where ddpm gets in a hundred, this is in ten.",
         dpmpp_2m_sde,
-        good_steps="20-100",
+        good_steps="10-100",
         stochastic=True,
         options=frozenset({"order"}),
         spacing="karras",
@@ -105,9 +105,9 @@ _TABLE = (
     Sampler(
         "unipc",
         "A multistep predictor whose every step is corrected after the fact, at no extra evaluation.",
-        "For the fewest evaluations of all; more steps than 20 add little.",
+        "As dpmpp_2m, and the surer one below ten steps.",
         unipc,
-        good_steps="8-20",
+        good_steps="8-30",
         options=frozenset({"order"}),
         spacing="karras",
     ),
