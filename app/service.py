@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import re
 
 import torch
@@ -50,7 +49,8 @@ class Service:
             OutOfMemoryError: the device is too small.
         """
         settings = self.settings
-        torch.set_num_threads(settings.threads or os.cpu_count() or 1)
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         device = pick_device(settings.device)
         loaded = checkpoint.load(settings.checkpoint, device)
         runner = Runner(loaded, device)

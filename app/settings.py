@@ -34,8 +34,8 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="CPU threads of one forward, by default one per core; lower it where others need the cores, "
-        "since threads that wait for a busy core cost far more than they give.",
+        description="CPU threads of one forward, by default OMP_NUM_THREADS, else one per core; take fewer where others "
+        "need the cores, since threads that wait for a busy core cost far more than they give.",
     )
     max_width: int = Field(
         16, ge=2, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."

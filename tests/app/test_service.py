@@ -6,6 +6,7 @@ import asyncio
 import threading
 
 import pytest
+import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__, errors
@@ -87,6 +88,16 @@ async def test_before_the_network_is_there(settings, monkeypatch):
             await asyncio.sleep(0.005)
         assert (await client.post("/sample", json={"steps": 1})).status_code == 200
         assert await metric(client, "unstir_ready") == 1
+
+
+@pytest.mark.parametrize(("asked", "taken"), [(None, 1), (2, 2)], ids=["as torch was told", "as asked"])
+async def test_threads_of_a_forward(settings, asked, taken):
+    try:
+        await asyncio.to_thread(Service(settings.model_copy(update={"threads": asked})).load)
+        assert torch.get_num_threads() == 1  # as tests/conftest.py says; others keep what they have
+        assert await asyncio.to_thread(torch.get_num_threads) == taken
+    finally:
+        torch.set_num_threads(1)
 
 
 async def test_a_checkpoint_that_cannot_be_loaded(tmp_path):
