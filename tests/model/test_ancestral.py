@@ -9,24 +9,11 @@ from model import machine
 from model.habits import Habits
 from model.plan import Clip
 from model.samplers import SAMPLERS, ddim, ddpm
-from model.schedule import NoiseSchedule, ScheduleError, timesteps
+from model.schedule import ScheduleError, timesteps
 from model.walk import hops
 from tests.fakes import GaussianEps, MixtureEps
 from tests.oracles import ddim_loop, ddpm_loop, levels_of, mixture_flow
-
-LINEAR = NoiseSchedule.from_config({})
-COSINE = NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
-
-
-def pixels(values):
-    """[B, 1, 1, 1] in float64: one trajectory per value."""
-    return torch.as_tensor(values, dtype=torch.float64).reshape(-1, 1, 1, 1)
-
-
-def draws(seed, shape):
-    """An endless stream of noise in float64."""
-    generator = torch.Generator().manual_seed(seed)
-    return lambda: torch.randn(shape, generator=generator, dtype=torch.float64)
+from tests.walks import COSINE, LINEAR, draws, pixels
 
 
 def still(shape):

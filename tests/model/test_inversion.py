@@ -11,14 +11,9 @@ from model.plan import Clip
 from model.schedule import NoiseSchedule, ScheduleError
 from model.walk import CLEAN, Hop
 from tests.fakes import GaussianEps, MixtureEps
+from tests.walks import LINEAR, pixels
 
-LINEAR = NoiseSchedule.from_config({})
 PICTURE = [-0.7, -0.55, 0.2, 0.5, 0.62]
-
-
-def pixels(values, dtype=torch.float64):
-    """[B, 1, 1, 1]: one trajectory per value."""
-    return torch.as_tensor(values, dtype=dtype).reshape(-1, 1, 1, 1)
 
 
 def round_trip(net, steps, encode, dtype=torch.float64, values=PICTURE):
