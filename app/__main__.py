@@ -103,9 +103,17 @@ def _train(arguments: dict[str, Any]) -> int:
 
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--checkpoint", type=Path, default=SHIPPED / "fashion-mnist-32", help="the folder to look at")
-    parser.add_argument("--data", required=True, type=Path, help="what it was trained on: .npz, idx files or a folder")
-    parser.add_argument("--out", type=Path, default=Path("docs"), help="where quality.md and its plots go [docs]")
+    parser.add_argument(
+        "--checkpoint", type=Path, default=SHIPPED / "fashion-mnist-32", help="the folder to look at [the shipped one]"
+    )
+    parser.add_argument(
+        "--data",
+        required=True,
+        type=Path,
+        help="what it was trained on: .npz, idx files or a folder; pictures are compared with its held-out ones "
+        "(test_images and test_labels of an .npz, t10k files of idx), else with a fifth of it",
+    )
+    parser.add_argument("--out", type=Path, default=Path("quality"), help="where quality.md and its plots go [quality]")
     parser.add_argument(
         "--work",
         type=Path,

@@ -134,7 +134,7 @@ def _check_guidance(service: Service, request: SampleRequest, label: int | None)
         raise InvalidField("guidance", request.guidance, "this checkpoint has no null class to guide away from; use 1")
     if label == service.checkpoint.card.null_class:
         raise InvalidField(
-            "guidance", request.guidance, "guidance strengthens a label; give one, or leave guidance at 1"
+            "guidance", request.guidance, "it weighs a label against none; give a label, or leave guidance at 1"
         )
 
 

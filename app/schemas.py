@@ -36,7 +36,8 @@ class SampleRequest(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
-        description="Steps of the walk, up to the T that the network was trained on; the default is the sampler's.",
+        description="Steps of the walk, up to the T of the network's training (`timesteps` of `/model`); "
+        "by default the sampler's.",
     )
     eta: float | None = Field(
         None, ge=0, le=1, description="ddim only: 0 (default) is deterministic, 1 as noisy as ddpm."
@@ -45,7 +46,7 @@ class SampleRequest(BaseModel):
         None,
         ge=1,
         le=3,
-        description="dpmpp_2m, dpmpp_2m_sde and unipc only: how many past steps they learn from; default 2.",
+        description="dpmpp_2m, unipc and (up to 2) dpmpp_2m_sde only: how many past steps they learn from; default 2.",
     )
     warmup: bool | None = Field(
         None, description="pndm only: take the first three steps by Runge-Kutta, for eight evaluations more."
@@ -58,17 +59,19 @@ class SampleRequest(BaseModel):
     clip: bool | None = Field(
         None, description="Keep the predicted picture within range on the way; default: as the checkpoint says."
     )
-    n: int = Field(1, ge=1, description="How many pictures.")
+    n: int = Field(1, ge=1, description="How many pictures, up to `max_pictures` of `/model`.")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Picture i is drawn from seed + i; left out, a seed is drawn and reported."
     )
-    label: int | str | None = Field(None, description="Class, by name or index; left out, any.")
+    label: int | str | None = Field(
+        None, description="Class, by name (in any case) or index; left out, the network draws of any class."
+    )
     guidance: float = Field(
         1.0,
         ge=0,
         le=20,
         description="Weight of classifier-free guidance: 1 is none, 1.5 to 4 follow the label more closely at the "
-        "price of variety; doubles the evaluations.",
+        "price of variety, above that pictures suffer, below 1 they heed the label less; doubles the evaluations.",
     )
     reproducible: bool = Field(
         False, description="The same bytes at any load, at the price of forwards that are padded to one width."
@@ -96,7 +99,7 @@ class SampleReply(BaseModel):
     warmup: bool | None = None
     spacing: str
     clip: bool
-    label: str | None = None
+    label: str | None = Field(None, description="Name of the class; null where none was asked for.")
     guidance: float
     reproducible: bool
     nfe: int = Field(description="Network evaluations of each picture.")
@@ -137,7 +140,10 @@ class SamplerInfo(BaseModel):
     good_steps: str
     default_steps: int
     options: list[str] = Field(description="Fields of the request that only some samplers take.")
-    spacings: list[str] = Field(description="What `spacing` can be; the first is taken by default.")
+    spacings: list[str] = Field(
+        description="What `spacing` can be; the first is taken by default, trailing where so few steps would not reach "
+        "the noise."
+    )
 
 
 class ModelReply(BaseModel):

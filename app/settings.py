@@ -34,7 +34,7 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="CPU threads of one forward, by default OMP_NUM_THREADS, else one per core; take fewer where others "
+        description="CPU threads of one forward, by default OMP_NUM_THREADS, else one per core; fewer where others "
         "need the cores, since threads that wait for a busy core cost far more than they give.",
     )
     max_width: int = Field(

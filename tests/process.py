@@ -39,7 +39,7 @@ def server(tiny: Path, *arguments: str) -> Iterator[tuple[subprocess.Popen, http
     reader.start()
     try:
         base = wait_for(lambda: next(iter(re.findall(r"http://[\d.]+:\d+", "".join(lines))), None), lines)
-        with httpx.Client(base_url=base, timeout=60) as client:
+        with httpx.Client(base_url=base, timeout=180) as client:
             wait_for(lambda: client.get("/readyz").status_code == 200, lines)
             yield process, client, lines
     finally:

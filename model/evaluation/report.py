@@ -60,7 +60,7 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[s
         f"with {found['reference']} real ones {seen}. The distance is Fréchet's, between Gaussians "
         "fitted to features; it depends on the features and on the number of pictures, so it compares rows of one "
         "table and nothing else, least of all a published FID. The floor is the same distance for as many real "
-        "training pictures.",
+        "training pictures of the same classes; its spread is that of several such draws.",
     ]
     if "samplers" in plots:
         parts.append(f"![Fréchet distance against network evaluations]({plots['samplers']})")
@@ -160,30 +160,11 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
     if "samplers" in facts:
         found = facts["samplers"]
         opinions = [opinion for opinion in OPINIONS if opinion in found["floor"]]
-        figure, axes = plt.subplots(1, len(opinions), figsize=(5.5 * len(opinions) + 2, 5), squeeze=False)
+        figure, axes = plt.subplots(1, len(opinions), figsize=(5.5 * len(opinions) + 2, 5.5), squeeze=False)
         for axis, opinion in zip(axes[0], opinions, strict=True):
-            for k, walk in enumerate(dict.fromkeys(row["walk"] for row in found["walks"])):
-                rows = [row for row in found["walks"] if row["walk"] == walk]
-                style = {
-                    "marker": "osD^v<>P*Xhd"[k % 12],
-                    "markersize": 5,
-                    "color": plt.get_cmap("tab20")(k * 2 % 20 + k // 10),
-                }
-                axis.plot([r["nfe"] for r in rows], [r["frechet"][opinion] for r in rows], label=walk, **style)
-            floor = found["floor"][opinion]["mean"]
-            axis.axhline(floor, color="grey", linestyle=":", label="real pictures")
-            # Few are so bad that, shown whole, they would press all others into one line; the table has them.
-            top = 1.5 * max(floor, *(row["frechet"][opinion] for row in found["walks"] if row["walk"] == "ddim"))
-            axis.set(xscale="log", yscale="log", xlabel="network evaluations", title=OPINIONS[opinion])
-            axis.set_ylim(0.85 * min(floor, *(row["frechet"][opinion] for row in found["walks"])), top)
-            budgets = sorted({row["budget"] for row in found["walks"]})
-            axis.set_xticks(budgets, map(str, budgets))
-            axis.yaxis.set_major_formatter("{x:g}")
-            axis.minorticks_off()
-            axis.set_yticks([t for t in (0.2, 0.5, 1, 2, 5, 10, 200, 300, 400, 600, 1000) if floor / 2 < t < top])
-            axis.grid(alpha=0.3)
+            _distances(axis, found, opinion)
         axes[0][0].set_ylabel("Fréchet distance")
-        axes[0][-1].legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.01, 1))
+        axes[0][-1].legend(fontsize=8, handlelength=4, loc="upper left", bbox_to_anchor=(1.01, 1))
         figure.tight_layout()
         figure.savefig(out / "quality-samplers.png", dpi=100, metadata={"Software": None})
         plt.close(figure)
@@ -193,9 +174,11 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
         for k, method in enumerate(dict.fromkeys(row["method"] for row in facts["inversion"])):
             rows = [row for row in facts["inversion"] if row["method"] == method]
             values = [row["psnr"]["median"] for row in rows]
-            axis.plot([r["nfe"] for r in rows], values, label=method, marker="osD^v<>P"[k % 8], markersize=5)
+            style: dict[str, Any] = {"markersize": 5} if len(rows) > 1 else {"markersize": 9, "fillstyle": "none"}
+            axis.plot([r["nfe"] for r in rows], values, label=method, marker="osD^v<>P"[k % 8], **style)
         axis.axhline(58.9, color="grey", linestyle=":", label="rounding to 8 bits")
         axis.set(xscale="log", xlabel="network evaluations to encode", ylabel="median PSNR of the round trip, dB")
+        axis.xaxis.set_major_formatter("{x:g}")
         axis.grid(alpha=0.3)
         axis.legend(fontsize=8)
         figure.tight_layout()
@@ -203,3 +186,36 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
         plt.close(figure)
         drawn["inversion"] = "quality-inversion.png"
     return drawn
+
+
+def _distances(axis: Any, found: dict[str, Any], opinion: str) -> None:
+    """One opinion's plot: a colour for each sampler, another line for each of its variants."""
+    variants: dict[str, list[str]] = {}
+    for row in found["walks"]:
+        walks = variants.setdefault(row["sampler"], [])
+        if row["walk"] not in walks:
+            walks.append(row["walk"])
+    floor = found["floor"][opinion]["mean"]
+    # Few are so bad that, shown whole, they would press all others into one line; the table has them.
+    top = 1.5 * max(floor, *(row["frechet"][opinion] for row in found["walks"] if row["walk"] == "ddim"))
+    bottom = 0.85 * min(floor, *(row["frechet"][opinion] for row in found["walks"]))
+    beyond = []
+    for k, walks in enumerate(variants.values()):
+        for i, walk in enumerate(walks):
+            rows = [row for row in found["walks"] if row["walk"] == walk]
+            values = [row["frechet"][opinion] for row in rows]
+            style = {"color": f"C{k}", "marker": "osD^v<>P*Xhd"[k % 12], "linestyle": ("-", "--", ":", "-.")[i % 4]}
+            axis.plot([row["nfe"] for row in rows], values, label=walk, markersize=5, **style)
+            if max(values) > top:
+                beyond.append(walk)
+    axis.axhline(floor, color="grey", linewidth=1, label="real pictures")
+    axis.set(xscale="log", yscale="log", ylim=(bottom, top), xlabel="network evaluations", title=OPINIONS[opinion])
+    budgets = sorted({row["budget"] for row in found["walks"]})
+    axis.set_xticks(budgets, map(str, budgets))
+    axis.yaxis.set_major_formatter("{x:g}")
+    axis.minorticks_off()
+    axis.set_yticks([t for t in (0.2, 0.3, 0.5, 1, 2, 5, 10, 300, 350, 400, 500, 600, 1000) if bottom < t < top])
+    axis.grid(alpha=0.3)
+    if beyond:
+        beginning = "they begin above the scale:\n" + "\n".join(beyond)
+        axis.text(0.98, 0.98, beginning, fontsize=8, ha="right", va="top", transform=axis.transAxes)

@@ -119,7 +119,7 @@ def dpmpp_2s(
 def check_order(order: int, highest: int) -> None:
     """Refuse orders outside 1..highest."""
     if not 1 <= order <= highest:
-        raise ScheduleError("order", order, f"must lie in 1..{highest}")
+        raise ScheduleError("order", order, f"this sampler has orders 1..{highest}")
 
 
 def order_ladder(walk: Sequence[Level], order: int, lower_order_final: bool) -> list[int]:

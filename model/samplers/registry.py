@@ -22,7 +22,7 @@ class Sampler:
         what: it is, in one plain sentence.
         when: to use it, in another.
         compile: (schedule, steps, spacing=, clip=, and the options) to a Plan.
-        good_steps: from the fewest that give good pictures to the most that still improve them; T is the whole chain.
+        good_steps: the range worth trying; T is the whole chain.
         default_steps: None stands for T.
         evaluations: (a, b): the walk takes a · steps + b network evaluations, with default options.
         stochastic: whether it draws noise on the way, with default options.
@@ -69,9 +69,9 @@ _TABLE = (
     Sampler(
         "ddpm",
         "The original ancestral walk, with fresh noise at every step.",
-        "For the reference result at all T steps; poor below a hundred.",
+        "For the reference result, at all T steps; others get there sooner.",
         ddpm,
-        good_steps="250-T",
+        good_steps="100-T",
         default_steps=None,
         stochastic=True,
         options=frozenset({"variance"}),
@@ -88,7 +88,7 @@ _TABLE = (
     Sampler(
         "dpmpp_2m_sde",
         "The same solver with fresh noise at every step.",
-        "The best pictures for few evaluations: where ddpm gets in a hundred, this is in ten.",
+        "Where fresh noise should correct the network's errors, as ddpm's does, in a tenth of its evaluations.",
         dpmpp_2m_sde,
         good_steps="10-100",
         stochastic=True,
@@ -98,14 +98,14 @@ _TABLE = (
     Sampler(
         "dpmpp_2s",
         "DPM-Solver++, singlestep: steps in pairs, the second correcting both.",
-        "Where multistep extrapolation overshoots, as under strong guidance.",
+        "For second order without a history; from twenty evaluations on much like dpmpp_2m.",
         dpmpp_2s,
         good_steps="20-50",
     ),
     Sampler(
         "unipc",
         "A multistep predictor whose every step is corrected after the fact, at no extra evaluation.",
-        "As dpmpp_2m, and the surer one below ten steps.",
+        "As dpmpp_2m, of one order more: its error falls faster as steps are added.",
         unipc,
         good_steps="8-30",
         options=frozenset({"order"}),

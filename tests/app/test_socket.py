@@ -41,7 +41,7 @@ def test_hanging_up_frees_the_lanes(tiny):
 def test_sigterm_finishes_what_was_accepted_and_then_exits(tiny):
     with server(tiny) as (process, client, lines):
         answers: list[httpx.Response] = []
-        with httpx.Client(base_url=client.base_url, timeout=60) as other:
+        with httpx.Client(base_url=client.base_url, timeout=180) as other:
             request = {"sampler": "ddpm", "n": 16}
             asking = threading.Thread(target=lambda: answers.append(other.post("/sample", json=request)))
             asking.start()
@@ -61,7 +61,7 @@ def ask_for_much(client: httpx.Client, outcomes: list) -> threading.Thread:
     """A request of many seconds, in a thread of its own, which appends the answer."""
 
     def ask() -> None:
-        with httpx.Client(base_url=client.base_url, timeout=60) as other:
+        with httpx.Client(base_url=client.base_url, timeout=180) as other:
             outcomes.append(other.post("/sample", json={"sampler": "ddpm", "n": 64}))
 
     thread = threading.Thread(target=ask)
@@ -107,7 +107,7 @@ def test_a_second_signal_stops_at_once(tiny):
 )
 def test_a_bad_setting_stops_the_start(arguments, environment, words):
     process = unstir("serve", *arguments, **environment)
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 2
     assert words in output
     assert "Traceback" not in output
@@ -115,7 +115,7 @@ def test_a_bad_setting_stops_the_start(arguments, environment, words):
 
 def test_a_broken_checkpoint_stops_the_process(tmp_path):
     process = unstir("serve", "--port", "0", "--device", "cpu", "--checkpoint", str(tmp_path))
-    output, _ = process.communicate(timeout=60)
+    output, _ = process.communicate(timeout=180)
     assert process.returncode == 1
     assert "config.json is missing" in output
     assert "Traceback" not in output
@@ -125,7 +125,7 @@ def test_a_port_in_use_stops_the_process_at_once(tiny):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = str(taken.getsockname()[1])
         process = unstir("serve", "--port", port, "--device", "cpu", "--checkpoint", str(tiny))
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=180)
     assert process.returncode != 0
     assert "address already in use" in output
     assert "Traceback" not in output

@@ -168,8 +168,9 @@ def test_pure_noise_needs_another_prediction_than_epsilon():
 
 
 @pytest.mark.parametrize("spacing", ["trailing", "karras"])
-@pytest.mark.parametrize("name", sorted(set(FORMS) - {"pndm", "pndm-warmup", "obelm"}))  # whose last step extrapolates
+@pytest.mark.parametrize("name", [name for name in FORMS if name.startswith(("dd", "dpmpp", "unipc", "heun"))])
 def test_clipped_samples_stay_within_the_clip(name, spacing):
+    # Not those whose last step extrapolates ε.
     x, net = 3 * draws(13, (4, 1, 4, 4))(), GaussianEps(LINEAR, 0.9, 1.5)  # whose samples leave [-1, 1] freely
     free, clipped = (FORMS[name](LINEAR, 12, spacing=spacing, clip=clip) for clip in (None, Clip(1.0)))
     assert machine.run(net, free, x, noise=draws(14, x.shape)).abs().max() > 1.5
