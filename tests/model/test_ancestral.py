@@ -39,7 +39,7 @@ def final_variance(plan, schedule, s_sq):
     return float(machine.run(GaussianEps(schedule, 0, math.sqrt(s_sq)), plan, x_T, noise=noise).square().sum())
 
 
-# SAMPLERS.md section 7: linear, leading, final ᾱ = 1.
+# From a separate computation in float64: linear, leading, final ᾱ = 1.
 VARIANCES = [
     (1, "ddim", {}, {10: 0.691718, 20: 0.832714, 50: 0.929449, 100: 0.964031, 1000: 0.996252}),
     (1, "ddim", {"eta": 1}, {10: 0.548207, 20: 0.710726, 50: 0.857434, 100: 0.921599, 1000: 0.991067}),

@@ -27,7 +27,7 @@ def on_even_levels(compile_, steps, **options):
 
 
 KEEPING = {"lower_order_final": False}
-# SAMPLERS.md section 7: the slope of the error, and the error at 80 steps where it is printed.
+# From a separate computation in float64: the slope of the error, and the error at 80 steps where it is printed.
 ORDERS = {
     "ddim": (lambda n: ddim(LINEAR, n, walk=hops_between(even_in_lambda(LINEAR, n))), 0.99, 1.93e-2),
     "dpmpp_2m-1": (partial(on_even_levels, dpmpp_2m, order=1, **KEEPING), 0.99, 1.93e-2),
@@ -122,7 +122,7 @@ def test_dpmpp_2m_sde_draws_from_the_mixture():
         plan = dpmpp_2m_sde(LINEAR, steps, spacing="karras")
         x = machine.run(MixtureEps(LINEAR), plan, noise(), noise=noise).flatten().double()
         distances[steps] = kolmogorov_smirnov(x)
-    # The bound of section 7 for 50 steps is .08; this solver reaches .008, and chance alone 1.36 / √20000 = .0096.
+    # For 50 steps .08 would do; this solver reaches .008, and chance alone 1.36 / √20000 = .0096.
     assert distances[50] < 0.02
     assert distances[10] > 2 * distances[50]
     # Of the last x: mean -.05 and variance .3275, each with 4 standard errors and some bias of 50 steps.

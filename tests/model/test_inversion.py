@@ -23,7 +23,7 @@ def round_trip(net, steps, encode, dtype=torch.float64, values=PICTURE):
     return float((machine.run(net, samplers.ddim(net.schedule, steps), x_T) - x_0).abs().max())
 
 
-# SAMPLERS.md section 7: relative error of there and back, Gaussian data, leading, target time.
+# From a separate computation in float64: relative error of there and back, Gaussian data, leading, target time.
 GAINS = [
     (0.5, {10: -0.2725, 20: -0.1349, 50: -0.0536, 100: -0.0267, 200: -0.0133, 500: -0.0053, 1000: -0.0027}),
     (0.1, {50: -0.3799}),
@@ -155,7 +155,7 @@ def test_each_picture_chooses_for_itself():
 @pytest.mark.parametrize("net", [GaussianEps(LINEAR, 0.1, 0.5), MixtureEps(LINEAR)], ids=["gaussian", "mixture"])
 @pytest.mark.parametrize("steps", [2, 10, 20, 50, 100])
 def test_obelm_returns_to_the_picture(net, steps):
-    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):  # section 7; the rest is rounding
+    for dtype, bound in ((torch.float64, 1e-12), (torch.float32, 1e-5)):  # all that is left is rounding
         x_0 = pixels(PICTURE, dtype)
         spacing = "leading" if steps >= 10 else "trailing"
         pair = machine.run_slots(net, inversion.obelm(LINEAR, steps, spacing=spacing), x_0[:, None])

@@ -1,15 +1,17 @@
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, UNet2DModel
 
 from model import machine
 from model.plan import Clip
 from model.samplers import ddim, ddpm
 from model.schedule import NoiseSchedule
+from model.unet import UNet
+from model.unet_config import UNetConfig
 from model.walk import hops
+from tests.diffusers_walks import diffusers_sample, diffusers_walk
 from tests.fakes import MixtureEps, WithVariance
-from tests.oracles import diffusers_sample, diffusers_walk
 
 LINEAR = NoiseSchedule.from_config({})
 
@@ -42,7 +44,7 @@ def against_diffusers(sampler, scheduler, steps, *, net=MixtureEps, step_options
     return float((ours - theirs).abs().max())
 
 
-# diffusers keeps its coefficients in float32 whatever the state is: SAMPLERS.md section 1.9 measured up to 1.6e-5.
+# diffusers keeps its coefficients in float32 whatever the state is: that alone was measured to make up to 1.6e-5.
 PARITY, PARITY_V = 5e-5, 2e-5
 
 
@@ -155,3 +157,42 @@ def test_the_walk_of_diffusers_differs_where_it_has_quirks():
     assert walk[1].t == 965  # and not 966, where the first hop landed
     assert diffusers_walk(DDIMScheduler(set_alpha_to_one=False), 50)[-1].abar_next < 1
     assert all(hop.noisy for hop in diffusers_walk(DDIMScheduler(), 50))
+
+
+def tiny_unets():
+    """Our UNet and diffusers', with the same weights."""
+    torch.manual_seed(0)
+    config = UNetConfig(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+    )
+    ours, theirs = UNet(config).eval(), UNet2DModel.from_config(config.to_dict()).eval()
+    theirs.load_state_dict(ours.state_dict())
+    return ours, theirs
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize(
+    ("plan", "scheduler", "options"),
+    [
+        (ddpm(LINEAR, 20, clip=Clip(1.0)), DDPMScheduler(), {}),
+        (ddim(LINEAR, 20, eta=0.5, clip=Clip(1.0), rederive=False), DDIMScheduler(), {"eta": 0.5}),
+    ],
+    ids=["ddpm", "ddim"],
+)
+def test_a_seed_means_here_what_it_means_in_diffusers(plan, scheduler, options):
+    ours, theirs = tiny_unets()
+    seeds = [0, 41, 2**32 + 1]
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    x = torch.cat([torch.randn(1, 1, 8, 8, generator=generator) for generator in generators])
+    scheduler.set_timesteps(20)
+    for t in scheduler.timesteps:
+        x = scheduler.step(theirs(x, t).sample, t, x, generator=generators, **options).prev_sample
+    # float32 throughout: an x̂0 at the top is 157 times a rounding of 1e-7, and 20 steps add up. Other noise gives 1.
+    assert (machine.sample(ours, plan, seeds, (1, 8, 8)) - x).abs().max() < 1e-4

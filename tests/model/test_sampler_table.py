@@ -90,7 +90,7 @@ def test_a_pair_in_one_step_is_refused():
     assert caught.value.field == "steps"
 
 
-# Regressions: what went wrong elsewhere (SAMPLERS.md section 1.10).
+# Regressions: what went wrong elsewhere.
 
 
 @pytest.mark.parametrize("order", [1, 2, 3])

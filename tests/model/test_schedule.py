@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from model.schedule import NoiseSchedule, ScheduleError, covering_spacing, timesteps
-from tests.oracles import diffusers_grid
+from tests.diffusers_walks import diffusers_grid
 
 GRIDS = ("leading", "trailing", "linspace", "quadratic")
 LINEAR = NoiseSchedule.from_config({})

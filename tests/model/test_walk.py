@@ -8,7 +8,7 @@ from diffusers import DPMSolverMultistepScheduler, HeunDiscreteScheduler
 from model.plan import Clip
 from model.schedule import SPACINGS, NoiseSchedule, ScheduleError, timesteps
 from model.walk import CLEAN, LEAST_ABAR, Hop, Level, hops, levels, step, terms
-from tests.oracles import diffusers_levels
+from tests.diffusers_walks import diffusers_levels
 
 LINEAR = NoiseSchedule.from_config({})
 COSINE = NoiseSchedule.from_config({"beta_schedule": "squaredcos_cap_v2"})
