@@ -19,7 +19,7 @@ from model.data import DataError
 from model.evaluation.run import PARTS, evaluate
 from model.evaluation.scope import QUICK, Scope
 from model.recipe import Recipe, TrainingError
-from model.training import recipe_of, train
+from model.training_run import recipe_of, train
 from model.unet_config import ConfigError
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from app.settings import SHIPPED
 from model import checkpoint, pictures
-from model.training import grid
+from model.training_run import grid
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 

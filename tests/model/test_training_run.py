@@ -7,9 +7,10 @@ import pytest
 import torch
 from PIL import Image
 
-from model import checkpoint, training
+from model import checkpoint, training_run
 from model.recipe import TrainingError
-from model.training import Trainer, train
+from model.training import Trainer
+from model.training_run import train
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
 
 
@@ -23,8 +24,8 @@ def source(tmp_path):
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch):
     """The sheets that a run draws as it goes: two columns instead of ten."""
-    grid = training.grid
-    monkeypatch.setattr(training, "grid", lambda net, classes: grid(net, classes, columns=2))
+    grid = training_run.grid
+    monkeypatch.setattr(training_run, "grid", lambda net, classes: grid(net, classes, columns=2))
 
 
 @pytest.mark.parametrize("killed_after", [1, 4])
@@ -160,7 +161,7 @@ def test_a_sheet_is_repeatable_and_leaves_no_trace():
     trainer.advance()
     twin = Trainer.start(TINY, shades(4), CPU)
     twin.advance()
-    sheets = [training.grid(trainer.ema, ("dark", "light")) for _ in range(2)]
+    sheets = [training_run.grid(trainer.ema, ("dark", "light")) for _ in range(2)]
     assert np.array_equal(*sheets)
     trainer.advance()
     twin.advance()

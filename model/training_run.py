@@ -1,0 +1,173 @@
+"""A run of training: a loop that can be killed at any moment, and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import checkpoint, data, machine, pictures, samplers
+from model.checkpoint import Card
+from model.plan import Clip
+from model.recipe import SCHEDULER_CONFIG, Recipe, TrainingError
+from model.schedule import NoiseSchedule
+from model.training import Trainer
+from model.unet import UNet
+
+STATE = "state.pt"
+
+
+def recipe_of(out: Path) -> Recipe:
+    """The recipe that the run in ``out`` was last trained with.
+
+    Raises:
+        TrainingError: no run is there.
+    """
+    if not (out / STATE).exists():
+        raise TrainingError(f"{out / STATE} does not exist; leave out --resume to start a run")
+    saved: dict[str, Any] = torch.load(out / STATE, map_location="cpu", weights_only=True)["recipe"]
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    return Recipe(**values)
+
+
+def train(
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    save_seconds: float = 30.0,
+    grid_minutes: float = 5.0,
+    card: dict[str, Any] | None = None,
+) -> Trainer:
+    """Train until a bound of the recipe is reached, or SIGINT or SIGTERM asks to stop; then save and return.
+
+    ``out`` becomes a checkpoint with the averaged weights, renewed with each grid of samples under ``out/samples``.
+    Killed without warning, the run loses at most ``save_seconds`` of work, which it repeats to the same bits.
+
+    Raises:
+        TrainingError: no bound given, ``out`` holds another run, or nothing to resume.
+        DataError: nothing to train on.
+    """
+    state = out / STATE
+    if recipe.steps is None and recipe.minutes is None:
+        raise TrainingError("say how long to train: --minutes or --steps")
+    if resume:
+        recipe_of(out)
+    if not resume and state.exists():
+        raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
+    dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
+    out.mkdir(parents=True, exist_ok=True)
+    trainer = Trainer.start(recipe, dataset, device)
+    if resume:
+        trainer.load_state(state)
+    parameters = sum(p.numel() for p in trainer.net.parameters())
+    tqdm.write(f"{len(dataset.images)} pictures, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+
+    saved = drawn = time.monotonic()
+    shown = 0.0
+    with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
+        begun, start_step = time.monotonic(), trainer.step
+        while trainer.progress() < 1 and not stopping():
+            trainer.advance()
+            now = time.monotonic()
+            if now - shown > 1 or trainer.progress() == 1:
+                bar.n = round(trainer.progress(), 4)
+                bar.set_description_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
+                shown = now
+            if now - saved > save_seconds:
+                trainer.save_state(state)
+                saved = now
+            if now - drawn > 60 * grid_minutes:
+                publish(trainer, out, card or {})
+                drawn = now
+    trainer.save_state(state)
+    publish(trainer, out, card or {}, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
+    ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
+    tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
+    return trainer
+
+
+def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool = True) -> None:
+    """Write the averaged weights as a checkpoint, and a grid of what they draw (DDIM, 50 steps, seeds 0, 1, 2…)."""
+    dataset, recipe = trainer.dataset, trainer.recipe
+    card = Card(
+        **{
+            "name": out.resolve().name,
+            "classes": dataset.classes,
+            "null_class": len(dataset.classes) if dataset.classes else None,
+            "training": {
+                **asdict(recipe),
+                "precision": trainer.precision,
+                "steps": trainer.step,
+                "minutes": round(trainer.seconds / 60, 1),
+                "pictures_seen": trainer.step * recipe.batch,
+            },
+            "numbers": {
+                "parameters": sum(p.numel() for p in trainer.net.parameters()),
+                "training_loss": round(trainer.loss, 5),
+            },
+            **facts,
+        }
+    )
+    checkpoint.save(out, trainer.net, trainer.ema.state_dict(), SCHEDULER_CONFIG, card)
+    if with_grid:
+        (out / "samples").mkdir(exist_ok=True)
+        drawn = pictures.png(grid(trainer.ema, dataset.classes), scale=2)
+        (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(drawn)
+
+
+@torch.inference_mode()
+def grid(net: UNet, classes: tuple[str, ...], columns: int = 10) -> np.ndarray:
+    """A sheet of samples, uint8 [H, W, C]: one row per class, or ``columns`` rows where there are none."""
+    plan = samplers.ddim(NoiseSchedule.from_config(SCHEDULER_CONFIG), 50, clip=Clip(1.0))
+    config = net.config
+    shape = (config.in_channels, *config.size)
+    device = next(net.parameters()).device
+    net.eval()
+    rows = []
+    for k in range(len(classes) or columns):
+        y = torch.full((columns,), k, device=device) if classes else None
+        rows.append(machine.sample(net, plan, [k * columns + i for i in range(columns)], shape, y))
+    net.train()
+    return pictures.sheet(pictures.to_uint8(torch.cat(rows)), columns)
+
+
+def _status(trainer: Trainer, steps_per_second: float) -> str:
+    left = math.inf
+    if trainer.recipe.minutes is not None:
+        left = trainer.recipe.minutes * 60 - trainer.seconds
+    if trainer.recipe.steps is not None and steps_per_second:
+        left = min(left, (trainer.recipe.steps - trainer.step) / steps_per_second)
+    rate = steps_per_second * trainer.recipe.batch
+    return f"step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {max(0.0, left) / 60:.0f} min left"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM came; a second one kills as usual."""
+    came: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, previous[number])
+
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
