@@ -104,7 +104,10 @@ def _train(arguments: dict[str, Any]) -> int:
 
 def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--checkpoint", type=Path, default=SHIPPED / "fashion-mnist-32", help="the folder to look at [the shipped one]"
+        "--checkpoint",
+        type=Path,
+        default=SHIPPED / "fashion-mnist-32",
+        help="the folder to look at [weights/fashion-mnist-32]",
     )
     parser.add_argument(
         "--data",

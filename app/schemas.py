@@ -29,7 +29,7 @@ class SampleRequest(BaseModel):
         extra="forbid",
         strict=True,  # "2" is no number and true no label; silent coercion hides mistakes
         allow_inf_nan=False,
-        json_schema_extra={"examples": [{"label": "Ankle boot", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]},
+        json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]},
     )
 
     sampler: SamplerName = Field("ddim", description=f"How to walk from noise to picture.\n\n{ENTRIES}")

@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.settings import SHIPPED
+from app.settings import SHIPPED, Settings
 from model.checkpoint import load
 from tests.process import server
 from tests.readme import README
 
-CHECKPOINT = SHIPPED / "fashion-mnist-32"
+CHECKPOINT = Settings.model_fields["checkpoint"].default
 
 
 def curls() -> list[str]:
@@ -36,16 +36,16 @@ def test_every_curl_command_answers(tmp_path):
             done = subprocess.run(command, shell=True, cwd=tmp_path, capture_output=True, check=False)
             assert done.returncode == 0, (command, done.stdout, done.stderr)
             outputs[command] = done.stdout
-        again = client.post("/sample", json={"label": "Ankle boot", "seed": 7})
-    boot = (tmp_path / "boot.png").read_bytes()
-    assert Image.open(io.BytesIO(boot)).size == (32, 32)
-    assert again.content == boot
-    assert (tmp_path / "ddpm.png").read_bytes() != boot
-    assert Image.open(io.BytesIO((tmp_path / "bags.png").read_bytes())).size == (4 * 32 + 3 * 2,) * 2
-    assert np.load(tmp_path / "pictures.npy").shape == (4, 1, 32, 32)
+        again = client.post("/sample", json={"label": "lorelei", "seed": 7})
+    head = (tmp_path / "head.png").read_bytes()
+    assert Image.open(io.BytesIO(head)).size == (32, 32)
+    assert again.content == head
+    assert (tmp_path / "ddpm.png").read_bytes() != head
+    assert Image.open(io.BytesIO((tmp_path / "heads.png").read_bytes())).size == (4 * 32 + 3 * 2,) * 2
+    assert np.load(tmp_path / "pictures.npy").shape == (4, 3, 32, 32)
     answers = [json.loads(output) for output in outputs.values() if output.startswith(b"{")]
     assert any(len(answer.get("images", [])) == 2 for answer in answers)
-    assert any(answer.get("name") == "fashion-mnist-32" for answer in answers)
+    assert any(answer.get("name") == CHECKPOINT.name for answer in answers)
 
 
 @pytest.mark.parametrize(
