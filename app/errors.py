@@ -3,11 +3,13 @@
     UnstirError
     ├── BadInput                 the request must change
     │   ├── InvalidJSON          400
+    │   ├── InvalidForm          400
     │   ├── InvalidField         422
     │   ├── NotFound             404
     │   ├── MethodNotAllowed     405
     │   ├── NotAcceptable        406
     │   ├── BodyTooLarge         413
+    │   ├── PictureTooLarge      413
     │   └── UnsupportedMedia     415
     ├── TryLater                 the request is fine, the moment is not; carries Retry-After
     │   ├── Overloaded           429
@@ -67,6 +69,13 @@ class InvalidJSON(BadInput):
     meaning = "The body does not parse as JSON; the detail says where."
 
 
+class InvalidForm(BadInput):
+    """The form does not parse."""
+
+    code, status, title = "invalid_form", 400, "The body is not a valid form"
+    meaning = "The body does not parse as multipart/form-data; the detail says why."
+
+
 class InvalidField(BadInput):
     """One or more fields have values that cannot be."""
 
@@ -121,11 +130,18 @@ class BodyTooLarge(BadInput):
     meaning = "The body exceeds `UNSTIR_MAX_BODY_BYTES`; it was not read to its end."
 
 
+class PictureTooLarge(BadInput):
+    """More pixels than this server takes."""
+
+    code, status, title = "picture_too_large", 413, "The picture has too many pixels"
+    meaning = "An uploaded picture has more than `UNSTIR_MAX_PIXELS`, by its header; it was not decoded."
+
+
 class UnsupportedMedia(BadInput):
     """The body is of a type that is not read here."""
 
     code, status, title = "unsupported_media_type", 415, "The body is of a type that is not read here"
-    meaning = "Send `content-type: application/json`."
+    meaning = "Send `application/json` or `multipart/form-data`; to `/invert` a bare `image/*`, too."
 
 
 class TryLater(UnstirError):

@@ -12,16 +12,18 @@ from functools import partial
 from typing import Any
 
 from fastapi import FastAPI
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
-from app import __version__, routes
+from app import __version__, problems, routes, status
 from app.errors import UnstirError
+from app.forms import LATENTS
 from app.middleware import BodyLimit, Frame
+from app.openapi import complete
 from app.service import Service
 from app.settings import Settings
 
 log = logging.getLogger("unstir")
+BODIES = {operation.path: operation.request for operation in (routes.SAMPLE, routes.INVERT, routes.INTERPOLATE)}
 
 
 def create_app(settings: Settings | None = None, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
@@ -72,20 +74,16 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:
-        """FastAPI declares all models as application/json; problems are answered as what they are."""
-        document = describe()
-        for operation in (operation for path in document["paths"].values() for operation in path.values()):
-            for status, response in operation["responses"].items():
-                content = response.get("content", {})
-                if int(status) >= 400 and "Problem" in str(content.get("application/json")):
-                    content["application/problem+json"] = content.pop("application/json")
-        return document
+        """Complete, and made once."""
+        if app.openapi_schema is None:
+            app.openapi_schema = complete(describe(), BODIES, sorted(LATENTS | {"image"}))
+        return app.openapi_schema
 
     app.openapi = openapi  # type: ignore[method-assign]
     app.include_router(routes.router)
-    app.add_exception_handler(UnstirError, routes.on_unstir_error)
-    app.add_exception_handler(RequestValidationError, routes.on_validation_error)
-    app.add_exception_handler(HTTPException, routes.on_http_exception)
+    app.include_router(status.router)
+    app.add_exception_handler(UnstirError, problems.on_unstir_error)
+    app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_middleware(BodyLimit, limit=service.settings.max_body_bytes)
-    app.add_middleware(Frame, metrics=service.metrics, on_defect=routes.on_defect)
+    app.add_middleware(Frame, metrics=service.metrics, on_defect=problems.on_defect)
     return app

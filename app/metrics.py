@@ -43,7 +43,11 @@ class Metrics:
             "requests_finished_total", "How well-formed requests for pictures ended.", "endpoint", "outcome"
         )  # outcome: ok, client_gone, or the code of an error
         self.images = counter("images_total", "Pictures answered.", "endpoint")
-        self.nfe = counter("nfe_total", "Network evaluations of answered requests, rows times steps.", "sampler")
+        self.nfe = counter(
+            "nfe_total",
+            "Network evaluations of answered requests, rows times steps, by sampler or its inverse.",
+            "sampler",
+        )
         self.forwards = counter("forwards_total", "Forward passes, by width after padding.", "width")
         self.rows = counter("rows_total", "Rows of all forward passes that were somebody's.")
         self.padding = counter("padding_rows_total", "Rows of all forward passes that were padding.")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import re
 
+import anyio
 import torch
 
 from app.engine.engine import Engine
@@ -71,6 +72,7 @@ class Service:
 
     def start(self) -> None:
         """Open for work; call it on the event loop, after :meth:`load`."""
+        self.decoders = anyio.CapacityLimiter(2)  # pictures that are decoded at once, however many are sent
         torch.set_num_threads(1)  # of this thread and those that come; the device thread keeps its own
         self._loaded.open()
         self._engine = self._loaded

@@ -52,7 +52,13 @@ class Settings(BaseSettings):
         description="Seconds of accepted work above which requests get 429; lower it to refuse sooner.",
     )
     max_lanes: int = Field(4096, ge=1, description="Most pictures in flight at once; bounds the memory that they take.")
-    max_body_bytes: int = Field(1 << 20, ge=1024, description="Largest request body; larger ones get 413.")
+    max_body_bytes: int = Field(8 << 20, ge=1024, description="Largest request body; larger ones get 413.")
+    max_pixels: int = Field(
+        1 << 24,
+        ge=1,
+        description="Most pixels of an uploaded picture, before it is brought to size; each takes some 12 bytes while "
+        "it is decoded, two pictures at once.",
+    )
     drain_seconds: float = Field(
         30,
         ge=0,

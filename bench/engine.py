@@ -23,7 +23,7 @@ from app import operations
 from app.engine.engine import Device
 from app.engine.lane import Lane
 from app.main import create_app
-from app.schemas import SampleRequest
+from app.schemas.requests import SampleRequest
 from app.service import Service
 from app.settings import Settings
 
@@ -48,8 +48,8 @@ class BeforeEachPicture:
             self.seconds = time.perf_counter() - began
         self.device.advance(lanes, width)
 
-    def picture(self, lane: Lane) -> torch.Tensor:
-        return self.device.picture(lane)
+    def end(self, lane: Lane) -> torch.Tensor:
+        return self.device.end(lane)
 
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,7 @@ class Card:
     Attributes:
         classes: names of the labels, in the order of their indices.
         null_class: index that stands for "no label", or None where none was trained.
+        background: "#rrggbb", what lies behind the pictures, where uploaded ones are transparent or too small.
         sha256: of the weights file; checked when it is loaded.
     """
 
@@ -51,6 +53,7 @@ class Card:
     data: str = ""
     classes: tuple[str, ...] = ()
     null_class: int | None = None
+    background: str = "#000000"
     training: dict[str, Any] = field(default_factory=dict)
     numbers: dict[str, Any] = field(default_factory=dict)
     sha256: str = ""
@@ -68,6 +71,12 @@ class Checkpoint:
     def schedule(self) -> NoiseSchedule:
         """The forward process that the network was trained on."""
         return NoiseSchedule.from_config(self.scheduler_config)
+
+    @property
+    def background(self) -> tuple[int, int, int]:
+        """RGB of the card's background."""
+        red, green, blue = bytes.fromhex(self.card.background[1:])
+        return red, green, blue
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -152,6 +161,8 @@ def _read_card(path: Path, sha256: str) -> Card:
         card = Card(**{**facts, "classes": tuple(facts.get("classes", ()))})
     except TypeError as error:
         raise CheckpointError(f"{path / 'card.json'}: {error}") from error
+    if not re.fullmatch("#[0-9a-fA-F]{6}", card.background):
+        raise CheckpointError(f"{path / 'card.json'}: background {card.background!r} is no colour of the form #rrggbb")
     if card.sha256 not in ("", sha256):
         raise CheckpointError(f"{path}: the weights' sha256 is {sha256}, the card says {card.sha256}")
     return replace(card, sha256=sha256)

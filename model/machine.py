@@ -17,7 +17,12 @@ Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 def advance(
-    net: Net, state: Tensor, rows: np.ndarray, y: Tensor | None = None, noise: Callable[[], Tensor] | None = None
+    net: Net,
+    state: Tensor,
+    rows: np.ndarray,
+    y: Tensor | None = None,
+    noise: Callable[[], Tensor] | None = None,
+    show: Callable[[Tensor], None] | None = None,
 ) -> Tensor:
     """Execute one step of every row: the equations of :mod:`model.plan`, with per-row coefficients.
 
@@ -28,9 +33,10 @@ def advance(
         net: (u [B, C, H, W], t [B], y) to [B, C, H, W], or 2C channels where the variance is learned.
         state: [B, R, C, H, W], float32 or float64; left untouched.
         rows: float64 [B, K], each a line of ``Plan.table(R)``.
-        y: int64 [B], the classes, for a class-conditional network.
+        y: int64 [B], the classes, for a class-conditional network; or float [B, K], weights of all K of them.
         noise: gives z [B, C, H, W]; called at most once, after the forward has succeeded, and only if a row needs it;
             None for walks that draw none.
+        show: is shown x̂0 [B, C, H, W], for whoever wants to look on.
 
     Returns:
         The new state, like ``state``.
@@ -58,6 +64,8 @@ def advance(
     output = net(u, t, y).to(state.dtype)
     o = output[:, :channels]
     x_0 = _clip(total([(at.P, u), (at.Q, o)]), rows, coef, used)
+    if show is not None:
+        show(x_0)
     eps = total([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
 
     z = None
@@ -152,6 +160,9 @@ def guided(net: Net, scale: Tensor, null: int) -> Net:
     def forward(u: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         assert y is not None, "This is a bug: guidance without classes."
         nobody = torch.full_like(y[asking], null)
+        if y.is_floating_point():
+            nobody = torch.zeros_like(y[asking])
+            nobody[:, null] = 1
         output = net(torch.cat([u, u[asking]]), torch.cat([t, t[asking]]), torch.cat([y, nobody]))
         with_class, without = output[: len(u)], output[len(u) :]
         channels = u.shape[1]

@@ -241,7 +241,8 @@ class UNet(nn.Module):
         Args:
             x: [B, C, H, W], about unit variance; C is ``in_channels``.
             t: [B] timesteps in 0..T-1, integer or fractional.
-            y: int64 [B] class indices; needed exactly when the network is class-conditional.
+            y: int64 [B] class indices, or float [B, K] weights of all K embeddings, whose weighted sum is taken;
+                needed exactly when the network is class-conditional.
 
         Returns:
             [B, out_channels, H, W]: ε (or v, or x_0), and the variance channels after it where they were trained.
@@ -254,7 +255,7 @@ class UNet(nn.Module):
         )
         emb = self.time_embedding(freqs.to(self.conv_in.weight.dtype))  # [B, E]
         if config.num_class_embeds is not None:
-            emb = emb + self.class_embedding(y)
+            emb = emb + self._class(y)
 
         h = self.conv_in(x)
         skips = [h]
@@ -266,3 +267,12 @@ class UNet(nn.Module):
             h = up(h, emb, skips)
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out
+
+    def _class(self, y: Tensor | None) -> Tensor:
+        """[B, E]. A row of weight 1 has the bits of its class index: the other terms add zeros."""
+        assert y is not None, "This is a bug: a class-conditional network without classes."
+        if not y.is_floating_point():
+            out: Tensor = self.class_embedding(y)
+            return out
+        embeddings = self.class_embedding.weight
+        return (y.to(embeddings.dtype)[:, :, None] * embeddings).sum(dim=1)

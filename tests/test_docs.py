@@ -13,7 +13,7 @@ from fastapi.testclient import TestClient
 
 from app import __version__
 from app.main import create_app
-from app.schemas import SampleRequest
+from app.schemas.requests import SampleRequest
 from app.settings import Settings
 from model import machine, samplers, walk
 from model.plan import Plan

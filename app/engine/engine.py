@@ -17,7 +17,6 @@ import queue
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -25,6 +24,7 @@ import torch
 from app.engine.lane import Job, Lane, Result
 from app.engine.runner import OutOfMemoryError
 from app.engine.scheduler import Widths, choose
+from app.engine.ticket import Cancel, Close, Message, Submit, Ticket
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded, UnstirError
 
 STALL_SECONDS = 30.0
@@ -37,8 +37,8 @@ class Device(Protocol):
     def advance(self, lanes: list[Lane], width: int) -> None:
         """One step of every lane; raises OutOfMemoryError with all lanes as they were."""
 
-    def picture(self, lane: Lane) -> torch.Tensor:
-        """The result of a lane at its end."""
+    def end(self, lane: Lane) -> torch.Tensor:
+        """What a lane came to, [returns, C, H, W] on the CPU; it has done its last step."""
 
 
 class Observer(Protocol):
@@ -46,56 +46,6 @@ class Observer(Protocol):
 
     def forward(self, width: int, rows: int, seconds: float) -> None:
         """One tick is over."""
-
-
-@dataclass(frozen=True, slots=True)
-class Submit:
-    """Message: take up this job."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Cancel:
-    """Message: let this job's lanes go."""
-
-    job: Job
-
-
-@dataclass(frozen=True, slots=True)
-class Close:
-    """Message: end the thread."""
-
-
-class Ticket:
-    """A place in the book of accepted work; a context manager, since a place must always be given back."""
-
-    def __init__(self, engine: Engine, lanes: int, row_steps: int) -> None:
-        self._engine = engine
-        self.lanes = lanes
-        self._row_steps = row_steps
-        self.job: Job | None = None
-
-    @property
-    def remaining(self) -> int:
-        """Row-steps of this request that are still to be done."""
-        return self._row_steps if self.job is None else self.job.remaining
-
-    async def run(self, lanes: list[Lane]) -> Result:
-        """Submit the lanes and wait for their pictures. Cancelling this call frees the lanes before the next tick.
-
-        Raises:
-            NotFinite, DeviceMemory: this job alone failed.
-            EngineDead: the device did, and everybody's job with it.
-        """
-        return await self._engine._run(self, lanes)
-
-    def __enter__(self) -> Ticket:
-        self._engine._tickets.add(self)
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._engine._tickets.discard(self)
 
 
 class Engine:
@@ -113,7 +63,7 @@ class Engine:
         self._max_lanes = max_lanes
         self._tickets: set[Ticket] = set()
         self._futures: dict[Job, asyncio.Future[Result]] = {}
-        self._inbox: queue.SimpleQueue[Submit | Cancel | Close] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self._jobs: dict[Job, list[Lane]] = {}  # the device thread's: lanes still under way
         self._last_tick = time.monotonic()
         self._ended = threading.Event()
@@ -124,8 +74,8 @@ class Engine:
         """Name the running event loop as the one that awaits results; some thread must :meth:`work`."""
         self._loop = asyncio.get_running_loop()
 
-    def reserve(self, lanes: int, nfe: int) -> Ticket:
-        """Take a place for ``lanes`` pictures of ``nfe`` network evaluations each, or refuse at once.
+    def reserve(self, lanes: int, row_steps: int) -> Ticket:
+        """Take a place for ``lanes`` pictures at once and ``row_steps`` rows of forwards in all, or refuse at once.
 
         A request is admitted while the work ahead of it takes at most ``max_queue_seconds``, however large it is.
 
@@ -149,12 +99,12 @@ class Engine:
                 f"{held} pictures are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
                 retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
-        return Ticket(self, lanes, lanes * nfe)
+        return Ticket(self._tickets, self._run, lanes, row_steps)
 
-    async def _run(self, ticket: Ticket, lanes: list[Lane]) -> Result:
+    async def _run(self, job: Job) -> Result:
         if self.failure:
             raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
-        ticket.job = job = Job(lanes, submitted=time.monotonic())
+        job.submitted = time.monotonic()
         self._futures[job] = self._loop.create_future()
         self._inbox.put(Submit(job))
         try:
@@ -294,7 +244,7 @@ class Engine:
             return
         for job, lanes in list(self._jobs.items()):
             for lane in ended.intersection(lanes):
-                job.pictures[job.lanes.index(lane)] = self._device.picture(lane)
+                job.ends[job.lanes.index(lane)] = self._device.end(lane)
                 lanes.remove(lane)
             if not lanes:
                 del self._jobs[job]
@@ -302,10 +252,11 @@ class Engine:
                 self._publish(job, self._outcome(job))
 
     def _outcome(self, job: Job) -> Result | UnstirError:
-        pictures = torch.stack([job.pictures[i] for i in range(len(job.lanes))])
-        if not pictures.isfinite().all():
+        ends = [job.ends[i] for i in range(len(job.lanes))]
+        if not all(end.isfinite().all() for end in ends):
             return NotFinite("the network gave NaN or infinity on this walk; try another seed, or more steps")
-        return Result(pictures, job.started - job.submitted, job.ended - job.started)
+        frames = [lane.frames for lane in job.lanes]
+        return Result(ends, frames, job.started - job.submitted, job.ended - job.started)
 
     def _refuse_impossible(self, jobs: Iterable[Job]) -> None:
         """Fail the jobs that need wider forwards than the device has room for."""

@@ -3,39 +3,55 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Literal
 
+import torch
 from torch import Generator, Tensor
 
 from model.plan import Plan
+
+Look = Literal["x_0", "x_t"]
 
 
 @dataclass(eq=False, slots=True)
 class Lane:
     """One trajectory in flight: one picture.
 
-    The first group is set by whoever asks, the second by the device thread alone; anyone may read ``cursor``.
+    The first group is set by whoever asks, the second by the device thread alone; anyone may read ``cursor`` and
+    ``frames``.
 
     Attributes:
-        label: class index, for a class-conditional network.
+        seed: of all its noise; of x_T, too, unless ``start`` is given.
+        label: class index, or the weight of each class embedding, for a class-conditional network.
         reproducible: ride only in forwards of the one canonical width.
         guidance: weight of classifier-free guidance; 1 is none of it.
+        start: [1..R, C, H, W], the first slots where the walk begins; None draws x_T from the seed.
+        returns: how many slots are wanted of its end.
+        keep: steps of which ``frames`` gets what they look like.
+        look: ``x_0`` keeps what the network makes of the state, ``x_t`` the state before the step.
         cursor: steps done, 0..NFE.
         passed_over: ticks since the lane last advanced.
         state: [R, C, H, W] on the device; None until the first step.
         noise: z of the step under way, kept so that a step that is tried again sees the same.
+        frames: of each step in ``keep`` that is done, [C, H, W] on the CPU.
     """
 
     plan: Plan
     seed: int
-    label: int | None = None
+    label: int | tuple[float, ...] | None = None
     reproducible: bool = False
     guidance: float = 1.0
+    start: Tensor | None = None
+    returns: int = 1
+    keep: frozenset[int] = frozenset()
+    look: Look = "x_0"
 
     cursor: int = 0
     passed_over: int = 0
     state: Tensor | None = None
     generator: Generator | None = None
     noise: Tensor | None = None
+    frames: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -50,7 +66,7 @@ class Lane:
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """The lanes of one request; they are answered together.
+    """Lanes that were submitted together; they are answered together.
 
     Attributes:
         submitted, started, ended: times in seconds on the engine's clock; 0 until they happen.
@@ -60,7 +76,7 @@ class Job:
     submitted: float = 0.0
     started: float = 0.0
     ended: float = 0.0
-    pictures: dict[int, Tensor] = field(default_factory=dict)
+    ends: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def remaining(self) -> int:
@@ -73,11 +89,19 @@ class Result:
     """What a job came to.
 
     Attributes:
-        pictures: float32 [n, C, H, W] on the CPU, in the order of the lanes.
+        ends: of each lane, in their order, its first slots at the end of the walk: float32 [returns, C, H, W] on the
+            CPU.
+        frames: of each lane, what it was asked to keep.
         queue_seconds: from submission to the first step.
         device_seconds: from the first step to the last.
     """
 
-    pictures: Tensor
+    ends: list[Tensor]
+    frames: list[dict[int, Tensor]]
     queue_seconds: float
     device_seconds: float
+
+    @property
+    def pictures(self) -> Tensor:
+        """What most walks are taken for: S_0 of every lane, float32 [n, C, H, W]."""
+        return torch.stack([end[0] for end in self.ends])

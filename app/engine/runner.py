@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 import torch
@@ -54,7 +55,10 @@ class Runner:
             if lane.state is None:
                 lane.generator = latents.generator(lane.seed)
                 lane.state = torch.zeros(lane.plan.slots, *self.shape, device=self.device)
-                lane.state[0] = latents.draw(lane.generator, self.shape)
+                # Drawn in any case: the noise that follows is then the same, wherever the walk begins.
+                x_T = latents.draw(lane.generator, self.shape)
+                start = x_T[None] if lane.start is None else lane.start
+                lane.state[: len(start)] = start.to(self.device)
 
         # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
         padded = [*lanes, *[lanes[0]] * (width - sum(lane.rows for lane in lanes))]
@@ -75,21 +79,42 @@ class Runner:
             state = torch.zeros(len(padded), slots, *self.shape, device=self.device)
             for i, lane in enumerate(lanes):
                 state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
-        y = torch.tensor([lane.label for lane in padded], device=self.device) if self.conditional else None
+        y = self._classes(padded) if self.conditional else None
         net: machine.Net = self.checkpoint.net
         null = self.checkpoint.card.null_class
         if null is not None and any(lane.rows == 2 for lane in lanes):
             scale = torch.ones(len(padded), device=self.device)
             scale[: len(lanes)] = torch.tensor([lane.guidance for lane in lanes], device=self.device)
             net = machine.guided(net, scale, null)
-        return machine.advance(net, state, rows, y, noise)
+        return machine.advance(net, state, rows, y, noise, show=partial(self._show, lanes))
 
-    def picture(self, lane: Lane) -> Tensor:
-        """A finished lane's result, float32 [C, H, W] on the CPU; the lane gives up its state."""
+    def _classes(self, lanes: Sequence[Lane]) -> Tensor:
+        """int64 [B]; or float32 [B, K], weights of every class embedding, where some lane mixes them."""
+        labels = [lane.label for lane in lanes]
+        if not any(isinstance(label, tuple) for label in labels):
+            return torch.tensor(labels, device=self.device)
+        weights = torch.zeros(len(lanes), self.checkpoint.net.config.num_class_embeds or 0)
+        for row, label in zip(weights, labels, strict=True):
+            if isinstance(label, tuple):
+                row[:] = torch.tensor(label)
+            elif label is not None:
+                row[label] = 1
+        return weights.to(self.device)
+
+    @staticmethod
+    def _show(lanes: Sequence[Lane], x_0: Tensor) -> None:
+        """Keep what was asked for; a step that is tried again shows the same."""
+        for i, lane in enumerate(lanes):
+            if lane.cursor in lane.keep:
+                seen = x_0[i] if lane.look == "x_0" else lane.state[0]  # type: ignore[index]
+                lane.frames[lane.cursor] = seen.float().cpu().clone()
+
+    def end(self, lane: Lane) -> Tensor:
+        """A finished lane's first slots, float32 [returns, C, H, W] on the CPU; the lane gives up its state."""
         assert lane.state is not None, "This is a bug: a lane ended before it began."
-        x_0 = lane.state[0].float().cpu().clone()
-        lane.state = lane.generator = None
-        return x_0
+        slots = lane.state[: lane.returns].float().cpu().clone()
+        lane.state = lane.generator = lane.start = None
+        return slots
 
     @torch.inference_mode()
     def measure(self, max_width: int, canonical: int) -> Widths:

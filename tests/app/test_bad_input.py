@@ -126,9 +126,7 @@ async def test_ten_megabytes(client, declared):
     assert_problem(response, 413, "body_too_large", "at most 8192")
 
 
-@pytest.mark.parametrize(
-    "media", ["text/plain", "application/x-www-form-urlencoded", "image/png", "multipart/form-data"]
-)
+@pytest.mark.parametrize("media", ["text/plain", "application/x-www-form-urlencoded", "image/png"])
 async def test_other_media_types(client, media):
     response = await client.post("/sample", content=b"seed=7", headers={"content-type": media})
     assert_problem(response, 415, "unsupported_media_type", media, "send application/json")
@@ -146,7 +144,7 @@ async def test_json_with_charset_and_suffix_are_json(client):
 
 async def test_unwanted_formats(client):
     response = await client.post("/sample", json={"steps": 1}, headers={"accept": "image/tiff"})
-    assert_problem(response, 406, "not_acceptable", "image/tiff", "image/png, application/json, application/x-npy")
+    assert_problem(response, 406, "not_acceptable", "image/tiff", "image/png, image/webp, image/jpeg")
 
 
 async def test_unknown_path_and_method(client):

@@ -53,8 +53,8 @@ class FakeDevice:
         for lane in lanes:
             lane.cursor += 1
 
-    def picture(self, lane: Lane) -> torch.Tensor:
-        return torch.full((1, 2, 2), float(lane.seed))
+    def end(self, lane: Lane) -> torch.Tensor:
+        return torch.full((1, 1, 2, 2), float(lane.seed))
 
 
 @contextlib.asynccontextmanager
@@ -73,7 +73,7 @@ def plan(steps: int = 10):
 
 
 async def ask(engine: Engine, lanes: list[Lane]):
-    with engine.reserve(len(lanes), lanes[0].plan.nfe) as ticket:
+    with engine.reserve(len(lanes), sum(lane.remaining for lane in lanes)) as ticket:
         return await ticket.run(lanes)
 
 
@@ -192,8 +192,8 @@ async def test_cancel_while_waiting_in_the_inbox():
 
 async def test_a_lane_that_turns_nan_fails_its_own_job_only(tiny_ckpt):
     class Poisoned(Runner):
-        def picture(self, lane):
-            x = super().picture(lane)
+        def end(self, lane):
+            x = super().end(lane)
             return x * float("nan") if lane.seed == 13 else x
 
     async with engine_on(Poisoned(tiny_ckpt, torch.device("cpu"))) as engine:
@@ -228,11 +228,11 @@ async def test_a_step_that_is_tried_again_sees_the_same_noise(tiny_ckpt, monkeyp
     expected = machine.sample(tiny_ckpt.net, plan, [5], (1, 8, 8), torch.tensor([0]))
     advance, failures = machine.advance, iter([False, True, False, True])
 
-    def sometimes(net, state, rows, y, noise):
+    def sometimes(net, state, rows, y, noise, show):
         if next(failures, False):
             noise()  # drawn, and then the update finds no room
             raise torch.OutOfMemoryError("no room")
-        return advance(net, state, rows, y, noise)
+        return advance(net, state, rows, y, noise, show)
 
     monkeypatch.setattr(machine, "advance", sometimes)
     async with engine_on(Runner(tiny_ckpt, torch.device("cpu"))) as engine:
@@ -309,13 +309,14 @@ async def test_a_dead_device_answers_everybody_and_refuses_the_next():
 async def test_admission_is_arithmetic():
     """Ten steps at 1/8 ms a row: a hundred rows are 125 ms of work."""
     async with engine_on(FakeDevice(gated=True), max_queue_seconds=0.1) as engine:
-        with engine.reserve(100, 10):
+        with engine.reserve(100, 100 * 10):
             assert engine.wait_seconds == pytest.approx(0.125)
             with pytest.raises(Overloaded) as refused:
                 engine.reserve(1, 1)
             assert refused.value.headers["Retry-After"] == "1"
         assert engine.wait_seconds == 0
-        with engine.reserve(100, 100_000), pytest.raises(Overloaded) as refused:  # large, but nothing is ahead of it
+        # Large, but nothing is ahead of it.
+        with engine.reserve(100, 100 * 100_000), pytest.raises(Overloaded) as refused:
             engine.reserve(1, 1)
         assert refused.value.headers["Retry-After"] == str(1250)  # 1250 s of work, 0.1 s of which may wait
 

@@ -214,7 +214,7 @@ async def test_server_timing(client):
         ("image/*", "image/png"),
         ("application/json", "application/json"),
         ("application/*;q=0.5, image/png;q=0.1", "application/json"),
-        ("text/html,application/xhtml+xml,image/webp,*/*;q=0.8", "image/png"),
+        ("text/html,application/xhtml+xml,image/webp,*/*;q=0.8", "image/webp"),
         ("image/png;q=0, application/x-npy", "application/x-npy"),
     ],
 )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
@@ -13,6 +14,8 @@ from app import __version__, errors
 from app.errors import catalogue
 from app.main import create_app
 from app.metrics import GAUGES, Metrics
+from app.replies.formats import FORMATS
+from app.routes import SAMPLE
 from app.service import Service
 from app.settings import Settings
 from model.checkpoint import load
@@ -61,13 +64,14 @@ async def test_health_readiness_and_docs(client):
     assert (await client.get("/readyz")).json() == {"status": "ready"}
     assert (await client.get("/docs")).status_code == 200
     paths = (await client.get("/openapi.json")).json()["paths"]
-    assert set(paths) == {"/sample", "/model", "/healthz", "/readyz", "/metrics"}
+    assert set(paths) == {"/sample", "/invert", "/interpolate", "/model", "/healthz", "/readyz", "/metrics"}
     documented = paths["/sample"]["post"]
-    assert set(documented["responses"]["200"]["content"]) == {"image/png", "application/x-npy", "application/json"}
+    assert set(documented["responses"]["200"]["content"]) == set(FORMATS["/sample"])
     problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status != "200"}
     assert set(problems) == {"400", "406", "413", "415", "422", "429", "500", "503"}
     assert all(content == {"application/problem+json"} for content in problems.values())
-    assert documented["requestBody"]["content"]["application/json"]
+    assert set(documented["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+    assert set(paths["/invert"]["post"]["requestBody"]["content"]) >= {"image/*"}
 
 
 async def test_before_the_network_is_there(settings, monkeypatch):
@@ -180,7 +184,7 @@ async def test_a_defect_is_a_plain_500_with_an_id_and_without_its_text(client, m
     def broken(*_):
         raise KeyError("secret")
 
-    monkeypatch.setattr("app.operations.resolve", broken)
+    monkeypatch.setattr("app.operations.sampling.resolve", broken)
     response = await client.post("/sample", json={}, headers={"x-request-id": "abc"})
     body = assert_problem(response, 500, "internal", "report")
     assert "secret" not in response.text
@@ -201,7 +205,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
     async def fail(*_):
         raise error
 
-    monkeypatch.setattr("app.operations.sample", fail)
+    monkeypatch.setattr("app.routes.SAMPLE", replace(SAMPLE, story=fail))
     response = await client.post("/sample", json={})
     assert_problem(response, kind.status, kind.code, error.detail)
     if issubclass(kind, errors.TryLater):
@@ -210,7 +214,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
 
 def test_codes_are_unique_and_every_error_is_explained():
     kinds = catalogue()
-    assert len({kind.code for kind in kinds}) == len(kinds) == 15
+    assert len({kind.code for kind in kinds}) == len(kinds) == 17
     assert all(kind.meaning and kind.title and kind.__doc__ for kind in kinds)
 
 

@@ -1,0 +1,73 @@
+"""The book of accepted work, and the messages by which the event loop speaks to the device thread."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
+
+from app.engine.lane import Job, Lane, Result
+
+
+@dataclass(frozen=True, slots=True)
+class Submit:
+    """Message: take up this job."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Cancel:
+    """Message: let this job's lanes go."""
+
+    job: Job
+
+
+@dataclass(frozen=True, slots=True)
+class Close:
+    """Message: end the thread."""
+
+
+Message = Submit | Cancel | Close
+
+
+class Ticket:
+    """A place in the book of accepted work; a context manager, since a place must always be given back.
+
+    One request may submit several jobs, one after another, where the one needs what the other found.
+
+    Attributes:
+        lanes: most pictures that it has in flight at once.
+        total: row-steps of all its jobs together.
+        job: the latest submitted.
+    """
+
+    def __init__(self, book: set[Ticket], run: Callable[[Job], Awaitable[Result]], lanes: int, row_steps: int) -> None:
+        self._book = book
+        self._run = run
+        self._unsubmitted = row_steps
+        self.lanes = lanes
+        self.total = row_steps
+        self.job: Job | None = None
+
+    @property
+    def remaining(self) -> int:
+        """Row-steps that are still to be done."""
+        return self._unsubmitted + (0 if self.job is None else self.job.remaining)
+
+    async def run(self, lanes: list[Lane]) -> Result:
+        """Submit the lanes and wait for their ends. Cancelling this call frees the lanes before the next tick.
+
+        Raises:
+            NotFinite, DeviceMemory: this job alone failed.
+            EngineDead: the device did, and everybody's job with it.
+        """
+        self.job = Job(lanes)
+        self._unsubmitted = max(0, self._unsubmitted - self.job.remaining)
+        return await self._run(self.job)
+
+    def __enter__(self) -> Ticket:
+        self._book.add(self)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._book.discard(self)

@@ -1,0 +1,115 @@
+"""Where walks begin: seeds, files of numbers, and pictures, which are encoded first."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from torch import Tensor
+
+from app import uploads
+from app.engine.lane import Lane, Result
+from app.engine.ticket import Ticket
+from app.errors import InvalidField
+from app.operations.walks import Onlooker, Walk, compile_upward, inversion_for
+from app.schemas.requests import Latent, Walking
+from app.service import Service
+from model import latents
+from model.plan import Plan
+
+
+@dataclass(frozen=True)
+class End:
+    """A latent of a request.
+
+    Attributes:
+        name: of the field that it stands in.
+        slots: [1 or 2, C, H, W]; None for a picture that is still to be encoded.
+    """
+
+    name: str
+    latent: Latent
+    slots: Tensor | None = None
+
+    @property
+    def settled(self) -> Latent:
+        """The same latent in a form that can be sent again: pictures as what they were encoded to."""
+        if self.latent.seed is not None or self.slots is None:
+            return self.latent
+        return Latent(npy=uploads.npy(self.slots[0] if len(self.slots) == 1 else self.slots))
+
+
+def read(service: Service, name: str, latent: Latent, sampler: str) -> End:
+    """Draw or read it; a picture is left for later.
+
+    Raises:
+        InvalidField: the file is none, or the sampler cannot begin with it.
+    """
+    if latent.seed is not None:
+        shape = service.checkpoint.shape
+        return End(name, latent, latents.draw(latents.generator(latent.seed), shape)[None])
+    if latent.npy is not None:
+        slots = uploads.latent(service, f"{name}.npy", latent.npy)
+        if len(slots) == 2 and sampler != "obelm":
+            raise InvalidField("sampler", sampler, f"{name} is a pair of states, which only obelm can begin with")
+        return End(name, latent, slots)
+    if inversion_for(sampler) is None:
+        raise InvalidField(
+            "sampler", sampler, f"{name} is a picture, which is encoded for ddim or obelm; use one of them"
+        )
+    return End(name, latent)
+
+
+def paired(ends: Sequence[End], sampler: str) -> bool:
+    """Whether these ends are pairs of states.
+
+    Raises:
+        InvalidField: some are and some are not.
+    """
+    kinds = {end.name: sampler == "obelm" if end.slots is None else len(end.slots) == 2 for end in ends}
+    if len(set(kinds.values())) == 2:
+        pairs = ", ".join(name for name, pair in kinds.items() if pair)
+        raise InvalidField(
+            "sampler", sampler, f"{pairs} would be a pair of states, the others are not; use ddim, or pictures only"
+        )
+    return any(kinds.values())
+
+
+def way_up(service: Service, walk: Walk[Walking]) -> Plan:
+    """The plan that encodes pictures for this walk to return to."""
+    method = inversion_for(walk.request.sampler)
+    assert method is not None, "This is a bug: a picture for a sampler without inversion."
+    steps = walk.request.steps or 1
+    return compile_upward(service, method.name, steps, spacing=walk.request.spacing)
+
+
+async def encoded(
+    service: Service,
+    ticket: Ticket,
+    walk: Walk[Walking],
+    ends: Sequence[End],
+    labels: Sequence[int | None],
+    onlooker: Onlooker | None,
+) -> tuple[list[End], Result | None]:
+    """Encode those ends that are pictures, each as of its label, all at once; the others stay as they are.
+
+    Raises:
+        InvalidField, PictureTooLarge: a file is no picture that fits.
+    """
+    missing = [i for i, end in enumerate(ends) if end.slots is None]
+    if not missing:
+        return list(ends), None
+    up, request = way_up(service, walk), walk.request
+    pictures = [
+        await uploads.picture(service, f"{ends[i].name}.image", ends[i].latent.image or b"", request.fit)
+        for i in missing
+    ]
+    lanes = [
+        Lane(up, 0, labels[i], request.reproducible, start=picture[None], returns=1 + walk.paired)
+        for i, picture in zip(missing, pictures, strict=True)
+    ]
+    if onlooker is not None:
+        onlooker.ticket = ticket
+    result = await ticket.run(lanes)
+    found = dict(zip(missing, result.ends, strict=True))
+    return [replace(end, slots=found.get(i, end.slots)) for i, end in enumerate(ends)], result

@@ -1,0 +1,194 @@
+"""A picture in, its latent out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from app import uploads
+from app.engine.lane import Lane, Result
+from app.errors import InvalidField
+from app.operations.sampling import Sampled
+from app.operations.walks import Onlooker, Spent, class_of, compile_upward, moments, resolve, watched
+from app.schemas.requests import InvertRequest, Latent, SampleRequest
+from app.service import Service
+from model import inversion, pictures
+from model.methods import METHODS, Method
+from model.plan import Plan
+from model.samplers import SAMPLERS
+from model.schedule import ScheduleError
+
+ODD_NORM = (0.6, 1.6)
+LARGE_RESIDUAL = 0.02
+LOW_PSNR = 40.0
+
+
+@dataclass(frozen=True)
+class RoundTrip:
+    """How near the way back came to the picture.
+
+    Attributes:
+        back: what /sample answers to the latent and its recipe.
+        psnr: dB, of pixels in [-1, 1].
+        exact: share of the 8-bit values that came back as they were.
+    """
+
+    back: Sampled
+    psnr: float
+    mse: float
+    max_error: float
+    exact: float
+
+
+@dataclass(frozen=True)
+class Inverted:
+    """A latent, the way back from it, and how good it is.
+
+    Attributes:
+        request: every default filled in, without the picture.
+        decode: the fields that ``/sample`` needs beside the latent.
+        slots: [1 or 2, C, H, W].
+        residual: by how much the walk misses the exact one; None for methods that have no measure of it.
+        norm: mean square of x_T.
+        trip: None if it was not checked.
+        trajectory: [k, C, H, W] or None.
+    """
+
+    request: InvertRequest
+    method: Method
+    plan: Plan
+    decode: SampleRequest
+    decode_nfe: int
+    slots: Tensor
+    residual: float | None
+    norm: float
+    trip: RoundTrip | None
+    trajectory: Tensor | None
+    spent: Spent
+
+    @property
+    def latent(self) -> Tensor:
+        """float32 [C, H, W], or [2, C, H, W] for a pair."""
+        return self.slots[0] if len(self.slots) == 1 else self.slots
+
+    @property
+    def warnings(self) -> list[str]:
+        """What is odd about this picture for this network, in words."""
+        found = []
+        low, high = ODD_NORM
+        if not low < self.norm < high:
+            found.append(
+                f"norm {self.norm:.2f} is not near 1: this latent is unlike the noise that the network starts from, so "
+                "the picture is probably far from what it has learned, and blends with it will look odd"
+                + ("; the pair of obelm is so for ordinary pictures, too" if self.method.slots == 2 else "")
+            )
+        if self.residual is not None and self.residual > LARGE_RESIDUAL:
+            found.append(
+                f"residual {self.residual:.3g} is large: the iteration did not settle; take more refinements or steps"
+            )
+        if self.trip is not None and self.trip.psnr < LOW_PSNR:
+            found.append(
+                f"PSNR {self.trip.psnr:.1f} dB is low: the way back differs visibly from the picture; take more steps, "
+                f"{'more refinements' if self.method.options else 'method fixed_point'}, or obelm for every pixel"
+            )
+        return found
+
+
+async def invert(service: Service, request: InvertRequest, onlooker: Onlooker | None = None) -> Inverted:
+    """Encode a picture, and decode it again to see how near that comes.
+
+    Raises:
+        BadInput: a file that is no picture, or a value that this checkpoint cannot take.
+        Starting, Draining, Overloaded, EngineDead, NotFinite: see :mod:`app.errors`.
+    """
+    engine = service.engine
+    method = METHODS[request.method]
+    plan, request = _resolved(service, request, method)
+    label, name = class_of(service, request.label)
+    shown = moments(plan, request.trajectory, request.trajectory_of)
+    decode = SampleRequest(
+        sampler=method.sampler, steps=request.steps, spacing=request.spacing, clip=False, label=name, reproducible=True
+    )
+    walk = resolve(service, decode, paired=method.slots == 2)
+
+    with engine.reserve(1, plan.nfe + request.check * walk.nfe) as ticket:
+        picture = await uploads.picture(service, "image", request.image, request.fit)
+        lane = Lane(
+            plan,
+            0,
+            label,
+            request.reproducible,
+            start=picture[None],
+            returns=plan.slots if method.options else method.slots,
+            keep=frozenset(shown),
+            look=request.trajectory_of,
+        )
+        upward = await ticket.run(watched([lane], onlooker, ticket))
+        slots = upward.ends[0][: method.slots]
+        back = None
+        if request.check:
+            way_back = Lane(walk.plan, 0, label, reproducible=True, start=slots)
+            back = await ticket.run([way_back])
+
+    trip = None
+    if back is not None:
+        latent = Latent(npy=uploads.npy(slots[0] if len(slots) == 1 else slots))
+        decoded = walk.request.model_copy(update={"latent": latent, "label": name})
+        walk = type(walk)(decoded, walk.plan, walk.paired)
+        trip = _compared(picture, Sampled(walk, [], [slots], back, Spent([back]), []))
+    evaluations = {f"inverse {method.sampler}": plan.nfe} | ({method.sampler: walk.nfe} if back else {})
+    return Inverted(
+        request.model_copy(update={"label": name}),
+        method,
+        plan,
+        walk.request,
+        walk.nfe,
+        slots,
+        float(inversion.residual(upward.ends[0][None])) if method.options else None,
+        float(slots[0].square().mean()),
+        trip,
+        _trajectory(upward, shown, plan),
+        Spent([upward, back] if back else [upward], evaluations),
+    )
+
+
+def _resolved(service: Service, request: InvertRequest, method: Method) -> tuple[Plan, InvertRequest]:
+    T = service.schedule.T
+    sampler = SAMPLERS[method.sampler]
+    options = {}
+    if "refinements" in method.options:
+        options["refinements"] = request.refinements or 3
+    elif request.refinements is not None:
+        takers = ", ".join(other.name for other in METHODS.values() if "refinements" in other.options)
+        raise InvalidField(
+            "refinements", request.refinements, f"{method.name} takes none; leave it out, or use {takers}"
+        )
+    try:
+        spacing = request.spacing or service.habits.options(sampler, request.steps, T)["spacing"]
+    except ScheduleError as error:
+        raise InvalidField(error.field, error.value, error.remedy) from error
+    plan = compile_upward(service, method.name, request.steps, spacing=spacing, **options)
+    return plan, request.model_copy(update={"spacing": spacing, "refinements": options.get("refinements")})
+
+
+def _compared(picture: Tensor, back: Sampled) -> RoundTrip:
+    found = back.pictures[0]
+    mse = float((found - picture).double().square().mean())
+    same = pictures.to_uint8(found) == pictures.to_uint8(picture)
+    return RoundTrip(
+        back,
+        psnr=float(10 * torch.log10(torch.tensor(4 / max(mse, 1e-20)))),  # pixels span -1..1, so the peak is 2
+        mse=mse,
+        max_error=float((found - picture).abs().max()),
+        exact=float(same.mean()),
+    )
+
+
+def _trajectory(result: Result, shown: list[int], plan: Plan) -> Tensor | None:
+    """Its frames; the step beyond the last stands for the latent itself."""
+    if not shown:
+        return None
+    frames, end = result.frames[0], result.ends[0][0]
+    return torch.stack([end if at == plan.nfe else frames[at] for at in shown])

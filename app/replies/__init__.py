@@ -1,0 +1,1 @@
+"""One outcome in the form that the client asked for: picture, sheet, animation, numbers, archive, JSON."""

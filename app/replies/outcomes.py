@@ -1,0 +1,189 @@
+"""What each operation has to show."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from app import __version__, uploads
+from app.operations import Interpolated, Inverted, Sampled
+from app.operations.walks import Walk
+from app.replies.formats import Outcome, base64_of
+from app.schemas.answers import Decode, InterpolateReply, InvertReply, SampleReply, Timing
+from app.schemas.requests import Walking
+from app.service import Service
+from model import pictures
+from model.plan import Plan
+
+NO_TRAJECTORY = "that shows a walk; ask for a trajectory of some frames, or for image/png"
+
+
+def sampled(service: Service, answer: Sampled) -> Outcome:
+    """Pictures, or how they came to be."""
+    walk, request = answer.walk, answer.walk.request
+    final, way = answer.pictures, answer.trajectory
+    n = len(final)
+    body = request.model_dump(exclude={"n", "seed", "latent", "fit", "trajectory", "trajectory_of"})
+
+    def each(picture: int) -> bytes:
+        """One of the pictures by itself, with the request that draws it alone."""
+        seed = {"seed": answer.seeds[picture]} if answer.seeds else {}
+        alone = request.model_copy(update={"n": 1, "trajectory": None, "trajectory_of": "x_0", **seed})
+        text = _provenance(service, "/sample", alone, walk.nfe, walk.plan)
+        return pictures.png(pictures.to_uint8(final[picture]), text)
+
+    def frames() -> list[list[bytes]]:
+        return [] if way is None else [[pictures.png(frame) for frame in row] for row in pictures.to_uint8(way)]
+
+    def files() -> dict[str, bytes]:
+        named = {f"{i:03d}.png": each(i) for i in range(n)}
+        for i, row in enumerate(frames()):
+            named |= {f"{i:03d}-trajectory-{k:03d}.png": frame for k, frame in enumerate(row)}
+        return named | {"request.json": _replayable("/sample", request)}
+
+    def reply(timing: Timing) -> SampleReply:
+        shown = [[base64_of(frame) for frame in row] for row in frames()]
+        return SampleReply(
+            images=[base64_of(each(i)) for i in range(n)],
+            seeds=answer.seeds,
+            latents=[base64_of(uploads.npy(_whole(start))) for start in answer.starts],
+            trajectory=shown or None,
+            encode_nfe=answer.encode_nfe,
+            timing=timing,
+            **body,
+            **_facts(service, walk),
+        )
+
+    still: np.ndarray = pictures.to_uint8(final)
+    moving: np.ndarray | str = NO_TRAJECTORY
+    if way is not None:
+        still = pictures.to_uint8(way.flatten(0, 1))
+        moving = np.stack([pictures.sheet(frame) for frame in pictures.to_uint8(way.transpose(0, 1))])
+    headers = {"X-NFE": str(walk.nfe)} | ({"X-Seed": str(answer.seeds[0])} if answer.seeds else {})
+    return Outcome(
+        still=still,
+        columns=None if way is None else way.shape[1],
+        moving=moving,
+        array=final if way is None else way,
+        body=reply,
+        provenance=_provenance(service, "/sample", request, walk.nfe, walk.plan),
+        spent=answer.spent,
+        headers=headers,
+        files=files,
+    )
+
+
+def inverted(service: Service, answer: Inverted) -> Outcome:
+    """The latent; as a picture its reconstruction, which is just what /sample answers to ``decode``."""
+    request, trip, way = answer.request, answer.trip, answer.trajectory
+    back = sampled(service, trip.back) if trip else None
+    picture = b""
+    if back is not None and not isinstance(back.still, str):
+        picture = pictures.png(back.still[0], back.provenance)
+
+    def reply(timing: Timing) -> InvertReply:
+        frames = [] if way is None else [base64_of(pictures.png(frame)) for frame in pictures.to_uint8(way)]
+        measured = {} if trip is None else {name: getattr(trip, name) for name in ("psnr", "mse", "max_error", "exact")}
+        return InvertReply(
+            latent=base64_of(uploads.npy(answer.latent)),
+            decode=Decode(**answer.decode.model_dump(include=set(Decode.model_fields))),
+            nfe=answer.plan.nfe,
+            decode_nfe=answer.decode_nfe,
+            **measured,
+            residual=answer.residual,
+            norm=answer.norm,
+            reconstruction=base64_of(picture) if trip else None,
+            warnings=answer.warnings,
+            trajectory=frames or None,
+            plan=answer.plan.digest,
+            model=service.checkpoint.card.name,
+            sha256=service.checkpoint.card.sha256,
+            timing=timing,
+            **request.model_dump(include={"method", "steps", "refinements", "spacing", "label"}),
+        )
+
+    unchecked = "the picture is the reconstruction, which check = false leaves out; ask for application/x-npy"
+    way_8bit = None if way is None else pictures.to_uint8(way)
+    still: np.ndarray | str = unchecked if back is None else back.still
+    return Outcome(
+        still=still if way_8bit is None else way_8bit,
+        columns=None if way_8bit is None else len(way_8bit),
+        moving=NO_TRAJECTORY if way_8bit is None else way_8bit,
+        array=answer.latent,
+        body=reply,
+        provenance=back.provenance if back and way is None else {},
+        spent=answer.spent,
+        headers={"X-NFE": str(answer.plan.nfe)},
+    )
+
+
+def interpolated(service: Service, answer: Interpolated) -> Outcome:
+    """The strip, grid or animation of the pictures between."""
+    walk, request = answer.walk, answer.walk.request
+    final = pictures.to_uint8(answer.pictures)
+    left_out = {"a", "b", "latents", "weights", "frames", "label", "labels", "fit"}
+    provenance = _provenance(service, "/interpolate", request, walk.nfe, walk.plan)
+
+    def files() -> dict[str, bytes]:
+        named = {f"{i:03d}.png": pictures.png(frame) for i, frame in enumerate(final)}
+        return named | {"request.json": _replayable("/interpolate", request)}
+
+    def reply(timing: Timing) -> InterpolateReply:
+        return InterpolateReply(
+            images=[base64_of(pictures.png(frame)) for frame in final],
+            latents=[base64_of(uploads.npy(frame.latent)) for frame in answer.frames],
+            weights=[list(frame.weights) for frame in answer.frames],
+            labels=answer.labels,
+            warnings=answer.warnings,
+            encode_nfe=answer.encode_nfe,
+            timing=timing,
+            **request.model_dump(exclude=left_out),
+            **_facts(service, walk),
+        )
+
+    still_only = {
+        request.grid is not None: "a grid has no order in time; ask for image/png",
+        request.weights is not None: "one picture does not move; ask for image/png",
+    }
+    return Outcome(
+        still=final,
+        columns=answer.columns,
+        moving=still_only.get(True, final),
+        array=answer.pictures,
+        body=reply,
+        provenance=provenance,
+        spent=answer.spent,
+        headers={"X-NFE": str(walk.nfe)},
+        files=files,
+    )
+
+
+def _facts(service: Service, walk: Walk[Any]) -> dict[str, Any]:
+    card = service.checkpoint.card
+    return {"nfe": walk.nfe, "plan": walk.plan.digest, "model": card.name, "sha256": card.sha256}
+
+
+def _provenance(service: Service, operation: str, request: Walking, nfe: int, plan: Plan) -> dict[str, str]:
+    """What a picture must carry so that it can be made again: the request, and the network that answered it."""
+    facts = {
+        "operation": operation,
+        "request": request.model_dump(mode="json", exclude_none=True),
+        "nfe": nfe,
+        "plan": plan.digest,
+        "model": service.checkpoint.card.name,
+        "sha256": service.checkpoint.card.sha256,
+        "version": __version__,
+    }
+    return {"unstir": json.dumps(facts, ensure_ascii=False)}
+
+
+def _replayable(operation: str, request: Walking) -> bytes:
+    content = {"operation": operation, "request": request.model_dump(mode="json", exclude_none=True)}
+    return json.dumps(content, ensure_ascii=False, indent=2).encode()
+
+
+def _whole(slots: Tensor) -> Tensor:
+    return slots[0] if len(slots) == 1 else slots

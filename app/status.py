@@ -1,0 +1,91 @@
+"""Routes that tell of the service itself: what it serves, whether it lives, whether it is ready, and its metrics."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from app import __version__
+from app.problems import DECLARED
+from app.schemas.answers import MethodInfo, ModelReply, SamplerInfo, Status
+from app.schemas.requests import SampleRequest
+from app.service import Service
+from model.methods import METHODS
+from model.samplers import SAMPLERS, Sampler
+
+router = APIRouter()
+
+
+def _service(request: Request) -> Service:
+    service: Service = request.app.state.service
+    return service
+
+
+@router.get("/model", summary="What is being served", responses={503: DECLARED[503]})
+async def model(request: Request) -> ModelReply:
+    """The network, its classes and schedule, the samplers, the limits, and what a forward costs here."""
+    service = _service(request)
+    widths = service.engine.widths
+    loaded, settings = service.checkpoint, service.settings
+    limits = ("max_pictures", "max_queue_seconds", "max_body_bytes", "max_pixels")
+    return ModelReply(
+        name=loaded.card.name,
+        description=loaded.card.description,
+        licence=loaded.card.licence,
+        sha256=loaded.card.sha256,
+        classes=list(loaded.card.classes),
+        shape=list(loaded.shape),
+        background=loaded.card.background,
+        timesteps=service.schedule.T,
+        schedule=loaded.scheduler_config,
+        prediction=service.schedule.prediction,
+        parameters=sum(p.numel() for p in loaded.net.parameters()),
+        samplers=[_describe(sampler, service) for sampler in SAMPLERS.values()],
+        methods=[
+            MethodInfo(name=m.name, what=m.what, when=m.when, evaluations=m.evaluations, sampler=m.sampler)
+            for m in METHODS.values()
+        ],
+        device=str(service.device),
+        dtype=str(next(loaded.net.parameters()).dtype).removeprefix("torch."),
+        forward_ms={w: round(s * 1e3, 3) for w, s in zip(widths.sizes, widths.seconds, strict=True)},
+        reproducible_width=widths.canonical,
+        guidance=loaded.card.null_class is not None,
+        limits={name: getattr(settings, name) for name in limits},
+        version=__version__,
+    )
+
+
+def _describe(sampler: Sampler, service: Service) -> SamplerInfo:
+    steps = sampler.default_steps or service.schedule.T
+    first = service.habits.options(sampler, min(steps, service.schedule.T), service.schedule.T)["spacing"]
+    return SamplerInfo(
+        name=sampler.name,
+        what=sampler.what,
+        when=sampler.when,
+        stochastic=sampler.stochastic,
+        evaluations=sampler.nfe,
+        good_steps=sampler.good_steps,
+        default_steps=min(steps, service.schedule.T),
+        options=sorted(sampler.options & SampleRequest.model_fields.keys()),
+        spacings=[first, *(spacing for spacing in sampler.spacings if spacing != first)],
+    )
+
+
+@router.get("/healthz", summary="Is the process alive?")
+async def healthz() -> Status:
+    """Yes, if this is answered at all; it never looks at the queue."""
+    return Status(status="alive")
+
+
+@router.get("/readyz", summary="Should requests be sent here?", responses={503: {"model": Status}})
+async def readyz(request: Request, response: Response) -> Status:
+    """503 with the reason while loading, draining, stalled or dead."""
+    unready = _service(request).unready
+    if unready:
+        response.status_code = 503
+    return Status(status=unready or "ready")
+
+
+@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+async def metrics(request: Request) -> Response:
+    """Every metric, in Prometheus' text format."""
+    return Response(_service(request).metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -1,0 +1,199 @@
+"""Files to pixels. Nothing about a file is trusted: formats, sizes and pixels are counted before anything is decoded.
+
+    bytes -> *format and size by the header* -> *decode the first frame* -> *turn upright* -> *flatten* -> pixels
+
+Any error of Pillow's becomes a :class:`PictureError`; its decoders raise nearly anything on a broken file.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zipfile
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+Fit = Literal["exact", "resize", "crop", "pad"]
+FITS: tuple[Fit, ...] = ("exact", "resize", "crop", "pad")
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
+MOST_SCANS = 100  # of a JPEG; each costs a pass over all its pixels, and can be had for ten bytes
+Colour = tuple[int, int, int]
+BLACK: Colour = (0, 0, 0)
+
+
+class PictureError(ValueError):
+    """Bytes that cannot be had as a picture; the message says why."""
+
+
+class TooManyPixels(PictureError):
+    """A picture that is larger than allowed; it was not decoded."""
+
+
+def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels: int | None = None) -> np.ndarray:
+    """The first frame of a PNG, JPEG, WebP or GIF, upright and without transparency, as uint8 [H, W, C].
+
+    Args:
+        channels: 1 makes it grey, 3 RGB.
+        background: RGB behind what is transparent.
+        max_pixels: None sets no limit of ours.
+
+    Raises:
+        TooManyPixels: by the header; nothing has been decoded.
+        PictureError: anything else.
+    """
+    _check_container(content, max_pixels)
+    try:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+            _check_pixels(image.size, max_pixels)
+            image.load()
+            flat = _flat(_upright(image), background).convert("L" if channels == 1 else "RGB")
+    except PictureError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise TooManyPixels(str(error)) from error
+    except UnidentifiedImageError as error:
+        raise PictureError("it begins as a picture, but is none") from error
+    except Exception as error:
+        raise PictureError(f"it is broken: {error}") from error
+    pixels = np.asarray(flat)
+    return pixels[..., None] if channels == 1 else pixels
+
+
+def read(path: Path, channels: int, background: Colour = BLACK) -> np.ndarray:
+    """:func:`decode` for a file."""
+    return decode(path.read_bytes(), channels, background)
+
+
+def fit(pixels: np.ndarray, height: int, width: int, how: Fit, background: Colour = BLACK) -> np.ndarray:
+    """Bring uint8 [H, W, C] to [height, width, C].
+
+    Args:
+        how: ``exact`` takes no other size; ``resize`` stretches; ``crop`` fills the frame and cuts off what stands out;
+            ``pad`` shows all of the picture in the middle of the background, never enlarged.
+
+    Raises:
+        PictureError: it has another size, and ``how`` is ``exact``.
+    """
+    h, w = pixels.shape[:2]
+    if (h, w) == (height, width):
+        return pixels
+    if how == "exact":
+        raise PictureError(f"it is {w}x{h}, the network's pictures are {width}x{height}")
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
+    if how == "resize":
+        image = _resized(image, width, height)
+    else:
+        ratios = (width / w, height / h)
+        ratio = max(ratios) if how == "crop" else min(1.0, *ratios)
+        image = _resized(image, max(1, round(w * ratio)), max(1, round(h * ratio)))
+        page = Image.new("RGB", (width, height), background).convert(image.mode)
+        page.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
+        image = page
+    return np.asarray(image).reshape(height, width, pixels.shape[-1])
+
+
+def text_of(content: bytes) -> dict[str, str]:
+    """The text chunks of a PNG.
+
+    Raises:
+        PictureError: it is none.
+    """
+    try:
+        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+            image.load()
+            return {key: str(value) for key, value in getattr(image, "text", {}).items()}
+    except Exception as error:
+        raise PictureError(f"it is no PNG: {error}") from error
+
+
+def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+    shrinks = width <= image.width and height <= image.height
+    return image.resize((width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
+
+
+def _check_container(content: bytes, max_pixels: int | None) -> None:
+    """Refuse, by a look at the bytes alone, what Pillow should not even open."""
+    if content.startswith(b"\x89PNG\r\n\x1a\n"):
+        _check_png(content)
+    elif content.startswith(b"\xff\xd8\xff"):
+        if content.count(b"\xff\xda") > MOST_SCANS:
+            raise PictureError(f"this JPEG has more than {MOST_SCANS} scans")
+    elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
+        _check_pixels(_webp_size(content), max_pixels)  # Pillow makes room for all pixels as it opens one
+    elif content[:6] not in (b"GIF87a", b"GIF89a"):
+        raise PictureError("it is no PNG, JPEG, WebP or GIF" if content else "it is empty")
+    if zipfile.is_zipfile(io.BytesIO(content)):
+        raise PictureError("it is an archive, too")
+
+
+def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
+    width, height = size
+    if max_pixels is not None and width * height > max_pixels:
+        raise TooManyPixels(f"it has {width}x{height} pixels, at most {max_pixels} are taken; make it smaller")
+
+
+def _check_png(content: bytes) -> None:
+    """Its chunks must follow each other to the very end of the file."""
+    at = 8
+    while at + 12 <= len(content):
+        (length,) = struct.unpack_from(">I", content, at)
+        kind, at = content[at + 4 : at + 8], at + 12 + length
+        if kind == b"IEND":
+            if at != len(content):
+                raise PictureError(f"{len(content) - at} bytes of something else follow its end")
+            return
+    raise PictureError("it is truncated")
+
+
+def _webp_size(content: bytes) -> tuple[int, int]:
+    """Of the canvas (RFC 9649, section 2.5 to 2.7)."""
+    (length,) = struct.unpack_from("<I", content, 4)
+    if not length <= len(content) - 8 <= length + 1:
+        raise PictureError("it is truncated" if length > len(content) - 8 else "something else follows its end")
+    head = content[12:30].ljust(18, b"\0")
+    match head[:4]:
+        case b"VP8X":
+            return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
+        case b"VP8L":
+            bits = int.from_bytes(head[9:13], "little")
+            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
+        case b"VP8 ":
+            return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
+    raise PictureError("this WebP begins with neither VP8, VP8L nor VP8X")
+
+
+_TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    """Turned as EXIF says; where EXIF is broken, as it lies."""
+    try:
+        orientation = image.getexif().get(0x0112)
+    except Exception:
+        return image
+    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
+
+
+def _flat(image: Image.Image, background: Colour) -> Image.Image:
+    """Without transparency, grey or RGB of 8 bits."""
+    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would cut off at 255
+        values = np.asarray(image).astype(np.int64)
+        clear = image.info.get("transparency")
+        image = Image.fromarray(((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
+        if isinstance(clear, int):
+            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    if image.has_transparency_data:
+        behind = Image.new("RGBA", image.size, (*background, 255))
+        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+    return image.convert("L") if image.mode in ("1", "L") else image.convert("RGB")
