@@ -1,4 +1,4 @@
-"""The command line: ``unstir serve``, ``unstir train`` and ``unstir evaluate``."""
+"""The command line: ``unstir serve``, the stories without a server, ``unstir train`` and ``unstir evaluate``."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, get_type_hints
 from pydantic import ValidationError
 
 from app import __version__
+from app.commands import CommandError, add_all
 from app.server import serve
 from app.service import DeviceError, pick_device
 from app.settings import SHIPPED, Settings
@@ -26,16 +27,20 @@ from model.unet_config import ConfigError
 def main(argv: list[str] | None = None) -> int:
     """Run one command; returns the exit status."""
     parser = argparse.ArgumentParser(
-        prog="unstir", description="Serve, train and evaluate pixel-space diffusion models."
+        prog="unstir", description="Serve, use, train and evaluate pixel-space diffusion models."
     )
     parser.add_argument("--version", action="version", version=f"unstir {__version__}")
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_serve(commands.add_parser("serve", help="serve a checkpoint over HTTP"))
+    add_all(commands)
     _add_train(commands.add_parser("train", help="train a noise predictor on a folder of pictures, .npz or idx files"))
     _add_evaluate(commands.add_parser("evaluate", help="measure the pictures of a checkpoint, by sampler and steps"))
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
-    status: int = run(arguments)
+    try:
+        status: int = run(arguments)
+    except CommandError as error:
+        return _complain(str(error))
     return status
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from app.errors import catalogue
 from app.metrics import GAUGES, Metrics
 from app.settings import SHIPPED, Settings
+from model.methods import METHODS
 from model.samplers import SAMPLERS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
@@ -52,6 +53,12 @@ def samplers_table() -> str:
     return "\n".join(rows)
 
 
+def methods_table() -> str:
+    rows = ["| method | what it is, and when to use it | evaluations for N steps | leads back |", "|---|---|---|---|"]
+    rows += [f"| `{m.name}` | {m.what} {m.when} | {m.evaluations} | `{m.sampler}` |" for m in METHODS.values()]
+    return "\n".join(rows)
+
+
 QUALITY = README.parent / "docs" / "quality.json"
 SHOWN = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "pndm")
 
@@ -89,6 +96,7 @@ TABLES = {
     "quality": quality_table,
     "inversion": inversion_table,
     "samplers": samplers_table,
+    "methods": methods_table,
     "settings": settings_table,
     "errors": errors_table,
     "metrics": metrics_table,

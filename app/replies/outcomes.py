@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 from torch import Tensor
 
 from app import __version__, uploads
@@ -86,15 +87,16 @@ def inverted(service: Service, answer: Inverted) -> Outcome:
 
     def reply(timing: Timing) -> InvertReply:
         frames = [] if way is None else [base64_of(pictures.png(frame)) for frame in pictures.to_uint8(way)]
-        measured = {} if trip is None else {name: getattr(trip, name) for name in ("psnr", "mse", "max_error", "exact")}
+        found = {"residual": answer.residual, "norm": answer.norm}
+        if trip is not None:
+            found |= {name: getattr(trip, name) for name in ("psnr", "mse", "max_error", "exact")}
+        measured = {name: float(f"{value:.6g}") for name, value in found.items() if value is not None}
         return InvertReply(
             latent=base64_of(uploads.npy(answer.latent)),
             decode=Decode(**answer.decode.model_dump(include=set(Decode.model_fields))),
             nfe=answer.plan.nfe,
             decode_nfe=answer.decode_nfe,
             **measured,
-            residual=answer.residual,
-            norm=answer.norm,
             reconstruction=base64_of(picture) if trip else None,
             warnings=answer.warnings,
             trajectory=frames or None,
@@ -114,7 +116,7 @@ def inverted(service: Service, answer: Inverted) -> Outcome:
         moving=NO_TRAJECTORY if way_8bit is None else way_8bit,
         array=answer.latent,
         body=reply,
-        provenance=back.provenance if back and way is None else {},
+        provenance=back.provenance if back and way is None else _replaying(service, answer),
         spent=answer.spent,
         headers={"X-NFE": str(answer.plan.nfe)},
     )
@@ -166,7 +168,14 @@ def _facts(service: Service, walk: Walk[Any]) -> dict[str, Any]:
     return {"nfe": walk.nfe, "plan": walk.plan.digest, "model": card.name, "sha256": card.sha256}
 
 
-def _provenance(service: Service, operation: str, request: Walking, nfe: int, plan: Plan) -> dict[str, str]:
+def _replaying(service: Service, answer: Inverted) -> dict[str, str]:
+    """The request with the picture as it was brought to size, which may have been far larger."""
+    content = pictures.png(pictures.to_uint8(answer.picture))
+    request = answer.request.model_copy(update={"image": content, "fit": "exact"})
+    return _provenance(service, "/invert", request, answer.plan.nfe, answer.plan)
+
+
+def _provenance(service: Service, operation: str, request: BaseModel, nfe: int, plan: Plan) -> dict[str, str]:
     """What a picture must carry so that it can be made again: the request, and the network that answered it."""
     facts = {
         "operation": operation,
