@@ -41,4 +41,10 @@ picture: .venv/.serve  ## Draw the README's pictures from the shipped checkpoint
 bench: .venv/.dev  ## Measure what the engine costs and what it saves
 	$(BIN)/python -m bench.engine
 
-.PHONY: help install serve test test-slow check golden picture bench
+memory: .venv/.dev  ## Upload 200 of the largest allowed pictures, and watch the server's memory
+	$(BIN)/python -m bench.uploads
+
+fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
+	$(BIN)/python -m tests.fuzz_uploads --files 20000
+
+.PHONY: help install serve test test-slow check golden picture bench memory fuzz

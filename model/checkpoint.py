@@ -161,7 +161,7 @@ def _read_card(path: Path, sha256: str) -> Card:
         card = Card(**{**facts, "classes": tuple(facts.get("classes", ()))})
     except TypeError as error:
         raise CheckpointError(f"{path / 'card.json'}: {error}") from error
-    if not re.fullmatch("#[0-9a-fA-F]{6}", card.background):
+    if not re.fullmatch("#[0-9a-fA-F]{6}", str(card.background)):
         raise CheckpointError(f"{path / 'card.json'}: background {card.background!r} is no colour of the form #rrggbb")
     if card.sha256 not in ("", sha256):
         raise CheckpointError(f"{path}: the weights' sha256 is {sha256}, the card says {card.sha256}")

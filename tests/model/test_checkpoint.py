@@ -97,6 +97,20 @@ def test_classes_survive_with_their_null_class(tmp_path):
     assert found.card.null_class == 2
 
 
+def test_the_background_is_a_colour(tmp_path):
+    net = random_net()
+    checkpoint.save(tmp_path, net, net.state_dict(), SCHEDULER, replace(CARD, background="#ff8000"))
+    assert checkpoint.load(tmp_path).background == (255, 128, 0)
+    facts = json.loads((tmp_path / "card.json").read_text())
+    for wrong in ("white", "#fff", "#gggggg", 255):
+        (tmp_path / "card.json").write_text(json.dumps({**facts, "background": wrong}))
+        with pytest.raises(checkpoint.CheckpointError, match="no colour of the form #rrggbb"):
+            checkpoint.load(tmp_path)
+    del facts["background"]
+    (tmp_path / "card.json").write_text(json.dumps(facts))
+    assert checkpoint.load(tmp_path).background == (0, 0, 0)
+
+
 def test_the_saved_state_is_the_one_given(tmp_path):
     # The moving average is written, not the network's own weights.
     net = random_net()
