@@ -56,7 +56,7 @@ class Settings(BaseSettings):
     max_pixels: int = Field(
         1 << 24,
         ge=1,
-        description="Most pixels of an uploaded picture, before it is brought to size; each takes some 12 bytes while "
+        description="Most pixels of an uploaded picture, before it is brought to size; each takes up to 18 bytes while "
         "it is decoded, two pictures at once.",
     )
     drain_seconds: float = Field(

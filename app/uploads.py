@@ -23,7 +23,7 @@ LARGEST = 1e6  # of a latent's values; those of x_T rarely exceed 5
 async def picture(service: Service, name: str, content: bytes, fit: Fit) -> Tensor:
     """A picture of the network's size, float32 [C, H, W] in [-1, 1].
 
-    Few are decoded at once, whoever sends them: each may take some 200 MB while it lasts.
+    Few are decoded at once, whoever sends them: each may take some 300 MB while it lasts.
 
     Raises:
         InvalidField: it is none, or has another size.
@@ -68,9 +68,11 @@ def latent(service: Service, name: str, content: bytes) -> Tensor:
     if len(content) - offset != math.prod(found) * dtype.itemsize:
         raise InvalidField(name, told, f"its length is not what its header says; send {wanted}")
     numbers = np.frombuffer(content, dtype, offset=offset).reshape(found, order="F" if fortran else "C")
+    with np.errstate(all="ignore"):  # what is beyond float32 becomes infinite, and is refused as that
+        numbers = numbers.astype(np.float32)
     if not np.isfinite(numbers).all() or np.abs(numbers).max() > LARGEST:
         raise InvalidField(name, told, f"it holds numbers that are not finite, or beyond ±{LARGEST:g}; send {wanted}")
-    return torch.from_numpy(numbers.astype(np.float32).reshape(-1, *shape))
+    return torch.from_numpy(numbers.reshape(-1, *shape))
 
 
 def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import io
 import struct
-import zipfile
+import warnings
 from pathlib import Path
 from typing import Literal
 
@@ -20,8 +20,14 @@ Fit = Literal["exact", "resize", "crop", "pad"]
 FITS: tuple[Fit, ...] = ("exact", "resize", "crop", "pad")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
 MOST_SCANS = 100  # of a JPEG; each costs a pass over all its pixels, and can be had for ten bytes
+MOST_CHUNKS = 1 << 14  # of a PNG; Pillow takes some microseconds for each, and twelve bytes make one
 Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
+
+
+# Pillow warns of each broken EXIF entry, with numbers out of the file: that would be a line of the log for each of
+# thousands of entries, and Python remembers every such text for ever. What is wrong with a file, the answer says.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 class PictureError(ValueError):
@@ -53,7 +59,7 @@ def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels(str(error)) from error
+        raise TooManyPixels("it has far more pixels than are taken; make it smaller") from error
     except UnidentifiedImageError as error:
         raise PictureError("it begins as a picture, but is none") from error
     except Exception as error:
@@ -83,11 +89,15 @@ def fit(pixels: np.ndarray, height: int, width: int, how: Fit, background: Colou
     if how == "exact":
         raise PictureError(f"it is {w}x{h}, the network's pictures are {width}x{height}")
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if how == "resize":
+    if how == "crop":  # cut before it is resized: of a picture one pixel wide, whole and enlarged, there is no end
+        ratio = max(width / w, height / h)
+        across, down = max(1, round(width / ratio)), max(1, round(height / ratio))
+        left, top = (w - across) // 2, (h - down) // 2
+        image = image.crop((left, top, left + across, top + down))
+    if how != "pad":
         image = _resized(image, width, height)
     else:
-        ratios = (width / w, height / h)
-        ratio = max(ratios) if how == "crop" else min(1.0, *ratios)
+        ratio = min(1.0, width / w, height / h)
         image = _resized(image, max(1, round(w * ratio)), max(1, round(h * ratio)))
         page = Image.new("RGB", (width, height), background).convert(image.mode)
         page.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
@@ -125,7 +135,7 @@ def _check_container(content: bytes, max_pixels: int | None) -> None:
         _check_pixels(_webp_size(content), max_pixels)  # Pillow makes room for all pixels as it opens one
     elif content[:6] not in (b"GIF87a", b"GIF89a"):
         raise PictureError("it is no PNG, JPEG, WebP or GIF" if content else "it is empty")
-    if zipfile.is_zipfile(io.BytesIO(content)):
+    if b"PK\x05\x06" in content[-(1 << 16) - 22 :]:  # where a .zip has its end record, before a comment of 64 KiB
         raise PictureError("it is an archive, too")
 
 
@@ -138,14 +148,16 @@ def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
 def _check_png(content: bytes) -> None:
     """Its chunks must follow each other to the very end of the file."""
     at = 8
-    while at + 12 <= len(content):
+    for _ in range(MOST_CHUNKS):
+        if at + 12 > len(content):
+            raise PictureError("it is truncated")
         (length,) = struct.unpack_from(">I", content, at)
         kind, at = content[at + 4 : at + 8], at + 12 + length
         if kind == b"IEND":
             if at != len(content):
                 raise PictureError(f"{len(content) - at} bytes of something else follow its end")
             return
-    raise PictureError("it is truncated")
+    raise PictureError(f"this PNG has more than {MOST_CHUNKS} chunks")
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:
@@ -187,13 +199,23 @@ def _upright(image: Image.Image) -> Image.Image:
 
 def _flat(image: Image.Image, background: Colour) -> Image.Image:
     """Without transparency, grey or RGB of 8 bits."""
-    if image.mode.startswith("I"):  # 16 bits of grey, which Pillow's own conversion would cut off at 255
-        values = np.asarray(image).astype(np.int64)
-        clear = image.info.get("transparency")
-        image = Image.fromarray(((values.clip(0, 65535) * 255 + 32767) // 65535).astype(np.uint8))
-        if isinstance(clear, int):
-            image.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    if image.mode.startswith("I"):
+        image = _of_eight_bits(image)
     if image.has_transparency_data:
         behind = Image.new("RGBA", image.size, (*background, 255))
         return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
     return image.convert("L") if image.mode in ("1", "L") else image.convert("RGB")
+
+
+def _of_eight_bits(image: Image.Image) -> Image.Image:
+    """16 bits of grey, scaled; Pillow's own conversion would cut them off at 255."""
+    values = np.asarray(image)
+    levels = values.clip(0, 65535).astype(np.uint32)
+    levels *= 255  # in place: an array for each step would be several times the picture
+    levels += 32767
+    levels //= 65535
+    grey = Image.fromarray(levels.astype(np.uint8))
+    clear = image.info.get("transparency")
+    if isinstance(clear, int):
+        grey.putalpha(Image.fromarray((values != clear) * np.uint8(255)))
+    return grey
