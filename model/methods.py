@@ -23,7 +23,7 @@ class Method:
         slots: how many states the latent has; 2 are a pair of shape [2, C, H, W].
         options: names of the request fields that only some methods take and this one does.
         back: what the sampler's ``compile`` is told, too.
-        ordinary: range of the mean square of x_T for held-out pictures, with both shipped checkpoints, from 20 steps on.
+        ordinary: range of x_T's mean square for held-out pictures and both shipped checkpoints, from 20 steps on.
     """
 
     name: str
