@@ -72,7 +72,7 @@ async def _from_form(request: Request, model: type[M]) -> M:
     limit = request.app.state.service.settings.max_body_bytes
     try:
         async with request.form(max_files=MOST_FILES, max_fields=MOST_FIELDS, max_part_size=limit) as form:
-            fields = {name: await _field(name, form) for name in form}
+            fields = {name: await _field(name, form, name in model.model_fields) for name in form}
     except HTTPException as error:
         if error.status_code != 400:
             raise
@@ -80,23 +80,35 @@ async def _from_form(request: Request, model: type[M]) -> M:
     return _validated(model, fields, strict=False)
 
 
-async def _field(name: str, form: FormData) -> Any:
-    values = [await _value(name, value) for value in form.getlist(name)]
-    if name not in LISTS:
-        if len(values) > 1:
-            raise InvalidField(name, f"{len(values)} values", "send it once")
-        return values[0]
-    if len(values) > 1 or not isinstance(values[0], str):
+async def _field(name: str, form: FormData, known: bool) -> Any:
+    given: list[UploadFile | str] = form.getlist(name)
+    if not known:
+        return "a file" if isinstance(given[0], UploadFile) else given[0]
+    if name in LISTS and len(given) == 1 and isinstance(given[0], str):
+        given = _listed(name, given[0])
+    values = [await _value(name, value) for value in given]
+    if name in LISTS:
         return values
+    if len(values) > 1:
+        raise InvalidField(name, f"{len(values)} values", "send it once")
+    return values[0]
+
+
+def _listed(name: str, text: str) -> list[Any]:
+    """1,2,3 or [1, 2, 3]"""
     try:
-        return json.loads(values[0]) if values[0].startswith("[") else values[0].split(",")
+        return list(json.loads(text)) if text.startswith("[") else list(text.split(","))
     except ValueError as error:
-        raise InvalidField(name, plain(values[0]), "send it several times, or as 1,2,3") from error
+        raise InvalidField(name, plain(text), "send it several times, or as 1,2,3") from error
 
 
-async def _value(name: str, value: UploadFile | str) -> Any:
-    if isinstance(value, str):
-        return {"seed": value} if name in LATENTS else value
+async def _value(name: str, value: Any) -> Any:
+    if not isinstance(value, UploadFile):
+        if name not in LATENTS or not isinstance(value, str):
+            return value
+        if not value.strip().lstrip("-").isdecimal():
+            raise InvalidField(name, plain(value), f"a number is a seed; send a file as -F {name}=@{plain(value)}")
+        return {"seed": value}
     filename = value.filename or ""
     if any(mark in filename for mark in ("/", "\\", "\0")) or filename in (".", ".."):
         raise InvalidField(name, f"a file called {filename}", "a file's name has no path here; send a plain name")
@@ -129,7 +141,7 @@ def _faults(error: ValidationError, model: type[BaseModel]) -> Iterable[tuple[st
         # Of a nested field both names count; what follows are pydantic's names of a union's members.
         place = [part for part in fault["loc"] if not (isinstance(part, str) and part in ("int", "str"))]
         field = ".".join(map(str, place))[:200] or "body"
-        remedy = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ")
+        remedy = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ").partition(", unable")[0]
         if fault["type"] == "extra_forbidden":
             known = ", ".join(model.model_fields) if len(place) == 1 else "seed, npy, image"
             remedy = f"no such field; known are {known}"

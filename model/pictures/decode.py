@@ -54,8 +54,7 @@ def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels
     try:
         with Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_pixels(image.size, max_pixels)
-            image.load()
-            flat = _flat(_upright(image), background).convert("L" if channels == 1 else "RGB")
+            return _pixels(image, channels, background)
     except PictureError:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
@@ -64,13 +63,19 @@ def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels
         raise PictureError("it begins as a picture, but is none") from error
     except Exception as error:
         raise PictureError(f"it is broken: {error}") from error
-    pixels = np.asarray(flat)
-    return pixels[..., None] if channels == 1 else pixels
 
 
 def read(path: Path, channels: int, background: Colour = BLACK) -> np.ndarray:
-    """:func:`decode` for a file."""
-    return decode(path.read_bytes(), channels, background)
+    """A file of our own, of any kind that Pillow knows, in the form that :func:`decode` gives.
+
+    Raises:
+        PictureError: it cannot be read; the message names it.
+    """
+    try:
+        with Image.open(path) as image:
+            return _pixels(image, channels, background)
+    except Exception as error:
+        raise PictureError(f"{path}: {error}") from error
 
 
 def fit(pixels: np.ndarray, height: int, width: int, how: Fit, background: Colour = BLACK) -> np.ndarray:
@@ -119,6 +124,13 @@ def text_of(content: bytes) -> dict[str, str]:
         raise PictureError(f"it is no PNG: {error}") from error
 
 
+def _pixels(image: Image.Image, channels: int, background: Colour) -> np.ndarray:
+    image.load()
+    flat = _flat(_upright(image), background).convert("L" if channels == 1 else "RGB")
+    pixels = np.asarray(flat)
+    return pixels[..., None] if channels == 1 else pixels
+
+
 def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
     shrinks = width <= image.width and height <= image.height
     return image.resize((width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
@@ -134,7 +146,7 @@ def _check_container(content: bytes, max_pixels: int | None) -> None:
     elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
         _check_pixels(_webp_size(content), max_pixels)  # Pillow makes room for all pixels as it opens one
     elif content[:6] not in (b"GIF87a", b"GIF89a"):
-        raise PictureError("it is no PNG, JPEG, WebP or GIF" if content else "it is empty")
+        raise PictureError("it does not begin as a picture does" if content else "it is empty")
     if b"PK\x05\x06" in content[-(1 << 16) - 22 :]:  # where a .zip has its end record, before a comment of 64 KiB
         raise PictureError("it is an archive, too")
 

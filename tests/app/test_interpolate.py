@@ -143,6 +143,13 @@ async def test_forms_hold_several_latents(client):
     corners = [("latents", (None, str(seed))) for seed in (1, 2, 3, 4)]
     grid = await client.post("/interpolate", files=corners, data={"grid": "[2, 4]", "steps": 3})
     assert opened(grid.content).size == (4 * 8 + 3 * 2, 2 * 8 + 2)
+    for listed in ("1,2,3,4", "[1, 2, 3, 4]"):
+        short = {"latents": (None, listed), "grid": (None, "2,4"), "steps": (None, "3")}
+        assert (await client.post("/interpolate", files=short)).content == grid.content
+    wrong = await client.post("/interpolate", files={"a": (None, "x.png"), "b": (None, "2")})
+    assert_problem(wrong, 422, "invalid_field", 'a = "x.png"', "-F a=@x.png")
+    unknown = await client.post("/interpolate", files={"img": ("x.png", PNGS[0])})
+    assert_problem(unknown, 422, "invalid_field", 'img = "a file"', "known are sampler")
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "apng"])

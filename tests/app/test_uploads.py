@@ -137,11 +137,11 @@ async def test_bombs(client, send, content):
 
 NO_PICTURES = {
     "empty": (b"", "it is empty"),
-    "text": (b"hello", "it is no PNG"),
-    "svg": (b"<svg/>", "it is no PNG"),
-    "tiff": (saved(GREY, "TIFF"), "it is no PNG"),
-    "npy": (NPY, "it is no PNG"),
-    "zip": (archive(), "it is no PNG"),
+    "text": (b"hello", "it does not begin as a picture does"),
+    "svg": (b"<svg/>", "it does not begin as a picture does"),
+    "tiff": (saved(GREY, "TIFF"), "it does not begin as a picture does"),
+    "npy": (NPY, "it does not begin as a picture does"),
+    "zip": (archive(), "it does not begin as a picture does"),
     "truncated png": (PNG[:-20], "truncated"),
     "truncated jpeg": (JPEG[:-20], "broken"),
     "truncated webp": (WEBP[:-20], "truncated"),

@@ -90,3 +90,11 @@ def test_a_file_is_read_in_the_wanted_channels(tmp_path, channels, shape):
     assert other.shape == (5, 4, 4 - channels)
     if channels == 1:
         assert np.all(other == pixels)  # grey becomes equal red, green and blue
+
+
+def test_a_file_of_our_own_may_be_of_a_kind_that_is_not_taken_from_others(tmp_path):
+    pixels = np.random.default_rng(2).integers(0, 256, (5, 4, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.bmp")
+    assert np.array_equal(pictures.read(tmp_path / "a.bmp", 3), pixels)
+    with pytest.raises(pictures.PictureError):
+        pictures.decode((tmp_path / "a.bmp").read_bytes(), 3)
