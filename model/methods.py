@@ -6,6 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from torch import Tensor
+
 from model import inversion
 from model.plan import Plan
 
@@ -23,6 +25,8 @@ class Method:
         slots: how many states the latent has; 2 are a pair of shape [2, C, H, W].
         options: names of the request fields that only some methods take and this one does.
         back: what the sampler's ``compile`` is told, too.
+        residual: all slots of the walk's end, [B, R, C, H, W], to by how much each misses the exact one; None where that
+            is not known.
         ordinary: range of x_T's mean square for held-out pictures and both shipped checkpoints, from 20 steps on.
     """
 
@@ -35,6 +39,7 @@ class Method:
     slots: int = 1
     options: frozenset[str] = frozenset()
     back: dict[str, Any] = field(default_factory=dict)
+    residual: Callable[[Tensor], Tensor] | None = None
     ordinary: tuple[float, float] = (0.6, 1.15)
 
     @property
@@ -52,6 +57,7 @@ _TABLE = (
         "ddim",
         evaluations="N(K + 1)",
         options=frozenset({"refinements"}),
+        residual=inversion.residual,
     ),
     Method(
         "ddim",

@@ -14,7 +14,7 @@ from app.operations.sampling import Sampled
 from app.operations.walks import Onlooker, Spent, class_of, compile_upward, moments, resolve, watched
 from app.schemas.requests import InvertRequest, Latent, SampleRequest
 from app.service import Service
-from model import inversion, pictures
+from model import pictures
 from model.methods import METHODS, Method
 from model.plan import Plan
 from model.samplers import SAMPLERS
@@ -91,7 +91,7 @@ class Inverted:
         if self.trip is not None and self.trip.psnr < LOW_PSNR:
             found.append(
                 f"psnr = {self.trip.psnr:.1f}: what comes back is visibly another picture; take more steps, "
-                f"{'more refinements' if self.method.options else 'method fixed_point'}, or obelm for every pixel"
+                f"{'more refinements' if self.residual is not None else 'method fixed_point'}, or obelm for every pixel"
             )
         return found
 
@@ -121,7 +121,7 @@ async def invert(service: Service, request: InvertRequest, onlooker: Onlooker | 
             label,
             request.reproducible,
             start=picture[None],
-            returns=plan.slots if method.options else method.slots,
+            returns=plan.slots if method.residual else method.slots,
             keep=frozenset(shown),
             look=request.trajectory_of,
         )
@@ -147,7 +147,7 @@ async def invert(service: Service, request: InvertRequest, onlooker: Onlooker | 
         walk.request,
         walk.nfe,
         slots,
-        float(inversion.residual(upward.ends[0][None])) if method.options else None,
+        float(method.residual(upward.ends[0][None])) if method.residual else None,
         float(slots[0].square().mean()),
         trip,
         _trajectory(upward, shown, plan),
