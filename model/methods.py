@@ -25,7 +25,7 @@ class Method:
         slots: how many states the latent has; 2 are a pair of shape [2, C, H, W].
         options: names of the request fields that only some methods take and this one does.
         back: what the sampler's ``compile`` is told, too.
-        residual: all slots of the walk's end, [B, R, C, H, W], to by how much each misses the exact one; None where that
+        residual: from all slots of the walk's end, [B, R, C, H, W], by how much each misses the exact one; None if that
             is not known.
         ordinary: range of x_T's mean square for held-out pictures and both shipped checkpoints, from 20 steps on.
     """
