@@ -24,6 +24,7 @@ M = TypeVar("M", bound=BaseModel)
 LATENTS = {"latent", "a", "b", "latents"}  # fields that hold an x_T
 LISTS = {"latents", "weights", "labels", "grid"}  # fields that may come several times
 MOST_FILES, MOST_FIELDS = 16, 64  # of a form
+BARE = ("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif")  # pictures without a form
 SMALL = 1 << 16  # bytes; what is larger is parsed off the event loop
 
 
@@ -40,11 +41,11 @@ async def read(request: Request, model: type[M]) -> M:
         _refuse_query(request)
         return await _from_form(request, model)
     content = await request.body()
-    if media.startswith("image/") and "image" in model.model_fields:
+    if media in BARE and "image" in model.model_fields:
         return _validated(model, {**request.query_params, "image": content}, strict=False)
     if content and media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
-        pictures = ", multipart/form-data or image/*" if "image" in model.model_fields else " or multipart/form-data"
-        raise UnsupportedMedia(f"content-type = {media!r}: send application/json{pictures}")
+        pictures = f", or one of {', '.join(BARE)}" if "image" in model.model_fields else ""
+        raise UnsupportedMedia(f"content-type = {media!r}: send application/json or multipart/form-data{pictures}")
     _refuse_query(request)
     parse = _from_json if len(content) < SMALL else lambda *args: run_in_threadpool(_parsed, *args)
     return await parse(model, content)

@@ -392,3 +392,9 @@ async def test_a_query_goes_with_a_bare_picture_only(client):
 @as_picture
 async def test_bodies_that_are_too_large(client, send):
     assert_problem(await send(client, PNG + bytes(9000)), 413, "body_too_large", "8192")
+
+
+async def test_a_bare_body_of_another_kind(client):
+    for media in ("image/tiff", "image/svg+xml", "image/heic", "application/octet-stream"):
+        response = await client.post("/invert", content=PNG, headers={"content-type": media})
+        assert_problem(response, 415, "unsupported_media_type", media, "image/png", "multipart/form-data")
