@@ -11,10 +11,12 @@ from typing import Any, get_type_hints
 from pydantic import ValidationError
 
 from app import __version__
+from app.bench import command as bench
 from app.commands import CommandError, add_all
 from app.server import serve
 from app.service import DeviceError, pick_device
 from app.settings import SHIPPED, Settings
+from app.simulation import command as simulate
 from model.checkpoint import CheckpointError
 from model.data import DataError
 from model.evaluation.run import PARTS, evaluate
@@ -33,6 +35,8 @@ def main(argv: list[str] | None = None) -> int:
     commands = parser.add_subparsers(required=True, metavar="command")
     _add_serve(commands.add_parser("serve", help="serve a checkpoint over HTTP"))
     add_all(commands)
+    bench.add_command(commands)
+    simulate.add_command(commands)
     _add_train(commands.add_parser("train", help="train a noise predictor on a folder of pictures, .npz or idx files"))
     _add_evaluate(commands.add_parser("evaluate", help="measure the pictures of a checkpoint, by sampler and steps"))
     arguments = vars(parser.parse_args(argv))

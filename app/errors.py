@@ -5,9 +5,14 @@
     │   ├── InvalidJSON          400
     │   ├── InvalidForm          400
     │   ├── InvalidField         422
+    │   ├── InvalidHeader        400
     │   ├── NotFound             404
+    │   ├── NoSuchJob            404
     │   ├── MethodNotAllowed     405
     │   ├── NotAcceptable        406
+    │   ├── NotDone              409
+    │   ├── KeyReused            409
+    │   ├── Cancelled            410
     │   ├── BodyTooLarge         413
     │   ├── PictureTooLarge      413
     │   └── UnsupportedMedia     415
@@ -15,6 +20,7 @@
     │   ├── Overloaded           429
     │   ├── Starting             503
     │   └── Draining             503
+    ├── TooLate                  504
     ├── Failed                   we could not do it
     │   ├── EngineDead           503
     │   ├── DeviceMemory         503
@@ -102,11 +108,25 @@ class InvalidField(BadInput):
         return "; ".join([*told, f"and {more} more faults"] if more else told)
 
 
+class InvalidHeader(BadInput):
+    """A header that cannot be."""
+
+    code, status, title = "invalid_header", 400, "A header has an impossible value"
+    meaning = "`X-Request-Timeout-Ms`, `Priority` or `Idempotency-Key` cannot be read; the detail names it."
+
+
 class NotFound(BadInput):
     """No such path."""
 
     code, status, title = "not_found", 404, "Nothing lives at this path"
     meaning = "The path is unknown; `/docs` lists those that exist."
+
+
+class NoSuchJob(BadInput):
+    """No such job here, or no longer."""
+
+    code, status, title = "no_such_job", 404, "There is no such job"
+    meaning = "The id is unknown: the job was forgotten after `UNSTIR_JOB_SECONDS`, or another process has it."
 
 
 class MethodNotAllowed(BadInput):
@@ -121,6 +141,31 @@ class NotAcceptable(BadInput):
 
     code, status, title = "not_acceptable", 406, "None of the formats asked for can be made"
     meaning = "`Accept` asks for formats that this operation does not make; the detail lists those that it does."
+
+
+class NotDone(BadInput):
+    """The result is not there yet."""
+
+    code, status, title = "not_done", 409, "The job is not done yet"
+    meaning = "The result was asked for while the job waits or runs; `GET /jobs/{id}` says how it fares."
+
+    def __init__(self, detail: str, retry_after: float) -> None:
+        super().__init__(detail)
+        self.headers["Retry-After"] = str(max(1, int(retry_after + 0.999)))
+
+
+class KeyReused(BadInput):
+    """The same key for another request."""
+
+    code, status, title = "key_reused", 409, "The idempotency key belongs to another request"
+    meaning = "An `Idempotency-Key` came again with another body or to another path; take a new key for a new request."
+
+
+class Cancelled(BadInput):
+    """Somebody cancelled the job."""
+
+    code, status, title = "cancelled", 410, "The job was cancelled"
+    meaning = "`DELETE /jobs/{id}` ended it before it was done."
 
 
 class BodyTooLarge(BadInput):
@@ -156,7 +201,9 @@ class Overloaded(TryLater):
     """The queue is full."""
 
     code, status, title = "overloaded", 429, "The queue is full"
-    meaning = "More work is waiting than `UNSTIR_MAX_QUEUE_SECONDS` allows; `Retry-After` is computed from that work."
+    meaning = (
+        "More work waits than `UNSTIR_MAX_QUEUE_SECONDS` allows; in `Retry-After` seconds there is a place for you."
+    )
 
 
 class Starting(TryLater):
@@ -171,6 +218,13 @@ class Draining(TryLater):
 
     code, status, title = "draining", 503, "The service is stopping"
     meaning = "The process finishes what it has accepted and takes nothing new; ask another replica."
+
+
+class TooLate(UnstirError):
+    """The deadline has passed, or will have."""
+
+    code, status, title = "too_late", 504, "The deadline cannot be met"
+    meaning = "The time of `X-Request-Timeout-Ms` or `UNSTIR_MAX_REQUEST_SECONDS` is over, or known to be too short."
 
 
 class Failed(UnstirError):

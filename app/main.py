@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from app import __version__, problems, routes, status
 from app.errors import UnstirError
 from app.forms import LATENTS
+from app.jobs import Jobs
 from app.middleware import BodyLimit, Frame
 from app.openapi import complete
 from app.service import Service
@@ -59,8 +60,10 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     async def lifespan(_: FastAPI) -> AsyncIterator[None]:
         # A daemon, so that a process that is told to stop need not first finish loading.
         threading.Thread(target=device_thread, args=[asyncio.get_running_loop()], name="device", daemon=True).start()
+        watching = asyncio.ensure_future(service.metrics.watch())
         yield
         await service.drain()
+        watching.cancel()
         service.close()
 
     app = FastAPI(
@@ -71,6 +74,8 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         redoc_url=None,
     )
     app.state.service = service
+    app.state.jobs = jobs = Jobs(service.settings)
+    service.metrics.jobs = lambda: jobs.held
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable, Iterator
 from functools import cache
 
+import torch
 from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
@@ -15,11 +18,25 @@ disable_created_metrics()  # type: ignore[no-untyped-call]  # a series a counter
 GAUGES = {
     "unstir_ready": "1 when /readyz says yes.",
     "unstir_draining": "1 while accepted work is being finished before the process ends.",
-    "unstir_requests_in_flight": "Requests that hold a place in the engine.",
+    "unstir_requests_waiting": "Requests that hold a place in the engine and have not had their first step.",
+    "unstir_requests_running": "Requests between their first step and their last.",
+    "unstir_requests_promised": "Requests that were refused for now, and for which a place is kept.",
+    "unstir_jobs": "Asynchronous jobs and answers under a key that are kept, done or not.",
+    "unstir_job_bytes": "Memory that their results take.",
     "unstir_rows_waiting": "Pictures that have not had their first step.",
     "unstir_rows_running": "Pictures between their first step and their last.",
     "unstir_batch_capacity_rows": "Most rows of one forward.",
     "unstir_estimated_wait_seconds": "Time that the device needs for everything accepted.",
+    "unstir_forward_pace": "What a tick takes of late, over what its forward took at the start.",
+    "unstir_event_loop_lag_seconds": "How late the event loop was when it was last looked at.",
+    "unstir_model_info": "1, with the network's name, hash, device and dtype as labels.",
+    "unstir_gpu_memory_bytes": "Memory of the CUDA device, allocated and reserved; none on a CPU.",
+}
+LABELS = {
+    "unstir_requests_waiting": ("endpoint",),
+    "unstir_requests_running": ("endpoint",),
+    "unstir_model_info": ("model", "sha256", "device", "dtype"),
+    "unstir_gpu_memory_bytes": ("kind",),
 }
 
 
@@ -29,6 +46,9 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.engine: Callable[[], Engine | None] = lambda: None
+        self.jobs: Callable[[], tuple[int, int]] = lambda: (0, 0)  # how many, and their bytes
+        self.lag = 0.0
+        self._model: tuple[str, ...] | None = None
         registry.register(self)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -38,10 +58,15 @@ class Metrics:
             return Histogram(f"unstir_{name}", text, labels, registry=registry, buckets=buckets)
 
         milliseconds = [0.001 * 2**k for k in range(18)]  # 1 ms to 131 s
-        self.requests = counter("requests_total", "Answers, by path and status.", "endpoint", "code")
+        self.requests = counter(
+            "requests_total", "Answers, by path, sampler where there is one, and status.", "endpoint", "sampler", "code"
+        )
         self.finished = counter(
             "requests_finished_total", "How well-formed requests for pictures ended.", "endpoint", "outcome"
         )  # outcome: ok, client_gone, or the code of an error
+        self.rejections = counter(
+            "rejections_total", "Requests refused for want of room or time, by the code of the error.", "reason"
+        )
         self.images = counter("images_total", "Pictures answered.", "endpoint")
         self.nfe = counter(
             "nfe_total",
@@ -51,9 +76,22 @@ class Metrics:
         self.forwards = counter("forwards_total", "Forward passes, by width after padding.", "width")
         self.rows = counter("rows_total", "Rows of all forward passes that were somebody's.")
         self.padding = counter("padding_rows_total", "Rows of all forward passes that were padding.")
+        self.forward_errors = counter(
+            "forward_errors_total", "Forwards and walks that came to nothing: oom, nan, exception.", "kind"
+        )
         self.duration = histogram("request_duration_seconds", "Whole time of a request.", milliseconds, "endpoint")
         self.queue_time = histogram(
             "queue_time_seconds", "From submission to the first step.", milliseconds, "endpoint"
+        )
+        self.first_step_time = histogram(
+            "time_to_first_step_seconds", "From the request's arrival to its first step.", milliseconds
+        )
+        self.encode_time = histogram("image_encode_seconds", "Giving the answer its form.", milliseconds)
+        self.cancel_time = histogram(
+            "cancel_latency_seconds", "From a hang-up, deadline or DELETE to the lanes' leaving.", milliseconds
+        )
+        self.request_nfe = histogram(
+            "request_nfe", "Network evaluations of one request, all its pictures.", [10.0 * 2**k for k in range(14)]
         )
         self.forward_time = histogram("forward_duration_seconds", "One tick of the engine.", milliseconds)
         self._forwards_of = cache(self.forwards.labels)  # a label look-up costs more than the counting
@@ -67,21 +105,56 @@ class Metrics:
         self.forward_time.observe(seconds)
         self.batch_rows.observe(rows)
 
+    def cancelled(self, seconds: float) -> None:
+        """The engine's observer."""
+        self.cancel_time.observe(seconds)
+
+    def failed(self, kind: str) -> None:
+        """The engine's observer."""
+        self.forward_errors.labels(kind).inc()
+
+    def tell_model(self, *labels: str) -> None:
+        """Name the network: model, sha256, device, dtype."""
+        self._model = labels
+
+    async def watch(self) -> None:
+        """Look twice a second how late the event loop is; it is told to each who asks meanwhile."""
+        while True:
+            due = time.monotonic() + 0.5
+            await asyncio.sleep(0.5)
+            self.lag = max(0.0, time.monotonic() - due)
+
     def collect(self) -> Iterator[Metric]:
         """The gauges, derived from the engine's own book so that they cannot drift."""
         engine = self.engine()
         waiting, running = engine.lanes if engine else (0, 0)
-        values = {
+        jobs, job_bytes = self.jobs()
+        requests = engine.requests if engine else {}
+        memory = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
+        on_card = torch.cuda.is_available() and self._model is not None and self._model[2] != "cpu"
+        values: dict[str, float | dict[tuple[str, ...], float]] = {
             "unstir_ready": engine is not None and engine.unready is None,
             "unstir_draining": engine is not None and engine.draining,
-            "unstir_requests_in_flight": engine.requests if engine else 0,
+            "unstir_requests_waiting": {(path,): n for (path, begun), n in requests.items() if not begun},
+            "unstir_requests_running": {(path,): n for (path, begun), n in requests.items() if begun},
+            "unstir_requests_promised": engine.promised if engine else 0,
+            "unstir_jobs": jobs,
+            "unstir_job_bytes": job_bytes,
             "unstir_rows_waiting": waiting,
             "unstir_rows_running": running,
-            "unstir_batch_capacity_rows": engine.widths.cap if engine else 0,
+            "unstir_batch_capacity_rows": engine.forwards.fast.cap if engine else 0,
             "unstir_estimated_wait_seconds": engine.wait_seconds if engine else 0,
+            "unstir_forward_pace": engine.pace if engine else 0,
+            "unstir_event_loop_lag_seconds": self.lag,
+            "unstir_model_info": {self._model: 1} if self._model else {},
+            "unstir_gpu_memory_bytes": {(kind,): ask() for kind, ask in memory.items()} if on_card else {},
         }
         for name, text in GAUGES.items():
-            yield GaugeMetricFamily(name, text, float(values[name]))
+            value = values[name]
+            family = GaugeMetricFamily(name, text, labels=LABELS.get(name, ()))
+            for labels, number in (value if isinstance(value, dict) else {(): value}).items():
+                family.add_metric(labels, float(number))
+            yield family
 
     def exposition(self) -> bytes:
         """Prometheus' text format."""

@@ -11,6 +11,7 @@ from collections.abc import Callable
 from fastapi import HTTPException, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.logs import REQUEST_ID
 from app.metrics import Metrics
 
 log = logging.getLogger("unstir.http")
@@ -36,13 +37,16 @@ class Frame:
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)
         status = 0
 
         async def framed(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                message["headers"] = [*message["headers"], (b"x-request-id", request_id.encode())]
+                told = f"total;dur={(time.perf_counter() - began) * 1e3:.3f}".encode()
+                mine = ((b"x-request-id", request_id.encode()), (b"server-timing", told))
+                message["headers"] = [*message["headers"], *mine]
             await send(message)
 
         try:
@@ -55,9 +59,12 @@ class Frame:
             seconds = time.perf_counter() - began
             # Unknown paths share one label, or a scanner could make the metrics grow without end.
             endpoint = getattr(scope.get("route"), "path", "other")
-            self.metrics.requests.labels(endpoint, status).inc()
+            sampler = scope["state"].get("sampler", "")
+            self.metrics.requests.labels(endpoint, sampler, status).inc()
             self.metrics.duration.labels(endpoint).observe(seconds)
-            log.info("%s %s %d %.1f ms id=%s", scope["method"], scope["path"], status, seconds * 1e3, request_id)
+            method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
+            fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
+            log.info("%s %s %d %.1f ms", method, path, status, took, extra={"fields": fields})
 
 
 class BodyLimit:

@@ -16,6 +16,7 @@ from app.forms import encodable, plain
 from app.schemas.answers import FieldProblem, Problem
 
 log = logging.getLogger("unstir.http")
+REJECTIONS = (errors.TryLater, errors.TooLate, errors.BodyTooLarge, errors.PictureTooLarge)
 DECLARED: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": " / ".join(kind.title for kind in kinds)}
     for status, kinds in groupby(sorted(errors.catalogue(), key=lambda kind: kind.status), lambda kind: kind.status)
@@ -42,6 +43,8 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
 
 def problem(request: Request, error: UnstirError) -> JSONResponse:
     """Any error in the one shape."""
+    if isinstance(error, REJECTIONS):
+        request.app.state.service.metrics.rejections.labels(error.code).inc()
     content = describe(error, request.scope["state"]["request_id"])
     return JSONResponse(content, error.status, headers=error.headers, media_type="application/problem+json")
 

@@ -3,40 +3,30 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
-from functools import partial
+import time
+from collections.abc import Awaitable
+from datetime import UTC, datetime
 from typing import Any, TypeVar
 
 from fastapi import APIRouter, Request, Response
-from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
+from fastapi.responses import JSONResponse
 from starlette.responses import StreamingResponse
 
-from app import events, forms, operations
-from app.errors import ClientGone, UnstirError
-from app.operations import Onlooker
+from app import events, forms, operations, problems, tracing
+from app.errors import Cancelled, ClientGone, Internal, NotDone, UnstirError
+from app.jobs import Job, Jobs
+from app.operations import Caller
 from app.problems import DECLARED
 from app.replies import formats, outcomes
-from app.replies.formats import FORMATS, Outcome, Reply
-from app.schemas.answers import InterpolateReply, InvertReply, SampleReply
+from app.replies.formats import FORMATS, Reply
+from app.schemas.answers import InterpolateReply, InvertReply, JobReply, Problem, SampleReply
 from app.schemas.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.service import Service
+from app.visits import Operation, Visit
+from app.wishes import Wishes, digest_of
 
 router = APIRouter()
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What lies behind one endpoint: the model of its body, its story, and what the story's answer has to show."""
-
-    path: str
-    request: type[BaseModel]
-    story: Callable[..., Awaitable[Any]]
-    outcome: Callable[[Service, Any], Outcome]
-    answer: type[BaseModel]
 
 
 SAMPLE = Operation("/sample", SampleRequest, operations.sample, outcomes.sampled, SampleReply)
@@ -58,6 +48,7 @@ def declared(operation: Operation) -> dict[str, Any]:
                 "model": operation.answer,
                 "content": {form: binary for form in (first, *others) if form != formats.JSON},
             },
+            202: {"model": JobReply, "description": "With `Prefer: respond-async`: where to ask, in `Location`."},
             **DECLARED,
         },
     }
@@ -96,58 +87,140 @@ async def interpolate(request: Request) -> Response:
 
 async def _answered(request: Request, operation: Operation) -> Response:
     service: Service = request.app.state.service
-    accepted = formats.negotiate(request.headers.get("accept"), FORMATS[operation.path])
-    engine = service.engine  # refuses while there is none, before the body is read
-    body = await forms.read(request, operation.request)
-    streamed = accepted == formats.EVENTS
-    media_type = formats.JSON if streamed else accepted
+    jobs: Jobs = request.app.state.jobs
+    scope = request.scope["state"]
+    began, request_id = time.monotonic(), scope["request_id"]
+    media_type = formats.negotiate(request.headers.get("accept"), FORMATS[operation.path])
+    wishes = Wishes.read(request.headers)
+    _ = service.engine  # refuses while there is none, before the body is read
+    with tracing.span(operation.path, request.headers, request_id):
+        body = await forms.read(request, operation.request)
+        scope["sampler"] = getattr(body, "sampler", None) or getattr(body, "method", "")
+        digest = digest_of(operation.path, body)
+        job = jobs.under(wishes.key, digest) if wishes.key else None
+        if job is not None:
+            visit, again = job.visit, {"Idempotent-Replayed": "true"}
+        else:
+            terms = wishes.terms(request, began, service.settings.max_request_seconds, digest)
+            caller = Caller(terms, previews=events.PREVIEWS if media_type == formats.EVENTS else 0)
+            visit, again = Visit(service, operation, body, caller, began), {}
+    if job is None and (wishes.key or wishes.asynchronous):
+        job = Job(visit, request_id, digest, wishes.key, wishes.asynchronous)
+        try:
+            jobs.add(job)
+        except UnstirError:
+            visit.cancel()
+            raise
+    if job is not None and wishes.asynchronous:
+        return await _promised(service, jobs, job, again)
+    if media_type == formats.EVENTS:
+        return await _unless_gone(request, _streamed(visit, request_id))
+    reply = await _unless_gone(request, visit.reply(media_type))
+    return _sent(reply, again)
 
-    async def story(onlooker: Onlooker | None = None) -> Reply:
-        with _counted(service, operation.path):
-            answer = await operation.story(service, body, onlooker)
-            outcome: Outcome = await run_in_threadpool(operation.outcome, service, answer)
-            reply = await run_in_threadpool(formats.render, outcome, media_type)
-            metrics = service.metrics
-            metrics.images.labels(operation.path).inc(len(getattr(answer, "pictures", "1")))
-            for name, evaluations in outcome.spent.evaluations.items():
-                metrics.nfe.labels(name).inc(evaluations)
-            metrics.queue_time.labels(operation.path).observe(outcome.spent.queue_seconds)
-            return reply
 
-    if streamed:
-        opening = partial(events.opened, story, lambda: engine.wait_seconds, request.scope["state"]["request_id"])
-        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
-        return StreamingResponse(await _unless_gone(request, opening), media_type=formats.EVENTS, headers=headers)
-    reply = await _unless_gone(request, story)
-    return Response(reply.content, media_type=reply.media_type, headers=reply.headers)
+def _sent(reply: Reply, headers: dict[str, str] | None = None) -> Response:
+    return Response(reply.content, media_type=reply.media_type, headers=reply.headers | (headers or {}))
 
 
-@contextmanager
-def _counted(service: Service, endpoint: str) -> Iterator[None]:
-    """Count how the story ended."""
-    outcome = "internal"
+async def _streamed(visit: Visit, request_id: str) -> Response:
+    await visit.accepted()
+    ticket = visit.caller.ticket
+    if ticket is None:  # it was refused, or is over
+        await visit.outcome()
+        raise Internal("a story without a place in the engine")
+    headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
+    return StreamingResponse(events.told(visit, ticket, request_id), media_type=formats.EVENTS, headers=headers)
+
+
+async def _promised(service: Service, jobs: Jobs, job: Job, headers: dict[str, str]) -> Response:
+    """202, once it has its place."""
+    if not job.asynchronous:
+        job.asynchronous = True
+    job.visit.keep()
     try:
-        yield
-    except UnstirError as error:
-        outcome = error.code
+        await job.visit.accepted()
+    except (UnstirError, asyncio.CancelledError):
+        jobs.forget(job)
         raise
-    except asyncio.CancelledError:
-        outcome = ClientGone.code
-        raise
+    headers = {"Location": f"/jobs/{job.id}", "Preference-Applied": "respond-async", **headers}
+    return JSONResponse(_described(service, job).model_dump(mode="json", exclude_none=True), 202, headers=headers)
+
+
+@router.get("/jobs/{identifier}", summary="How an asynchronous job fares", responses={404: {"model": Problem}})
+async def job(request: Request, identifier: str) -> JobReply:
+    """Its state, its place in line, what is done of it, and about how long it will take."""
+    return _described(request.app.state.service, request.app.state.jobs.get(identifier))
+
+
+@router.get(
+    "/jobs/{identifier}/result",
+    summary="What an asynchronous job came to",
+    response_class=Response,
+    responses={status: {"model": Problem} for status in (404, 406, 409, 410)},
+)
+async def result(request: Request, identifier: str) -> Response:
+    """In the form that `Accept` asks for, as the operation itself answers; as often as it is asked for."""
+    service: Service = request.app.state.service
+    found: Job = request.app.state.jobs.get(identifier)
+    media_type = formats.negotiate(request.headers.get("accept"), FORMATS[found.visit.operation.path])
+    if media_type == formats.EVENTS:
+        return await _unless_gone(request, _streamed(found.visit, found.request_id))
+    if not found.visit.task.done():
+        left = _described(service, found).seconds_left
+        raise NotDone(f"job = {found.id}: it is {found.state}; ask again in {left:.1f} s", retry_after=left)
+    if found.state == "cancelled":
+        raise Cancelled(f"job = {found.id}: it was cancelled before it was done; ask for it anew")
+    return _sent(await found.visit.reply(media_type))
+
+
+@router.delete("/jobs/{identifier}", summary="Cancel an asynchronous job", responses={404: {"model": Problem}})
+async def cancel(request: Request, identifier: str) -> JobReply:
+    """Its rows are free before the next forward. Of a job that is done, the result is forgotten."""
+    jobs: Jobs = request.app.state.jobs
+    found = jobs.get(identifier)
+    if found.visit.task.done():
+        jobs.forget(found)
     else:
-        outcome = "ok"
-    finally:
-        service.metrics.finished.labels(endpoint, outcome).inc()
+        found.visit.cancel(Cancelled(f"job = {found.id}: it was cancelled before it was done; ask for it anew"))
+        await asyncio.wait({found.visit.task})
+    return _described(request.app.state.service, found)
 
 
-async def _unless_gone(request: Request, story: Callable[[], Awaitable[T]]) -> T:
-    """Cancel the story, and with it its lanes, as soon as the client hangs up."""
+def _described(service: Service, job: Job) -> JobReply:
+    ticket, error = job.visit.caller.ticket, job.visit.problem
+    total = ticket.total if ticket else 0
+    done = total - ticket.remaining if ticket else 0
+    under_way = ticket is not None and job.state in ("waiting", "running")
+    problem = None
+    if isinstance(error, UnstirError):
+        problem = Problem(**problems.describe(error, job.request_id))
+    elif error is not None:
+        problem = Problem(**problems.describe(problems.defect(error, job.request_id), job.request_id))
+    return JobReply(
+        id=job.id,
+        operation=job.visit.operation.path,
+        state=job.state,
+        position=service.engine.position(ticket) if ticket and under_way else 0,
+        done=done,
+        total=total,
+        progress=round(done / total, 4) if total else 0.0,
+        seconds_left=round(service.engine.seconds_left(ticket), 3) if ticket and under_way else 0.0,
+        created=datetime.fromtimestamp(job.created, UTC).isoformat(timespec="milliseconds"),
+        request_id=job.request_id,
+        result=f"/jobs/{job.id}/result" if job.state == "done" else None,
+        error=problem,
+    )
+
+
+async def _unless_gone(request: Request, answer: Awaitable[T]) -> T:
+    """Stop waiting for the answer as soon as the client hangs up; if nobody else does, its lanes are let go."""
 
     async def hang_up() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
-    work = asyncio.ensure_future(story())
+    work = asyncio.ensure_future(answer)
     gone = asyncio.ensure_future(hang_up())
     try:
         await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)

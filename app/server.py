@@ -10,6 +10,7 @@ from types import FrameType
 
 import uvicorn
 
+from app import logs
 from app.main import create_app
 from app.service import Service
 from app.settings import Settings
@@ -49,7 +50,7 @@ class Server(uvicorn.Server):
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit status, 1 if the network could not be loaded."""
-    logging.basicConfig(level=settings.log_level.upper(), format="%(asctime)s %(levelname)s %(name)s %(message)s")
+    logs.configure(settings.log_level, settings.log_format)
 
     def give_up() -> None:
         server.should_exit = True

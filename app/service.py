@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import logging
 import re
+from pathlib import Path
 
 import anyio
 import torch
 
+from app.engine.calibration import Calibration, Wanted, calibrated, nets
 from app.engine.engine import Engine
 from app.engine.runner import Runner
+from app.engine.scheduler import Forwards
 from app.errors import EngineDead, Starting
 from app.metrics import Metrics
 from app.settings import Settings
@@ -47,28 +50,35 @@ class Service:
 
         Raises:
             CheckpointError, DeviceError: there is no usable checkpoint, or no such device.
-            OutOfMemoryError: the device is too small.
+            TooSmallError: the device has no room for the network.
         """
         settings = self.settings
-        if settings.threads:
-            torch.set_num_threads(settings.threads)
         device = pick_device(settings.device)
         loaded = checkpoint.load(settings.checkpoint, device)
-        runner = Runner(loaded, device)
-        widths = runner.measure(settings.max_width, settings.reproducible_width)
-        costs = ", ".join(f"{w}: {s * 1e3:.1f}" for w, s in zip(widths.sizes, widths.seconds, strict=True))
-        log.info("%s on %s; forward times in ms by width: %s", loaded.card.name, device, costs)
+        wanted = Wanted(
+            settings.max_width,
+            settings.reproducible_width,
+            settings.threads,
+            None if settings.dtype == "auto" else settings.dtype,
+        )
+        found = calibrated(loaded, device, wanted, _folder(settings.cache))
+        for line in found.told:
+            log.info("%s on %s: %s", loaded.card.name, device, line)
+        exact = found.widths(exact=True)
+        forwards = Forwards(exact if found.dtype == "float32" else found.widths(exact=False), exact)
         self.checkpoint: Checkpoint = loaded
+        self.calibration: Calibration = found
         self.device = device
         self.habits = Habits.from_config(loaded.scheduler_config)
         self.schedule = loaded.schedule
         self._loaded = Engine(
-            runner,
-            widths,
+            Runner(loaded, device, nets(loaded, found)),
+            forwards,
             max_queue_seconds=settings.max_queue_seconds,
             max_lanes=settings.max_lanes,
             observer=self.metrics,
         )
+        self.metrics.tell_model(loaded.card.name, loaded.card.sha256, str(device), found.dtype)
 
     def start(self) -> None:
         """Open for work; call it on the event loop, after :meth:`load`."""
@@ -117,6 +127,13 @@ class Service:
         """End the device thread."""
         if self._engine is not None:
             self._engine.close()
+
+
+def _folder(name: str) -> Path | None:
+    try:
+        return Path(name).expanduser() if name else None
+    except RuntimeError:  # there is no home
+        return None
 
 
 def pick_device(name: str) -> torch.device:

@@ -32,8 +32,18 @@ class Settings(BaseSettings):
         None,
         ge=1,
         le=256,
-        description="CPU threads of one forward, by default OMP_NUM_THREADS, else one per core; fewer where others "
-        "need the cores, since threads that wait for a busy core cost far more than they give.",
+        description="CPU threads of one forward, by default OMP_NUM_THREADS, else one per core, or half of them where "
+        "that is faster; fewer where others need the cores, since threads that wait for a busy core cost far more than "
+        "they give.",
+    )
+    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+        "auto",
+        description="Of ordinary forwards on a CPU; auto takes bfloat16 where the processor has it, it is faster, and "
+        "each ε stays within 1 %. `reproducible` requests, inversions and what begins in a picture or a .npy are "
+        "float32 in any case, and share forwards with the others only if these are, too.",
+    )
+    cache: str = Field(
+        "~/.cache/unstir", description="Folder that keeps what was measured at the start; empty measures at each start."
     )
     max_width: int = Field(
         16, ge=2, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."
@@ -42,7 +52,7 @@ class Settings(BaseSettings):
         4,
         ge=2,
         le=1024,
-        description="Rows of every forward that `reproducible` requests ride in; another width gives other last bits.",
+        description="Rows of a forward that `reproducible` requests ride in, there or in widths of the same bits.",
     )
     max_pictures: int = Field(64, ge=1, description="Most pictures of one request (`n`).")
     max_queue_seconds: float = Field(
@@ -51,6 +61,20 @@ class Settings(BaseSettings):
         allow_inf_nan=False,
         description="Seconds of accepted work above which requests get 429; lower it to refuse sooner.",
     )
+    max_request_seconds: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Longest that any request may take; X-Request-Timeout-Ms can only ask for less.",
+    )
+    job_seconds: float = Field(
+        600,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long results of asynchronous jobs, and answers under an Idempotency-Key, are kept.",
+    )
+    max_jobs: int = Field(1024, ge=1, description="Most of them that are kept; the oldest that are done go first.")
+    max_job_bytes: int = Field(64 << 20, ge=1 << 20, description="Most memory that the results kept may take.")
     max_lanes: int = Field(4096, ge=1, description="Most pictures in flight at once; bounds the memory that they take.")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="Largest request body; larger ones get 413.")
     max_pixels: int = Field(
@@ -65,6 +89,7 @@ class Settings(BaseSettings):
         description="How long SIGTERM lets accepted work finish; keep it below the orchestrator's grace period.",
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field("info", description="How much is logged.")
+    log_format: Literal["text", "json"] = Field("text", description="json for machines: an object a line.")
 
     @field_validator("device")
     @classmethod

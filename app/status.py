@@ -24,7 +24,7 @@ def _service(request: Request) -> Service:
 async def model(request: Request) -> ModelReply:
     """The network, its classes and schedule, the samplers, the limits, and what a forward costs here."""
     service = _service(request)
-    widths = service.engine.widths
+    engine, found = service.engine, service.calibration
     loaded, settings = service.checkpoint, service.settings
     limits = ("max_pictures", "max_queue_seconds", "max_body_bytes", "max_pixels")
     return ModelReply(
@@ -45,13 +45,23 @@ async def model(request: Request) -> ModelReply:
             for m in METHODS.values()
         ],
         device=str(service.device),
-        dtype=str(next(loaded.net.parameters()).dtype).removeprefix("torch."),
-        forward_ms={w: round(s * 1e3, 3) for w, s in zip(widths.sizes, widths.seconds, strict=True)},
-        reproducible_width=widths.canonical,
+        dtype=found.dtype,
+        layout=found.layout,
+        threads=found.threads,
+        dtype_error=found.error,
+        forward_ms=_milliseconds(found.fast),
+        exact_forward_ms=_milliseconds(found.exact),
+        pace=round(engine.pace, 3),
+        reproducible_width=settings.reproducible_width,
+        reproducible_widths=list(found.alike),
         guidance=loaded.card.null_class is not None,
         limits={name: getattr(settings, name) for name in limits},
         version=__version__,
     )
+
+
+def _milliseconds(costs: dict[int, float]) -> dict[int, float]:
+    return {width: round(seconds * 1e3, 3) for width, seconds in costs.items()}
 
 
 def _describe(sampler: Sampler, service: Service) -> SamplerInfo:

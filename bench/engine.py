@@ -41,12 +41,12 @@ class BeforeEachPicture:
         self.bare = bare
         self.seconds = 0.0
 
-    def advance(self, lanes: list[Lane], width: int) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
         if not lanes[0].cursor:
             began = time.perf_counter()
             self.bare()
             self.seconds = time.perf_counter() - began
-        self.device.advance(lanes, width)
+        self.device.advance(lanes, width, exact)
 
     def end(self, lane: Lane) -> torch.Tensor:
         return self.device.end(lane)
@@ -114,7 +114,7 @@ async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, obj
 
         cost, picture = await cost_of_a_picture(service, steps, repeats)
         saving = await alternate(concurrent, sequential, max(3, repeats // 6))
-        widths = service.engine.widths
+        widths = service.engine.forwards.fast
         return {
             "steps": steps,
             "picture_ms": round(1e3 * statistics.median(picture), 1),

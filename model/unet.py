@@ -255,7 +255,7 @@ class UNet(nn.Module):
         )
         emb = self.time_embedding(freqs.to(self.conv_in.weight.dtype))  # [B, E]
         if config.num_class_embeds is not None:
-            emb = emb + self._class(y)
+            emb = emb + self.class_share(y)
 
         h = self.conv_in(x)
         skips = [h]
@@ -268,8 +268,11 @@ class UNet(nn.Module):
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out
 
-    def _class(self, y: Tensor | None) -> Tensor:
-        """[B, E]. A row of weight 1 has the bits of its class index: the other terms add zeros."""
+    def class_share(self, y: Tensor | None) -> Tensor:
+        """What the class adds to the embedding, [B, E].
+
+        A row of weight 1 has the bits of its class index: the other terms add zeros.
+        """
         assert y is not None, "This is a bug: a class-conditional network without classes."
         if not y.is_floating_point():
             out: Tensor = self.class_embedding(y)

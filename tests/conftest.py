@@ -47,7 +47,16 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def settings(tiny: Path) -> Settings:
-    return Settings(checkpoint=tiny, device="cpu", threads=1, max_width=8, max_pictures=16, max_body_bytes=8192)
+    return Settings(
+        checkpoint=tiny,
+        device="cpu",
+        threads=1,
+        dtype="float32",
+        cache=str(tiny / "cache"),
+        max_width=8,
+        max_pictures=16,
+        max_body_bytes=8192,
+    )
 
 
 @asynccontextmanager

@@ -16,15 +16,17 @@ import logging
 import queue
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable
 from typing import Protocol
 
 import torch
 
+from app.engine.admission import Admission, check_deadline
 from app.engine.lane import Job, Lane, Result
 from app.engine.runner import OutOfMemoryError
-from app.engine.scheduler import Widths, choose
-from app.engine.ticket import Cancel, Close, Message, Submit, Ticket
+from app.engine.scheduler import Choice, Forwards, Widths, choose
+from app.engine.ticket import Cancel, Close, Message, Submit, Terms, Ticket
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded, UnstirError
 
 STALL_SECONDS = 30.0
@@ -34,7 +36,7 @@ log = logging.getLogger("unstir.engine")
 class Device(Protocol):
     """What the engine needs of a runner."""
 
-    def advance(self, lanes: list[Lane], width: int) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
         """One step of every lane; raises OutOfMemoryError with all lanes as they were."""
 
     def end(self, lane: Lane) -> torch.Tensor:
@@ -47,19 +49,26 @@ class Observer(Protocol):
     def forward(self, width: int, rows: int, seconds: float) -> None:
         """One tick is over."""
 
+    def cancelled(self, seconds: float) -> None:
+        """A job's lanes were let go, so long after that was asked for."""
+
+    def failed(self, kind: str) -> None:
+        """A forward, or what came of it, was no good: oom, nan or exception."""
+
 
 class Engine:
     """Accepts work, batches it step by step, and answers all of it."""
 
     def __init__(
-        self, device: Device, widths: Widths, *, max_queue_seconds: float, max_lanes: int, observer: Observer
+        self, device: Device, forwards: Forwards, *, max_queue_seconds: float, max_lanes: int, observer: Observer
     ) -> None:
-        self.widths = widths
+        self.forwards = forwards
+        self.pace = 1.0  # what a tick takes here and now, over what its forward took at the start
         self.draining = False
         self.failure: str | None = None
         self._device = device
         self._observer = observer
-        self._max_queue_seconds = max_queue_seconds
+        self._admission = Admission(max_queue_seconds)
         self._max_lanes = max_lanes
         self._tickets: set[Ticket] = set()
         self._futures: dict[Job, asyncio.Future[Result]] = {}
@@ -74,32 +83,50 @@ class Engine:
         """Name the running event loop as the one that awaits results; some thread must :meth:`work`."""
         self._loop = asyncio.get_running_loop()
 
-    def reserve(self, lanes: int, row_steps: int) -> Ticket:
+    def reserve(self, lanes: int, row_steps: int, *, exact: bool = False, terms: Terms | None = None) -> Ticket:
         """Take a place for ``lanes`` pictures at once and ``row_steps`` rows of forwards in all, or refuse at once.
-
-        A request is admitted while the work ahead of it takes at most ``max_queue_seconds``, however large it is.
 
         Raises:
             EngineDead, Draining: nothing is accepted any more.
-            Overloaded: with the seconds until there will be room again.
+            TooLate: it cannot be done before its deadline.
+            Overloaded: with the seconds after which there will be a place.
         """
+        terms = terms or Terms()
         if self.failure:
             raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
         if self.draining:
             raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
-        wait = self.wait_seconds
+        now = time.monotonic()
+        widths = self._widths(exact)
+        seconds = row_steps * widths.seconds_per_row * self.pace
+        if (deadline := terms.deadline) is not None:
+            in_turn = row_steps / lanes * widths.seconds[0] * self.pace
+            check_deadline(max(seconds, in_turn), lambda: self._due_before(deadline, terms.priority), deadline - now)
         held = sum(ticket.lanes for ticket in self._tickets)
-        if wait > self._max_queue_seconds:
-            raise Overloaded(
-                f"{wait:.0f} s of work are waiting, at most {self._max_queue_seconds:g} are allowed; try again later",
-                retry_after=wait - self._max_queue_seconds,
-            )
+        wait = self.wait_seconds
         if held and held + lanes > self._max_lanes:
             raise Overloaded(
                 f"{held} pictures are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
                 retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
-        return Ticket(self._tickets, self._run, lanes, row_steps)
+        self._admission.admit(seconds, wait, now, terms.sender)
+        return Ticket(self._tickets, self._run, lanes, row_steps, exact, terms)
+
+    def _widths(self, exact: bool) -> Widths:
+        return self.forwards.exact if exact else self.forwards.fast
+
+    def _seconds(self, ticket: Ticket) -> float:
+        return ticket.remaining * self._widths(ticket.exact).seconds_per_row * self.pace
+
+    def _due_before(self, deadline: float, priority: int) -> float:
+        """Seconds of work that goes first, since it is no less important and due earlier."""
+        return sum(
+            self._seconds(ticket)
+            for ticket in self._tickets
+            if ticket.terms.deadline is not None
+            and ticket.terms.deadline <= deadline
+            and ticket.terms.priority >= priority
+        )
 
     async def _run(self, job: Job) -> Result:
         if self.failure:
@@ -110,7 +137,7 @@ class Engine:
         try:
             return await self._futures[job]
         except asyncio.CancelledError:
-            self._inbox.put(Cancel(job))
+            self._inbox.put(Cancel(job, time.monotonic()))
             raise
         finally:
             del self._futures[job]
@@ -118,7 +145,7 @@ class Engine:
     @property
     def wait_seconds(self) -> float:
         """How long the device needs for everything accepted so far."""
-        return sum(ticket.remaining for ticket in self._tickets) * self.widths.seconds_per_row
+        return sum(map(self._seconds, self._tickets))
 
     @property
     def lanes(self) -> tuple[int, int]:
@@ -129,9 +156,27 @@ class Engine:
         return sum(ticket.lanes for ticket in self._tickets) - running - done, running
 
     @property
-    def requests(self) -> int:
-        """Requests that hold a place."""
-        return len(self._tickets)
+    def requests(self) -> Counter[tuple[str, bool]]:
+        """Requests that hold a place, by endpoint and whether their first step is done."""
+        return Counter((ticket.terms.endpoint, ticket.running) for ticket in self._tickets)
+
+    @property
+    def promised(self) -> int:
+        """Requests that were refused, and for which a place is kept."""
+        return len(self._admission.promises)
+
+    def position(self, ticket: Ticket) -> int:
+        """How many requests of less remaining work are ahead of one that has not begun: about its place in line."""
+        if ticket.running:
+            return 0
+        return sum(other.remaining <= ticket.remaining for other in self._tickets if other is not ticket)
+
+    def seconds_left(self, ticket: Ticket) -> float:
+        """About how long until it is done: its own steps one after another, and what goes first."""
+        widths = self._widths(ticket.exact)
+        in_turn = ticket.remaining / ticket.lanes * widths.seconds[0] * self.pace
+        ahead = sum(min(self._seconds(other), self._seconds(ticket)) for other in self._tickets if other is not ticket)
+        return max(in_turn, ahead + self._seconds(ticket))
 
     @property
     def unready(self) -> str | None:
@@ -141,7 +186,9 @@ class Engine:
         if self.draining:
             return "draining: accepted work is being finished, nothing new is taken"
         idle = time.monotonic() - self._last_tick
-        if sum(self.lanes) and idle > STALL_SECONDS + 20 * self.widths.seconds[-1]:
+        if sum(self.lanes) and idle > STALL_SECONDS + 20 * self.pace * max(
+            self.forwards.fast.seconds[-1], self.forwards.exact.seconds[-1]
+        ):
             return f"stalled: work is waiting and no forward has ended for {idle:.0f} s"
         return None
 
@@ -186,6 +233,7 @@ class Engine:
                 pass
         except Exception as error:
             log.exception("the device thread has ended")
+            self._observer.failed("exception")
             self._tell(self._die, f"{type(error).__name__}: {error}")
         finally:
             self._ended.set()
@@ -193,9 +241,10 @@ class Engine:
     def _tick(self) -> bool:
         if not self._drain():
             return False
-        riders, width = choose([lane for lanes in self._jobs.values() for lane in lanes], self.widths)
-        if self._advance(riders, width):
-            self._settle(riders)
+        lanes = [lane for lanes in self._jobs.values() for lane in lanes]
+        choice = choose(lanes, self.forwards, time.monotonic())
+        if self._advance(choice):
+            self._settle(choice.riders)
         return True
 
     def _drain(self) -> bool:
@@ -210,23 +259,27 @@ class Engine:
                 case Submit(job):
                     self._jobs[job] = list(job.lanes)
                     self._refuse_impossible([job])
-                case Cancel(job):
+                case Cancel(job, since):
                     self._jobs.pop(job, None)
+                    self._observer.cancelled(self._last_tick - since)
                 case Close():
                     return False
 
-    def _advance(self, riders: list[Lane], width: int) -> bool:
+    def _advance(self, choice: Choice[Lane]) -> bool:
         began = time.monotonic()
+        riders = choice.riders
         try:
-            self._device.advance(riders, width)
+            self._device.advance(riders, choice.width, choice.exact)
         except OutOfMemoryError:
-            narrower = self.widths.halved()
+            self._observer.failed("oom")
+            narrower = self.forwards.halved()
             if narrower is None:
                 raise
-            self.widths = narrower
+            self.forwards = narrower
             self._refuse_impossible(list(self._jobs))
             return False
         self._last_tick = time.monotonic()
+        seconds = self._last_tick - began
         for job, lanes in self._jobs.items():
             for lane in lanes:
                 lane.passed_over += 1
@@ -234,8 +287,16 @@ class Engine:
                 job.started = began
         for lane in riders:
             lane.passed_over = 0
-        self._observer.forward(width, sum(lane.rows for lane in riders), self._last_tick - began)
+            if lane.job:
+                lane.job.work -= lane.rows
+        self._keep_pace(choice, seconds)
+        self._observer.forward(choice.width, sum(lane.rows for lane in riders), seconds)
         return True
+
+    def _keep_pace(self, choice: Choice[Lane], seconds: float) -> None:
+        """Follow how much slower than at the start ticks are; one of a hundred that hangs should not count for more."""
+        expected = self._widths(choice.exact).time(choice.width)
+        self.pace += 0.02 * (min(max(seconds / expected, 0.5), 4.0) - self.pace)
 
     def _settle(self, riders: Iterable[Lane]) -> None:
         """Answer the jobs whose last lane has ended."""
@@ -254,25 +315,25 @@ class Engine:
     def _outcome(self, job: Job) -> Result | UnstirError:
         ends = [job.ends[i] for i in range(len(job.lanes))]
         if not all(end.isfinite().all() for end in ends):
+            self._observer.failed("nan")
             return NotFinite("the network gave NaN or infinity on this walk; try another seed, or more steps")
         frames = [lane.frames for lane in job.lanes]
-        return Result(ends, frames, job.started - job.submitted, job.ended - job.started)
+        return Result(ends, frames, job.started - job.submitted, job.ended - job.started, job.started)
 
     def _refuse_impossible(self, jobs: Iterable[Job]) -> None:
         """Fail the jobs that need wider forwards than the device has room for."""
-        cap = self.widths.cap
-        if max(2, self.widths.canonical) <= cap:
-            return
         for job in jobs:
-            if any(lane.reproducible for lane in job.lanes) and self.widths.canonical > cap:
-                detail = f"reproducible needs {self.widths.canonical} rows, the device holds {cap}"
-                remedy = "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH"
-            elif any(lane.rows > cap for lane in job.lanes):
-                detail, remedy = f"guidance needs 2 rows, the device holds {cap}", "ask without it"
-            else:
+            if all(self._widths(lane.exact).least(lane.rows, lane.reproducible) for lane in job.lanes):
                 continue
+            if any(lane.reproducible for lane in job.lanes):
+                detail, remedy = (
+                    "reproducible needs forwards of more rows",
+                    "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH",
+                )
+            else:
+                detail, remedy = "guidance needs 2 rows", "ask without it"
             del self._jobs[job]
-            self._publish(job, DeviceMemory(f"{detail}; {remedy}"))
+            self._publish(job, DeviceMemory(f"{detail}, and the device has no room for them; {remedy}"))
 
     def _publish(self, job: Job, outcome: Result | UnstirError) -> None:
         self._tell(self._complete, job, outcome)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from functools import partial
 
@@ -10,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engine.calibration import Nets
 from app.engine.lane import Lane
-from app.engine.scheduler import Widths
 from model import latents, machine
 from model.checkpoint import Checkpoint
 
@@ -23,24 +22,26 @@ class OutOfMemoryError(Exception):
 class Runner:
     """Advances lanes on one device. All methods are called from one thread at a time."""
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, nets: Nets | None = None) -> None:
         self.checkpoint = checkpoint
+        self.nets = nets or Nets(checkpoint.net, checkpoint.net)
         self.device = device
         self.shape = checkpoint.shape
         self.conditional = checkpoint.net.config.num_class_embeds is not None
 
     @torch.inference_mode()
-    def advance(self, lanes: Sequence[Lane], width: int) -> None:
+    def advance(self, lanes: Sequence[Lane], width: int, exact: bool = False) -> None:
         """Take every lane one step of its plan, in one forward of ``width`` rows.
 
         Args:
             lanes: different lanes, none of them at its end, that take 1 to ``width`` rows together.
+            exact: in float32, rather than in whatever is fastest.
 
         Raises:
             OutOfMemoryError: the forward does not fit; all lanes are as they were.
         """
         try:
-            new = self._forward(lanes, width)
+            new = self._forward(lanes, width, exact)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
@@ -48,7 +49,7 @@ class Runner:
             lane.state, lane.noise = new[i, : lane.plan.slots], None
             lane.cursor += 1
 
-    def _forward(self, lanes: Sequence[Lane], width: int) -> Tensor:
+    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool) -> Tensor:
         """The next states, [B, R, C, H, W], lanes first; can be tried again, since noise once drawn is kept."""
         slots = max(lane.plan.slots for lane in lanes)
         for lane in lanes:
@@ -80,7 +81,7 @@ class Runner:
             for i, lane in enumerate(lanes):
                 state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
         y = self._classes(padded) if self.conditional else None
-        net: machine.Net = self.checkpoint.net
+        net = self.nets.exact if exact else self.nets.fast
         null = self.checkpoint.card.null_class
         if null is not None and any(lane.rows == 2 for lane in lanes):
             scale = torch.ones(len(padded), device=self.device)
@@ -115,39 +116,3 @@ class Runner:
         slots = lane.state[: lane.returns].float().cpu().clone()
         lane.state = lane.generator = lane.start = None
         return slots
-
-    @torch.inference_mode()
-    def measure(self, max_width: int, canonical: int) -> Widths:
-        """Warm the network up, and time its forward at doubling widths.
-
-        The cap is the smallest width that reaches 95 % of the best rows per second; wider ones would only add latency.
-        """
-        sizes = [2**k for k in range(max_width.bit_length()) if 2**k <= max_width]
-        seconds: dict[int, float] = {}
-        for size in dict.fromkeys([*sizes, canonical]):
-            try:
-                seconds[size] = self._forward_seconds(size)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                break
-        sizes = [size for size in sizes if size in seconds]
-        if canonical not in seconds or not sizes:
-            raise OutOfMemoryError(f"{self.device} has no room for a forward of {canonical} rows")
-        best = max(size / seconds[size] for size in sizes)
-        cap = next(size for size in sizes if size / seconds[size] >= 0.95 * best)
-        kept = tuple(size for size in sizes if size <= max(cap, canonical))
-        if kept[-1] < canonical:
-            kept = (*kept, canonical)
-        return Widths(kept, tuple(seconds[size] for size in kept), canonical, seconds[canonical])
-
-    def _forward_seconds(self, width: int) -> float:
-        """The best of a few forwards of ``width`` rows: what else runs on the machine can only add to it."""
-        x = torch.randn(width, *self.shape, device=self.device)
-        t = torch.zeros(width, device=self.device)
-        y = torch.zeros(width, dtype=torch.int64, device=self.device) if self.conditional else None
-        times = []
-        for _ in range(7):
-            began = time.perf_counter()
-            self.checkpoint.net(x, t, y).sum().item()  # .item() waits for the device
-            times.append(time.perf_counter() - began)
-        return min(times[2:])

@@ -1,4 +1,4 @@
-"""The book of accepted work, and the messages by which the event loop speaks to the device thread."""
+"""A place in the book of accepted work, and the messages by which the event loop speaks to the device thread."""
 
 from __future__ import annotations
 
@@ -17,9 +17,14 @@ class Submit:
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Message: let this job's lanes go."""
+    """Message: let this job's lanes go.
+
+    Attributes:
+        since: when that was asked for, on the engine's clock.
+    """
 
     job: Job
+    since: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +35,23 @@ class Close:
 Message = Submit | Cancel | Close
 
 
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a client asks for beside the work itself.
+
+    Attributes:
+        deadline: when it must be done, on the engine's clock; None if never.
+        priority: -4..3, higher goes first.
+        sender: the same for a request that is sent again, and seldom for another; None if nobody will.
+        endpoint: the path, for the gauges.
+    """
+
+    deadline: float | None = None
+    priority: int = 0
+    sender: str | None = None
+    endpoint: str = ""
+
+
 class Ticket:
     """A place in the book of accepted work; a context manager, since a place must always be given back.
 
@@ -38,21 +60,37 @@ class Ticket:
     Attributes:
         lanes: most pictures that it has in flight at once.
         total: row-steps of all its jobs together.
+        exact: whether they are exact ones.
         job: the latest submitted.
     """
 
-    def __init__(self, book: set[Ticket], run: Callable[[Job], Awaitable[Result]], lanes: int, row_steps: int) -> None:
+    def __init__(
+        self,
+        book: set[Ticket],
+        run: Callable[[Job], Awaitable[Result]],
+        lanes: int,
+        row_steps: int,
+        exact: bool,
+        terms: Terms,
+    ) -> None:
         self._book = book
         self._run = run
         self._unsubmitted = row_steps
         self.lanes = lanes
         self.total = row_steps
+        self.exact = exact
+        self.terms = terms
         self.job: Job | None = None
 
     @property
     def remaining(self) -> int:
         """Row-steps that are still to be done."""
-        return self._unsubmitted + (0 if self.job is None else self.job.remaining)
+        return self._unsubmitted + (0 if self.job is None else self.job.work)
+
+    @property
+    def running(self) -> bool:
+        """Whether its first step is done."""
+        return self.job is not None and self.remaining < self.total
 
     async def run(self, lanes: list[Lane]) -> Result:
         """Submit the lanes and wait for their ends. Cancelling this call frees the lanes before the next tick.
@@ -61,8 +99,8 @@ class Ticket:
             NotFinite, DeviceMemory: this job alone failed.
             EngineDead: the device did, and everybody's job with it.
         """
-        self.job = Job(lanes)
-        self._unsubmitted = max(0, self._unsubmitted - self.job.remaining)
+        self.job = Job(lanes, self.terms.priority, self.terms.deadline)
+        self._unsubmitted = max(0, self._unsubmitted - self.job.work)
         return await self._run(self.job)
 
     def __enter__(self) -> Ticket:

@@ -3,6 +3,6 @@
 from app.operations.interpolating import Interpolated, interpolate
 from app.operations.inverting import Inverted, invert
 from app.operations.sampling import Sampled, sample
-from app.operations.walks import Onlooker
+from app.operations.walks import Caller
 
-__all__ = ["Interpolated", "Inverted", "Onlooker", "Sampled", "interpolate", "invert", "sample"]
+__all__ = ["Caller", "Interpolated", "Inverted", "Sampled", "interpolate", "invert", "sample"]

@@ -11,7 +11,7 @@ from app import uploads
 from app.engine.lane import Lane, Result
 from app.engine.ticket import Ticket
 from app.errors import InvalidField
-from app.operations.walks import Onlooker, Walk, compile_upward, inversion_for
+from app.operations.walks import Walk, compile_upward, inversion_for
 from app.schemas.requests import Latent, Walking
 from app.service import Service
 from model import latents
@@ -36,7 +36,17 @@ class End:
         """The same latent in a form that can be sent again: pictures as what they were encoded to."""
         if self.latent.seed is not None or self.slots is None:
             return self.latent
-        return Latent(npy=uploads.npy(self.slots[0] if len(self.slots) == 1 else self.slots))
+        return Latent(npy=uploads.npy(whole(self.slots)))
+
+    @property
+    def exact(self) -> bool:
+        """Whether the walk from here should be exact: it leads back to somewhere."""
+        return self.latent.seed is None
+
+
+def whole(slots: Tensor) -> Tensor:
+    """[C, H, W] of the usual one slot, [2, C, H, W] of a pair."""
+    return slots[0] if len(slots) == 1 else slots
 
 
 def read(service: Service, name: str, latent: Latent, sampler: str) -> End:
@@ -89,7 +99,6 @@ async def encoded(
     walk: Walk[Walking],
     ends: Sequence[End],
     labels: Sequence[int | None],
-    onlooker: Onlooker | None,
 ) -> tuple[list[End], Result | None]:
     """Encode those ends that are pictures, each as of its label, all at once; the others stay as they are.
 
@@ -105,11 +114,9 @@ async def encoded(
         for i in missing
     ]
     lanes = [
-        Lane(up, 0, labels[i], request.reproducible, start=picture[None], returns=1 + walk.paired)
+        Lane(up, 0, labels[i], request.reproducible, exact=True, start=picture[None], returns=1 + walk.paired)
         for i, picture in zip(missing, pictures, strict=True)
     ]
-    if onlooker is not None:
-        onlooker.ticket = ticket
     result = await ticket.run(lanes)
     found = dict(zip(missing, result.ends, strict=True))
     return [replace(end, slots=found.get(i, end.slots)) for i, end in enumerate(ends)], result

@@ -11,8 +11,8 @@ from torch import Tensor
 from app.engine.lane import Lane, Result
 from app.errors import InvalidField
 from app.operations import ends
-from app.operations.ends import End
-from app.operations.walks import Onlooker, Spent, Walk, check_guidance, class_of, resolve, watched
+from app.operations.ends import End, whole
+from app.operations.walks import Caller, Spent, Walk, check_guidance, class_of, placed, resolve, watched
 from app.schemas.requests import InterpolateRequest
 from app.service import Service
 from model import interpolation
@@ -51,14 +51,14 @@ class Interpolated:
         return grid[1] if grid else len(self.frames)
 
 
-async def interpolate(service: Service, request: InterpolateRequest, onlooker: Onlooker | None = None) -> Interpolated:
+async def interpolate(service: Service, request: InterpolateRequest, caller: Caller | None = None) -> Interpolated:
     """Walk from each of several latents between the ones that are given.
 
     Raises:
         BadInput: a value that this checkpoint cannot take.
         Starting, Draining, Overloaded, EngineDead, NotFinite: see :mod:`app.errors`.
     """
-    engine = service.engine
+    caller = caller or Caller()
     request, count = _shaped(request, service.settings.max_pictures)
     given = _ends(service, request)
     pictures_in = sum(end.slots is None for end in given)
@@ -73,21 +73,26 @@ async def interpolate(service: Service, request: InterpolateRequest, onlooker: O
 
     up = ends.way_up(service, walk) if pictures_in else None
     upward = pictures_in * up.nfe if up else 0
-    with engine.reserve(max(count, pictures_in), count * walk.nfe + upward) as ticket:
-        given, encoding = await ends.encoded(service, ticket, walk, given, indices, onlooker)
-        frames = await anyio.to_thread.run_sync(_between, request, [_whole(end) for end in given])
+    exact = any(end.exact for end in given)
+    in_all, at_once = count * walk.nfe + upward, max(count, pictures_in)
+    with placed(service, caller, at_once, in_all, exact=exact or request.reproducible) as ticket:
+        given, encoding = await ends.encoded(service, ticket, walk, given, indices)
+        frames = await anyio.to_thread.run_sync(
+            _between, request, [whole(end.slots) for end in given if end.slots is not None]
+        )
         lanes = [
             Lane(
                 walk.plan,
                 0,
                 _mixed(service, indices, frame.weights),
                 request.reproducible,
+                exact,
                 request.guidance,
                 frame.latent if paired else frame.latent[None],
             )
             for frame in frames
         ]
-        result = await ticket.run(watched(lanes, onlooker, ticket))
+        result = await ticket.run(watched(lanes, caller))
 
     evaluations = {request.sampler: count * walk.nfe} | ({f"inverse {request.sampler}": upward} if upward else {})
     return Interpolated(
@@ -166,11 +171,6 @@ def _classes(service: Service, request: InterpolateRequest, count: int) -> tuple
     return [index for index, _ in found], [name for _, name in found]
 
 
-def _whole(end: End) -> Tensor:
-    assert end.slots is not None, "This is a bug: a picture was not encoded."
-    return end.slots[0] if len(end.slots) == 1 else end.slots
-
-
 def _between(request: InterpolateRequest, latents: Sequence[Tensor]) -> list[Frame]:
     if request.grid is not None:
         return interpolation.corners(latents, request.grid[0], request.grid[1], request.method)
@@ -206,10 +206,11 @@ def _settled(
 def _warnings(request: InterpolateRequest, given: Sequence[End]) -> list[str]:
     if request.method == "lerp" or request.weights is not None:
         return []
+    latents = [whole(end.slots) for end in given if end.slots is not None]
     edges = [(0, 1)] if request.grid is None else [(0, 1), (2, 3)]
     return [
         f"{given[i].name} and {given[j].name} point in opposite directions, so no arc between them is distinguished; "
         "this one leads through a fixed direction orthogonal to both"
         for i, j in edges
-        if interpolation.antipodal(_whole(given[i]), _whole(given[j]))
+        if interpolation.antipodal(latents[i], latents[j])
     ]

@@ -10,8 +10,9 @@ from torch import Tensor
 from app import uploads
 from app.engine.lane import Lane, Result
 from app.errors import InvalidField
+from app.operations.ends import whole
 from app.operations.sampling import Sampled
-from app.operations.walks import Onlooker, Spent, class_of, compile_upward, moments, resolve, watched
+from app.operations.walks import Caller, Spent, class_of, compile_upward, moments, placed, resolve, watched
 from app.schemas.requests import InvertRequest, Latent, SampleRequest
 from app.service import Service
 from model import pictures
@@ -72,7 +73,7 @@ class Inverted:
     @property
     def latent(self) -> Tensor:
         """float32 [C, H, W], or [2, C, H, W] for a pair."""
-        return self.slots[0] if len(self.slots) == 1 else self.slots
+        return whole(self.slots)
 
     @property
     def warnings(self) -> list[str]:
@@ -96,14 +97,14 @@ class Inverted:
         return found
 
 
-async def invert(service: Service, request: InvertRequest, onlooker: Onlooker | None = None) -> Inverted:
+async def invert(service: Service, request: InvertRequest, caller: Caller | None = None) -> Inverted:
     """Encode a picture, and decode it again to see how near that comes.
 
     Raises:
         BadInput: a file that is no picture, or a value that this checkpoint cannot take.
         Starting, Draining, Overloaded, EngineDead, NotFinite: see :mod:`app.errors`.
     """
-    engine = service.engine
+    caller = caller or Caller()
     method = METHODS[request.method]
     plan, request = _resolved(service, request, method)
     label, name = class_of(service, request.label)
@@ -113,19 +114,20 @@ async def invert(service: Service, request: InvertRequest, onlooker: Onlooker | 
     )
     walk = resolve(service, decode, paired=method.slots == 2)
 
-    with engine.reserve(1, plan.nfe + request.check * walk.nfe) as ticket:
+    with placed(service, caller, 1, plan.nfe + request.check * walk.nfe, exact=True) as ticket:
         picture = await uploads.picture(service, "image", request.image, request.fit)
         lane = Lane(
             plan,
             0,
             label,
             request.reproducible,
+            exact=True,
             start=picture[None],
             returns=plan.slots if method.residual else method.slots,
             keep=frozenset(shown),
             look=request.trajectory_of,
         )
-        upward = await ticket.run(watched([lane], onlooker, ticket))
+        upward = await ticket.run(watched([lane], caller))
         slots = upward.ends[0][: method.slots]
         back = None
         if request.check:
@@ -134,7 +136,7 @@ async def invert(service: Service, request: InvertRequest, onlooker: Onlooker | 
 
     trip = None
     if back is not None:
-        latent = Latent(npy=uploads.npy(slots[0] if len(slots) == 1 else slots))
+        latent = Latent(npy=uploads.npy(whole(slots)))
         decoded = walk.request.model_copy(update={"latent": latent, "label": name})
         walk = type(walk)(decoded, walk.plan, walk.paired)
         trip = _compared(picture, Sampled(walk, [], [slots], back, Spent([back]), []))

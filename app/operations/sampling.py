@@ -11,7 +11,7 @@ from torch import Tensor
 from app.engine.lane import Lane, Result
 from app.errors import InvalidField
 from app.operations import ends
-from app.operations.walks import Onlooker, Spent, Walk, check_guidance, class_of, moments, resolve, watched
+from app.operations.walks import Caller, Spent, Walk, check_guidance, class_of, moments, placed, resolve, watched
 from app.schemas.requests import MAX_SEED, SampleRequest
 from app.service import Service
 from model import latents
@@ -51,14 +51,14 @@ class Sampled:
         return torch.stack([torch.stack([*frames, picture]) for frames, picture in rows])
 
 
-async def sample(service: Service, request: SampleRequest, onlooker: Onlooker | None = None) -> Sampled:
+async def sample(service: Service, request: SampleRequest, caller: Caller | None = None) -> Sampled:
     """Draw pictures.
 
     Raises:
         BadInput: a value that this checkpoint cannot take.
         Starting, Draining, Overloaded, EngineDead, NotFinite: see :mod:`app.errors`.
     """
-    engine = service.engine
+    caller = caller or Caller()
     limit = service.settings.max_pictures
     if request.n > limit:
         raise InvalidField("n", request.n, f"at most {limit} pictures per request; send several requests")
@@ -73,8 +73,10 @@ async def sample(service: Service, request: SampleRequest, onlooker: Onlooker | 
 
     up = ends.way_up(service, walk) if pictures_in else None
     upward = pictures_in * up.nfe if up else 0
-    with engine.reserve(request.n, request.n * walk.nfe + upward) as ticket:
-        given, encoding = await ends.encoded(service, ticket, walk, given, [label], onlooker)
+    exact = any(end.exact for end in given)
+    in_all = request.n * walk.nfe + upward
+    with placed(service, caller, request.n, in_all, exact=exact or request.reproducible) as ticket:
+        given, encoding = await ends.encoded(service, ticket, walk, given, [label])
         start = given[0].slots if given else None
         lanes = [
             Lane(
@@ -82,6 +84,7 @@ async def sample(service: Service, request: SampleRequest, onlooker: Onlooker | 
                 seed,
                 label,
                 request.reproducible,
+                exact,
                 request.guidance,
                 start,
                 keep=frozenset(shown[:-1]),
@@ -89,7 +92,7 @@ async def sample(service: Service, request: SampleRequest, onlooker: Onlooker | 
             )
             for seed in seeds or [0]
         ]
-        result = await ticket.run(watched(lanes, onlooker, ticket))
+        result = await ticket.run(watched(lanes, caller))
 
     changes = {"seed": seeds[0] if seeds else None, "label": name, "latent": given[0].settled if given else None}
     walk = Walk(walk.request.model_copy(update=changes), walk.plan, paired)

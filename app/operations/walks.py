@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import asyncio
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from app.engine.lane import Lane, Look, Result
-from app.engine.ticket import Ticket
+from app.engine.ticket import Terms, Ticket
 from app.errors import InvalidField
 from app.schemas.requests import Label, Walking
 from app.service import Service
@@ -45,17 +47,24 @@ class Walk(Generic[R_co]):
         return self.plan.nfe * self.rows
 
 
-@dataclass
-class Onlooker:
-    """Somebody who watches a story from outside.
+class Caller:
+    """Who asks, on which terms, and how one can follow meanwhile how the story fares.
 
     Attributes:
         previews: how many looks at the first picture on its way are wanted.
-        ticket: the place in the engine, once it was taken.
+        ticket: the place in the engine, once it was taken; ``placed`` is set then.
     """
 
-    previews: int = 0
-    ticket: Ticket | None = None
+    def __init__(self, terms: Terms | None = None, previews: int = 0) -> None:
+        self.terms = terms or Terms()
+        self.previews = previews
+        self.ticket: Ticket | None = None
+        self.placed = asyncio.Event()
+
+    def place(self, ticket: Ticket) -> None:
+        """Say that the story has its place."""
+        self.ticket = ticket
+        self.placed.set()
 
 
 @dataclass(frozen=True)
@@ -73,6 +82,11 @@ class Spent:
     def queue_seconds(self) -> float:
         """From submission to the first step."""
         return self.results[0].queue_seconds
+
+    @property
+    def started(self) -> float:
+        """When the first step began, on the engine's clock."""
+        return self.results[0].started
 
     @property
     def device_seconds(self) -> float:
@@ -220,11 +234,21 @@ def moments(plan: Plan, count: int | None, look: Look) -> list[int]:
     return [round(i * last / (count - 1)) for i in range(count)]
 
 
-def watched(lanes: list[Lane], onlooker: Onlooker | None, ticket: Ticket) -> list[Lane]:
-    """Let the onlooker see the first of the lanes, at moments of its walk that are evenly spaced."""
-    if onlooker is not None:
-        onlooker.ticket = ticket
-        lane = lanes[0]
-        count = min(onlooker.previews, lane.plan.nfe)
-        lane.keep |= {round((i + 1) * lane.plan.nfe / (count + 1)) for i in range(count)} - {lane.plan.nfe}
+def watched(lanes: list[Lane], caller: Caller) -> list[Lane]:
+    """Let the caller see the first of the lanes, at moments of its walk that are evenly spaced."""
+    lane = lanes[0]
+    count = min(caller.previews, lane.plan.nfe)
+    lane.keep |= {round((i + 1) * lane.plan.nfe / (count + 1)) for i in range(count)} - {lane.plan.nfe}
     return lanes
+
+
+@contextmanager
+def placed(service: Service, caller: Caller, lanes: int, row_steps: int, *, exact: bool) -> Iterator[Ticket]:
+    """A place in the engine for the length of a story.
+
+    Raises:
+        Starting, Draining, EngineDead, Overloaded, TooLate: see :mod:`app.errors`.
+    """
+    with service.engine.reserve(lanes, row_steps, exact=exact, terms=caller.terms) as ticket:
+        caller.place(ticket)
+        yield ticket

@@ -51,6 +51,7 @@ class Outcome:
         body: makes the JSON form, given the timing.
         provenance: text chunks of the still picture and the APNG: what makes it again.
         files: names and contents of the archive.
+        pictures: how many were asked for.
     """
 
     still: np.ndarray | str
@@ -62,6 +63,13 @@ class Outcome:
     spent: Spent
     headers: dict[str, str]
     files: Callable[[], dict[str, bytes]] = field(default=dict)
+    pictures: int = 1
+
+    @property
+    def size(self) -> int:
+        """About how many bytes it takes to keep: its arrays, and as much again for what its forms are made of."""
+        arrays = [part for part in (self.still, self.moving) if not isinstance(part, str)]
+        return 2 * (self.array.nbytes + sum(part.nbytes for part in arrays)) + sum(map(len, self.provenance.values()))
 
 
 def negotiate(accept: str | None, formats: Sequence[str]) -> str:

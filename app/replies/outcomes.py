@@ -7,10 +7,10 @@ from typing import Any
 
 import numpy as np
 from pydantic import BaseModel
-from torch import Tensor
 
 from app import __version__, uploads
 from app.operations import Interpolated, Inverted, Sampled
+from app.operations.ends import whole
 from app.operations.walks import Walk
 from app.replies.formats import Outcome, base64_of
 from app.schemas.answers import Decode, InterpolateReply, InvertReply, SampleReply, Timing
@@ -50,7 +50,7 @@ def sampled(service: Service, answer: Sampled) -> Outcome:
         return SampleReply(
             images=[base64_of(each(i)) for i in range(n)],
             seeds=answer.seeds,
-            latents=[base64_of(uploads.npy(_whole(start))) for start in answer.starts],
+            latents=[base64_of(uploads.npy(whole(start))) for start in answer.starts],
             trajectory=shown or None,
             encode_nfe=answer.encode_nfe,
             timing=timing,
@@ -74,6 +74,7 @@ def sampled(service: Service, answer: Sampled) -> Outcome:
         spent=answer.spent,
         headers=headers,
         files=files,
+        pictures=n,
     )
 
 
@@ -81,9 +82,11 @@ def inverted(service: Service, answer: Inverted) -> Outcome:
     """The latent; as a picture its reconstruction, which is just what /sample answers to ``decode``."""
     request, trip, way = answer.request, answer.trip, answer.trajectory
     back = sampled(service, trip.back) if trip else None
-    picture = b""
-    if back is not None and not isinstance(back.still, str):
-        picture = pictures.png(back.still[0], back.provenance)
+
+    def reconstruction() -> str | None:
+        if back is None or isinstance(back.still, str):
+            return None
+        return base64_of(pictures.png(back.still[0], back.provenance))
 
     def reply(timing: Timing) -> InvertReply:
         frames = [] if way is None else [base64_of(pictures.png(frame)) for frame in pictures.to_uint8(way)]
@@ -97,7 +100,7 @@ def inverted(service: Service, answer: Inverted) -> Outcome:
             nfe=answer.plan.nfe,
             decode_nfe=answer.decode_nfe,
             **measured,
-            reconstruction=base64_of(picture) if trip else None,
+            reconstruction=reconstruction(),
             warnings=answer.warnings,
             trajectory=frames or None,
             plan=answer.plan.digest,
@@ -146,20 +149,22 @@ def interpolated(service: Service, answer: Interpolated) -> Outcome:
             **_facts(service, walk),
         )
 
-    still_only = {
-        request.grid is not None: "a grid has no order in time; ask for image/png",
-        request.weights is not None: "one picture does not move; ask for image/png",
-    }
+    moving: np.ndarray | str = final
+    if request.grid is not None:
+        moving = "a grid has no order in time; ask for image/png"
+    elif request.weights is not None:
+        moving = "one picture does not move; ask for image/png"
     return Outcome(
         still=final,
         columns=answer.columns,
-        moving=still_only.get(True, final),
+        moving=moving,
         array=answer.pictures,
         body=reply,
         provenance=provenance,
         spent=answer.spent,
         headers={"X-NFE": str(walk.nfe)},
         files=files,
+        pictures=len(final),
     )
 
 
@@ -192,7 +197,3 @@ def _provenance(service: Service, operation: str, request: BaseModel, nfe: int, 
 def _replayable(operation: str, request: Walking) -> bytes:
     content = {"operation": operation, "request": request.model_dump(mode="json", exclude_none=True)}
     return json.dumps(content, ensure_ascii=False, indent=2).encode()
-
-
-def _whole(slots: Tensor) -> Tensor:
-    return slots[0] if len(slots) == 1 else slots

@@ -161,12 +161,39 @@ class ModelReply(BaseModel):
     samplers: list[SamplerInfo]
     methods: list[MethodInfo] = Field(description="What `/invert` can do.")
     device: str
-    dtype: str
+    dtype: str = Field(description="Of ordinary forwards; exact ones are float32.")
+    layout: str = Field(description="Of pictures and weights in memory; the fastest of those that give the same bits.")
+    threads: int = Field(description="Of a forward on the CPU.")
+    dtype_error: float | None = Field(
+        description="What bfloat16 makes of ε, rms of the difference over rms; none if it was not considered."
+    )
     forward_ms: dict[int, float] = Field(description="Measured at the start: width of a forward, milliseconds.")
+    exact_forward_ms: dict[int, float] = Field(
+        description="In float32, for reproducible requests, inversions, and what begins in a picture or a .npy."
+    )
+    pace: float = Field(description="What forwards take of late, over what they took at the start.")
     reproducible_width: int
+    reproducible_widths: list[int] = Field(description="Widths of exact forwards that give the same bits.")
     guidance: bool = Field(description="Whether `guidance` can be asked for: that takes a null class.")
     limits: dict[str, int | float]
     version: str
+
+
+class JobReply(BaseModel):
+    """How an asynchronous job fares."""
+
+    id: str
+    operation: str
+    state: str = Field(description="waiting, running, done, failed or cancelled.")
+    position: int = Field(description="Requests that will probably go first; 0 once it runs.")
+    done: int = Field(description="Rows of forwards that are done.")
+    total: int
+    progress: float = Field(description="0 to 1.")
+    seconds_left: float = Field(description="Estimated.")
+    created: str = Field(description="When it was accepted, UTC.")
+    request_id: str
+    result: str | None = Field(None, description="Where the result is, once it is done.")
+    error: Problem | None = Field(None, description="Why it failed.")
 
 
 class Status(BaseModel):

@@ -12,7 +12,7 @@ import torch
 from app.engine.engine import Engine
 from app.engine.lane import Lane
 from app.engine.runner import OutOfMemoryError, Runner
-from app.engine.scheduler import Widths
+from app.engine.scheduler import Forwards, Widths
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded
 from model import inversion, machine, samplers
 from model.checkpoint import load
@@ -20,7 +20,7 @@ from model.plan import Clip
 from model.schedule import NoiseSchedule
 
 pytestmark = pytest.mark.anyio
-WIDTHS = Widths((1, 2, 4, 8), (0.001, 0.001, 0.001, 0.001), 4, 0.001)
+WIDTHS = Widths((1, 2, 4, 8), (0.001, 0.001, 0.001, 0.001), (4,))
 SCHEDULE = NoiseSchedule.from_config({})
 
 
@@ -29,9 +29,17 @@ class Log:
 
     def __init__(self) -> None:
         self.forwards: list[tuple[int, int]] = []
+        self.cancellations: list[float] = []
+        self.failures: list[str] = []
 
     def forward(self, width: int, rows: int, seconds: float) -> None:
         self.forwards.append((width, rows))
+
+    def cancelled(self, seconds: float) -> None:
+        self.cancellations.append(seconds)
+
+    def failed(self, kind: str) -> None:
+        self.failures.append(kind)
 
 
 class FakeDevice:
@@ -43,7 +51,7 @@ class FakeDevice:
         self.seen: list[list[Lane]] = []
         self.entered = 0
 
-    def advance(self, lanes: list[Lane], width: int) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
         self.entered += 1
         if self.gate:
             assert self.gate.acquire(timeout=10)
@@ -59,7 +67,9 @@ class FakeDevice:
 
 @contextlib.asynccontextmanager
 async def engine_on(device, widths: Widths = WIDTHS, max_queue_seconds: float = 10.0, max_lanes: int = 100):
-    engine = Engine(device, widths, max_queue_seconds=max_queue_seconds, max_lanes=max_lanes, observer=Log())
+    engine = Engine(
+        device, Forwards(widths, widths), max_queue_seconds=max_queue_seconds, max_lanes=max_lanes, observer=Log()
+    )
     engine.open()
     threading.Thread(target=engine.work, daemon=True).start()
     try:
@@ -122,7 +132,7 @@ def unlike_requests(ckpt) -> list[list[Lane]]:
 
 async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_ckpt):
     runner = Runner(tiny_ckpt, torch.device("cpu"))
-    widths = Widths((1, 2, 4, 8), (0.001, 0.0011, 0.0012, 0.0013), 4, 0.0012)
+    widths = Widths((1, 2, 4, 8), (0.001, 0.0011, 0.0012, 0.0013), (4,))
     async with engine_on(runner, widths) as engine:
         together = await asyncio.gather(*(ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)))
         shared = len(engine._observer.forwards)
@@ -135,16 +145,21 @@ async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_
 
 
 async def test_every_row_equals_the_plain_loop(tiny_ckpt):
-    """Across widths the last bits move, about 1e-7 of the largest value per step: 1e-5 of it after 50 steps."""
+    """Across widths the last bits move, about 1e-7 of the largest value per step: 1e-5 of it after 50 steps.
+
+    The way up divides by what the way down multiplies with, and what was lost in rounding grows with it: 2e-4.
+    """
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     async with engine_on(runner) as engine:
         requests = unlike_requests(tiny_ckpt)
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
-    for lanes, result in zip(requests, results, strict=True):
+    up = len(requests) - 2
+    for k, (lanes, result) in enumerate(zip(requests, results, strict=True)):
         seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
         net = machine.guided(tiny_ckpt.net, torch.tensor([lane.guidance for lane in lanes]), null=3)
         expected = machine.sample(net, lanes[0].plan, seeds, tiny_ckpt.shape, labels)
-        assert (result.pictures - expected).abs().max() < 1e-5 * expected.abs().max()
+        limit = 1e-5 if k < up else 1e-3
+        assert (result.pictures - expected).abs().max() < limit * expected.abs().max()
 
 
 async def test_results_come_in_the_order_of_the_lanes():
@@ -165,7 +180,7 @@ async def test_cancelled_lanes_leave_before_the_next_tick():
         doomed.cancel()
         with pytest.raises(asyncio.CancelledError):
             await doomed
-        assert engine.requests == 0
+        assert not engine.requests
         assert engine.wait_seconds == 0
         other = asyncio.create_task(ask(engine, [Lane(plan(1), 3)]))
         await asyncio.sleep(0)
@@ -207,16 +222,16 @@ async def test_a_lane_that_turns_nan_fails_its_own_job_only(tiny_ckpt):
 
 async def test_out_of_memory_halves_the_width_and_nobody_notices(tiny_ckpt):
     class Small(Runner):
-        def advance(self, lanes, width):
+        def advance(self, lanes, width, exact):
             if width > 2:
                 raise OutOfMemoryError("too wide")
-            super().advance(lanes, width)
+            super().advance(lanes, width, exact)
 
     lanes = [[Lane(samplers.ddpm(SCHEDULE, 10), seed, 0)] for seed in range(8)]
     expected = [machine.sample(tiny_ckpt.net, lane.plan, [lane.seed], (1, 8, 8), torch.tensor([0])) for [lane] in lanes]
     async with engine_on(Small(tiny_ckpt, torch.device("cpu"))) as engine:
         results = await asyncio.gather(*(ask(engine, job) for job in lanes))
-        assert engine.widths.cap == 2
+        assert engine.forwards.fast.cap == 2
         with pytest.raises(DeviceMemory, match="UNSTIR_REPRODUCIBLE_WIDTH"):
             await ask(engine, [Lane(plan(), 1, 0, reproducible=True)])
     for result, picture in zip(results, expected, strict=True):
@@ -237,7 +252,7 @@ async def test_a_step_that_is_tried_again_sees_the_same_noise(tiny_ckpt, monkeyp
     monkeypatch.setattr(machine, "advance", sometimes)
     async with engine_on(Runner(tiny_ckpt, torch.device("cpu"))) as engine:
         result = await ask(engine, [Lane(plan, 5, 0)])
-        assert engine.widths.cap == 2  # halved twice
+        assert engine.forwards.fast.cap == 2  # halved twice
     assert (result.pictures - expected).abs().max() < 1e-5 * expected.abs().max()
 
 
@@ -259,7 +274,7 @@ async def test_out_of_memory_down_to_one_row_fails_guided_jobs_alone():
         if width > 1:
             raise OutOfMemoryError("too wide")
 
-    async with engine_on(FakeDevice(fail=too_wide), Widths((1, 2), (0.001, 0.001), 2, 0.001)) as engine:
+    async with engine_on(FakeDevice(fail=too_wide), Widths((1, 2), (0.001, 0.001), (2,))) as engine:
         doomed = ask(engine, [Lane(plan(), 1, 0, guidance=2.0)])
         fine = ask(engine, [Lane(plan(), 2)])
         results = await asyncio.gather(doomed, fine, return_exceptions=True)
@@ -273,7 +288,7 @@ async def test_a_guided_job_counts_twice_in_the_book():
         lanes = [Lane(plan(10), 1, 0, guidance=2.0), Lane(plan(10), 2)]
         job = asyncio.create_task(ask(engine, lanes))
         await until(lambda: engine._jobs)
-        assert engine.wait_seconds == pytest.approx(30 * engine.widths.seconds_per_row)
+        assert engine.wait_seconds == pytest.approx(30 * engine.forwards.fast.seconds_per_row)
         engine._device.gate.release(100)
         await job
         assert all(rows == 3 for _, rows in engine._observer.forwards[:10])
@@ -325,7 +340,7 @@ async def test_pictures_in_flight_are_bounded():
     async with engine_on(FakeDevice(), max_lanes=10) as engine:
         with engine.reserve(8, 1), pytest.raises(Overloaded, match="8 pictures are in flight, and 3 more"):
             engine.reserve(3, 1)
-        assert engine.requests == 0
+        assert not engine.requests
 
 
 async def test_gauges_follow_the_book():
@@ -340,7 +355,7 @@ async def test_gauges_follow_the_book():
         device.gate.release()
         await job
         assert engine.lanes == (0, 0)
-        assert engine.requests == 0
+        assert not engine.requests
 
 
 async def test_draining_finishes_what_was_accepted_and_takes_nothing_new():

@@ -8,32 +8,56 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import PATIENCE, Widths, choose
+from app.engine.scheduler import PATIENCE, PATIENCE_PER_LANE, Choice, Forwards, Widths, choose, patience
 
-CPU = Widths((1, 2, 4, 8), (0.0265, 0.044, 0.079, 0.149), 4, 0.079)  # 9 + 17.5 w ms: nearly linear
-GPU = Widths((1, 2, 4, 8), (0.010, 0.010, 0.010, 0.0101), 4, 0.010)  # flat
+SIZES = (1, 2, 4, 8)
+CPU = Widths(SIZES, (0.0265, 0.044, 0.079, 0.149), (4,))  # 9 + 17.5 w ms: nearly linear
+GPU = Widths(SIZES, (0.010, 0.010, 0.010, 0.0101), (4,))  # flat
+EXACT = Widths(SIZES, (0.030, 0.030, 0.030, 0.031), (4,))
+TWO = Forwards(GPU, EXACT)
 
 
 @dataclass(eq=False)
 class Toy:
+    """A lane; of a job of its own unless ``others`` says how much work the rest of it has left."""
+
     remaining: int
     reproducible: bool = False
     passed_over: int = 0
     rows: int = 1
+    exact: bool = False
+    priority: int = 0
+    deadline: float | None = None
+    since: float = 0.0
+    others: int = 0
     worst: int = 0
+    most: int = 0
+
+    def __post_init__(self):
+        self.exact = self.exact or self.reproducible
+        self.total = self.work
+
+    @property
+    def work(self):
+        return self.remaining * self.rows + self.others
 
 
-def tick(lanes: list[Toy], widths: Widths) -> tuple[list[Toy], int]:
+def one(widths: Widths) -> Forwards:
+    return Forwards(widths, widths)
+
+
+def tick(lanes: list[Toy], forwards: Forwards, now: float = 0.0) -> Choice[Toy]:
     """What the engine does around a decision: advance the riders, age the others, drop who has ended."""
-    riders, width = choose(lanes, widths)
+    choice = choose(lanes, forwards, now)
     for lane in lanes:
         lane.passed_over += 1
         lane.worst = max(lane.worst, lane.passed_over)
-    for lane in riders:
+        lane.most = max(lane.most, len(lanes))
+    for lane in choice.riders:
         lane.passed_over = 0
         lane.remaining -= 1
     lanes[:] = [lane for lane in lanes if lane.remaining]
-    return riders, width
+    return choice
 
 
 def remaining(riders: list[Toy]) -> list[int]:
@@ -51,79 +75,241 @@ def remaining(riders: list[Toy]) -> list[int]:
         pytest.param([20] * 8, CPU, [20] * 8, 8, id="equal-lanes-fill-the-width"),
         pytest.param([90] * 20 + [5] * 3, GPU, [5, 5, 5] + [90] * 5, 8, id="shortest-first-up-to-the-cap"),
         pytest.param([400] * 30, CPU, [400] * 8, 8, id="a-backlog-fills-the-width"),
+        pytest.param([400] * 29 + [1], CPU, [1] + [400] * 7, 8, id="and-long-lanes-ride-along-in-it"),
     ],
 )
 def test_decisions(lanes, widths, expected, width):
-    riders, got = choose([Toy(n) for n in lanes], widths)
-    assert (remaining(riders), got) == (expected, width)
+    choice = choose([Toy(n) for n in lanes], one(widths))
+    assert (remaining(choice.riders), choice.width, choice.exact) == (expected, width, False)
+
+
+def test_lanes_that_are_equal_ride_in_order_of_arrival():
+    lanes = [Toy(9) for _ in range(20)]
+    assert choose(lanes, one(GPU)).riders == lanes[:8]
+
+
+def test_what_counts_is_the_work_of_the_whole_job():
+    crowd = [Toy(5, others=35) for _ in range(8)]
+    single = Toy(20)
+    assert choose([*crowd, single], one(GPU)).riders[0] is single
+
+
+def test_a_job_that_was_slowed_more_goes_before_one_of_equal_work():
+    """Both have ten steps left, and came at the same time; the second has had less to do in it."""
+    long, short = Toy(100), Toy(10)
+    long.remaining = 10
+    assert choose([long, short], one(CPU), now=20.0).riders[0] is short
+    fresh, stale = Toy(10, since=99.0), Toy(11, since=0.0)
+    assert choose([fresh, stale], one(CPU), now=100.0).riders[0] is stale
+    assert choose([fresh, Toy(11, since=99.0)], one(CPU), now=100.0).riders[0] is fresh
+
+
+def test_a_clock_that_lags_behind_the_arrivals_does_no_harm():
+    assert len(choose([Toy(5, since=9.0), Toy(5, since=1e9)], one(GPU), now=0.0).riders) == 2
 
 
 def test_reproducible_lanes_ride_at_the_canonical_width_alone_or_not():
     alone = [Toy(9, reproducible=True)]
-    assert choose(alone, CPU) == (alone, 4)
+    assert choose(alone, one(CPU)) == Choice(alone, 4, True)
     crowd = [Toy(9, reproducible=True) for _ in range(11)]
-    riders, width = choose(crowd, GPU)
-    assert (len(riders), width) == (4, 4)
+    choice = choose(crowd, one(GPU))
+    assert (len(choice.riders), choice.width, choice.exact) == (4, 4, True)
+
+
+def test_reproducible_lanes_ride_at_whatever_width_gives_the_same_bits():
+    widths = Widths(SIZES, GPU.seconds, (2, 8))
+    assert choose([Toy(9, reproducible=True)], one(widths)).width == 2
+    crowd = choose([Toy(9, reproducible=True) for _ in range(5)], one(widths))
+    assert (len(crowd.riders), crowd.width) == (5, 8)
+
+
+def test_where_there_are_two_kinds_of_forward_lanes_ride_in_their_own():
+    fast, exact, canonical = Toy(9), Toy(9, exact=True), Toy(9, reproducible=True)
+    assert choose([exact], TWO) == Choice([exact], 1, True)
+    assert choose([canonical], TWO) == Choice([canonical], 4, True)
+    assert choose([exact, fast], TWO) == Choice([fast], 1, False)  # the cheaper one
+    assert choose([exact, canonical], TWO) == Choice([exact, canonical], 4, True)
+    assert choose([fast, exact, exact, exact, exact, exact], TWO).exact  # many at once are worth more
+    assert choose([fast, exact], one(GPU)) == Choice([fast, exact], 2, True)  # there they share
 
 
 def test_an_overdue_lane_goes_first_whatever_it_costs():
-    lanes = [Toy(1000, passed_over=PATIENCE + 1)] + [Toy(1) for _ in range(50)]
-    riders, _ = choose(lanes, CPU)
-    assert riders[0] is lanes[0]
+    others = [Toy(1, priority=10, deadline=0.1) for _ in range(50)]
+    lanes = [Toy(1000, passed_over=patience(51) + 1, priority=-10), *others]
+    assert choose(lanes, one(CPU)).riders[0] is lanes[0]
+    lanes[0].passed_over -= 1
+    assert lanes[0] not in choose(lanes, one(CPU)).riders
+    lanes[0].passed_over += 1
+    lanes[0].exact = True
+    choice = choose(lanes, TWO)
+    assert (choice.riders[0], choice.exact) == (lanes[0], True)
+
+
+def test_only_the_one_that_waited_longest_is_pulled_forward():
+    lanes = [Toy(1000, passed_over=2000 + place) for place in range(40)] + [Toy(1) for _ in range(7)]
+    choice = choose(lanes, one(GPU))
+    assert choice.riders[0] is lanes[39]
+    assert set(remaining(choice.riders[1:])) == {1}
+
+
+@pytest.mark.parametrize("forwards", [one(CPU), one(GPU), TWO], ids=["cpu", "gpu", "two"])
+@pytest.mark.parametrize("exact", [False, True])
+def test_higher_priority_goes_first(forwards, exact):
+    high = Toy(1000, priority=1, exact=exact)
+    lanes = [*(Toy(1) for _ in range(30)), high]
+    assert choose(lanes, forwards).riders[0] is high
+    low = Toy(1, priority=-1)
+    assert low not in choose([low, *(Toy(100) for _ in range(8))], one(GPU)).riders
+
+
+def test_a_high_priority_is_not_slowed_by_many_low_ones_where_width_costs():
+    lanes = [Toy(50, priority=10), *(Toy(50, priority=-10) for _ in range(2))]
+    assert choose(lanes, one(CPU)) == Choice(lanes[:1], 1, False)
+
+
+@pytest.mark.parametrize(
+    ("deadline", "first"),
+    [
+        pytest.param(100.0, False, id="far-away"),
+        pytest.param(2.0, True, id="close"),  # 10 steps at the full width take 1.49 s
+        pytest.param(0.3, True, id="possible-only-in-narrow-forwards"),  # 0.265 s
+        pytest.param(0.2, False, id="lost"),
+    ],
+)
+def test_a_deadline_pulls_a_lane_forward_while_it_can_be_kept(deadline, first):
+    due = Toy(10, deadline=1000.0 + deadline, since=1000.0)
+    lanes = [*(Toy(5, since=1000.0) for _ in range(20)), due]
+    choice = choose(lanes, one(CPU), now=1000.0)
+    assert (choice.riders[0] is due) is first
+    assert first or due not in choice.riders
+    if first:  # and no wider than lets it be in time
+        assert dict(zip(CPU.sizes, CPU.seconds, strict=True))[choice.width] * 10 <= deadline
+
+
+def test_the_deadline_with_least_slack_goes_first_and_priority_before_it():
+    later, sooner = Toy(10, deadline=2.1), Toy(10, deadline=1.9)
+    assert choose([later, sooner], one(CPU)).riders[0] is sooner
+    high = Toy(10, priority=1)
+    assert choose([later, sooner, high], one(CPU)).riders[0] is high
+
+
+def test_a_deadline_is_kept_that_shortest_first_would_miss():
+    due = Toy(20, deadline=1.0)
+    lanes = [due]
+    now = 0.0
+    while due.remaining:
+        lanes += [Toy(3, since=now) for _ in range(20 - len(lanes))]
+        width = tick(lanes, one(CPU), now).width
+        now += CPU.padded(width)[1]
+    assert now <= 1.0
+
+
+def test_lost_deadlines_are_served_at_full_width_when_nobody_else_waits():
+    lanes = [Toy(10, deadline=-1.0) for _ in range(8)]
+    assert choose(lanes, one(CPU)).riders == lanes
 
 
 def test_a_guided_lane_takes_two_rows():
     guided, plain = Toy(10, rows=2), Toy(10)
-    assert choose([guided], CPU) == ([guided], 2)
-    assert choose([guided, plain], GPU) == ([plain, guided], 4)  # three rows; the plain one has less work left
-    riders, width = choose([Toy(10, rows=2) for _ in range(9)], GPU)
-    assert (len(riders), width) == (4, 8)
-    riders, width = choose([Toy(10, reproducible=True, rows=2) for _ in range(9)], GPU)
-    assert (len(riders), width) == (2, 4)
+    assert choose([guided], one(CPU)) == Choice([guided], 2, False)
+    # three rows; the plain one has less work left
+    assert choose([guided, plain], one(GPU)) == Choice([plain, guided], 4, False)
+    choice = choose([Toy(10, rows=2) for _ in range(9)], one(GPU))
+    assert (len(choice.riders), choice.width) == (4, 8)
+    choice = choose([Toy(10, reproducible=True, rows=2) for _ in range(9)], one(GPU))
+    assert (len(choice.riders), choice.width) == (2, 4)
 
 
 def test_what_no_longer_fits_lets_smaller_lanes_pass():
     lanes = [Toy(1) for _ in range(7)] + [Toy(1, rows=2), Toy(9)]
-    riders, width = choose(lanes, GPU)
-    assert (sum(lane.rows for lane in riders), width) == (8, 8)
-    assert lanes[7] not in riders
+    choice = choose(lanes, one(GPU))
+    assert (sum(lane.rows for lane in choice.riders), choice.width) == (8, 8)
+    assert lanes[7] not in choice.riders
 
 
 def test_halving_gives_up_the_widest_first_and_ends():
     assert CPU.halved().sizes == (1, 2, 4)
     assert CPU.halved().halved().halved().sizes == (1,)
     assert CPU.halved().halved().halved().halved() is None
-    assert CPU.halved().canonical == 4
+    assert CPU.halved().alike == (4,)
+    assert CPU.halved().halved().alike == ()
+    assert one(CPU).halved().shared
+    assert not TWO.halved().shared
 
 
-lane = st.builds(Toy, st.integers(1, 60), st.booleans(), st.integers(0, 3 * PATIENCE), rows=st.integers(1, 2))
-arrival = st.tuples(st.integers(0, 30), st.integers(1, 40), st.booleans(), st.integers(1, 2))
+lane = st.builds(
+    Toy,
+    st.integers(1, 60),
+    st.booleans(),
+    st.integers(0, 3 * PATIENCE + 40 * PATIENCE_PER_LANE),
+    rows=st.integers(1, 2),
+    exact=st.booleans(),
+    priority=st.integers(-10, 10),
+    deadline=st.none() | st.floats(-5, 20),
+    since=st.floats(-100, 1),
+    others=st.integers(0, 200),
+)
 costs = st.lists(st.floats(0.001, 1.0), min_size=4, max_size=4).map(sorted)
 
 
-@given(st.lists(lane, min_size=1, max_size=40), costs, st.sampled_from([2, 3, 4, 8]))
+@st.composite
+def forwards(draw):
+    alike = draw(st.sampled_from([(2,), (4,), (2, 4), (4, 8), SIZES]))
+    kinds = [Widths(SIZES, tuple(seconds), alike) for seconds in (draw(costs), draw(costs))]
+    return Forwards(kinds[0], kinds[draw(st.integers(0, 1))])
+
+
+@given(st.lists(lane, min_size=1, max_size=40), forwards())
 @settings(max_examples=1000, deadline=None)
-def test_every_decision_is_sound(lanes, seconds, canonical):
-    widths = Widths((1, 2, 4, 8), tuple(seconds), canonical, max(seconds))
-    riders, width = choose(lanes, widths)
+def test_every_decision_is_sound(lanes, forwards):
+    choice = choose(lanes, forwards)
+    riders, width = choice.riders, choice.width
+    widths = forwards.exact if choice.exact else forwards.fast
     assert riders
     assert len({id(rider) for rider in riders}) == len(riders)
     assert all(any(rider is lane for lane in lanes) for rider in riders)
     assert sum(rider.rows for rider in riders) <= width <= widths.cap
-    assert width == canonical or width in widths.sizes
     if any(rider.reproducible for rider in riders):
-        assert width == canonical
-    overdue = [lane for lane in lanes if lane.passed_over > PATIENCE]
-    if overdue:
-        assert riders[0].passed_over == max(lane.passed_over for lane in overdue)
+        assert choice.exact
+        assert width in widths.alike
+    else:
+        assert width == widths.padded(sum(rider.rows for rider in riders))[0]
+    if any(rider.exact for rider in riders):
+        assert choice.exact
+    if not forwards.shared:
+        assert all(rider.exact is choice.exact for rider in riders)
+    longest = max(lane.passed_over for lane in lanes)
+    if len(lanes) > 1 and longest > patience(len(lanes)):
+        assert riders[0].passed_over == longest
+    else:
+        assert riders[0].priority == max(lane.priority for lane in lanes)
 
 
-@given(st.lists(arrival, min_size=1, max_size=24), costs)
+@given(st.lists(lane, min_size=2, max_size=12), forwards(), st.integers(1, 10))
 @settings(max_examples=200, deadline=None)
-def test_every_lane_ends_and_none_waits_beyond_the_bound(arrivals, seconds):
+def test_a_decision_depends_on_nothing_but_its_arguments(lanes, forwards, now):
+    assert choose(lanes, forwards, now) == choose(list(lanes), forwards, now)
+
+
+arrival = st.tuples(
+    st.integers(0, 30),
+    st.builds(
+        Toy,
+        st.integers(1, 40),
+        st.booleans(),
+        rows=st.integers(1, 2),
+        exact=st.booleans(),
+        priority=st.integers(-10, 10),
+        deadline=st.none() | st.floats(0, 20),
+    ),
+)
+
+
+@given(st.lists(arrival, min_size=1, max_size=24), forwards())
+@settings(max_examples=200, deadline=None)
+def test_every_lane_ends_and_none_waits_beyond_the_bound(arrivals, forwards):
     """Lanes arrive at random ticks; ticks needed never exceed the sum of the work, one lane at a time."""
-    widths = Widths((1, 2, 4, 8), tuple(seconds), 4, seconds[2])
-    coming = sorted(((at, Toy(nfe, repro, rows=rows)) for at, nfe, repro, rows in arrivals), key=lambda pair: pair[0])
+    coming = sorted(arrivals, key=lambda pair: pair[0])
     everyone = [toy for _, toy in coming]
     work = sum(toy.remaining for toy in everyone)
     lanes: list[Toy] = []
@@ -132,22 +318,23 @@ def test_every_lane_ends_and_none_waits_beyond_the_bound(arrivals, seconds):
         while coming and coming[0][0] <= now:
             lanes.append(coming.pop(0)[1])
         if lanes:
-            riders, _ = tick(lanes, widths)
-            advanced += len(riders)
+            advanced += len(tick(lanes, forwards, now / 50).riders)
         now += 1
         assert now <= 31 + work
     assert advanced == work
-    assert max(toy.worst for toy in everyone) <= PATIENCE + len(everyone)
+    assert max(toy.worst for toy in everyone) <= patience(len(everyone)) + len(everyone)
 
 
-def test_a_long_lane_is_not_starved_by_an_endless_stream_of_short_ones():
-    long = Toy(50)
-    lanes = [long]
+@pytest.mark.parametrize("exact", [False, True])
+def test_long_lanes_are_not_starved_by_an_endless_stream_that_outranks_them(exact):
+    """The stream is short, of the highest priority, and always about to miss its deadlines; time stands still."""
+    long = [Toy(4, priority=-10, exact=exact) for _ in range(3)]
+    lanes = list(long)
     ticks = 0
-    while long.remaining and ticks < 10_000:
+    while any(toy.remaining for toy in long):
         while len(lanes) < 30:
-            lanes.append(Toy(5))
-        tick(lanes, CPU)
+            lanes.append(Toy(5, priority=10, deadline=0.3))
+        tick(lanes, TWO)
         ticks += 1
-    assert long.remaining == 0
-    assert long.worst <= PATIENCE + 30
+        assert ticks <= 4 * (patience(30) + 30)
+    assert PATIENCE < max(toy.worst for toy in long) <= patience(30) + 30

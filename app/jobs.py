@@ -1,0 +1,126 @@
+"""Visits that are kept: asynchronous jobs, answers under an ``Idempotency-Key``. Bounded in number, bytes and time."""
+
+from __future__ import annotations
+
+import time
+import uuid
+from dataclasses import dataclass, field
+from typing import Literal
+
+from app.errors import KeyReused, NoSuchJob, Overloaded
+from app.settings import Settings
+from app.visits import Visit
+
+State = Literal["waiting", "running", "done", "failed", "cancelled"]
+
+
+@dataclass(eq=False)
+class Job:
+    """A visit that can be asked about.
+
+    Attributes:
+        request_id: of the request that began it.
+        digest: of that request's path and body; a key stands for this and nothing else.
+    """
+
+    visit: Visit
+    request_id: str
+    digest: str
+    key: str | None = None
+    asynchronous: bool = False
+    id: str = field(default_factory=lambda: uuid.uuid4().hex)
+    created: float = field(default_factory=time.time)
+
+    @property
+    def state(self) -> State:
+        """What has become of it."""
+        task = self.visit.task
+        if not task.done():
+            ticket = self.visit.caller.ticket
+            return "running" if ticket is not None and ticket.running else "waiting"
+        if task.cancelled():
+            return "cancelled"
+        return "failed" if task.exception() else "done"
+
+    @property
+    def size(self) -> int:
+        """Bytes that its result takes."""
+        return self.visit.task.result().size if self.state == "done" else 0
+
+
+class Jobs:
+    """All that are kept. All methods are called on the event loop."""
+
+    def __init__(self, settings: Settings) -> None:
+        self._settings = settings
+        self._kept: dict[str, Job] = {}  # oldest first
+        self._keyed: dict[str, Job] = {}
+
+    def add(self, job: Job) -> None:
+        """Keep it, and let the oldest that are done go where there is no room.
+
+        Raises:
+            Overloaded: none of them is done.
+        """
+        self._tidy(room=1)
+        if len(self._kept) >= self._settings.max_jobs:
+            raise Overloaded(
+                f"{len(self._kept)} jobs are under way, and no more are kept; try again later", retry_after=1
+            )
+        self._kept[job.id] = job
+        if job.key is not None:
+            self._keyed[job.key] = job
+
+    def get(self, identifier: str) -> Job:
+        """The job.
+
+        Raises:
+            NoSuchJob: there is none.
+        """
+        self._tidy()
+        job = self._kept.get(identifier)
+        if job is None or not job.asynchronous:
+            raise NoSuchJob(f"job = {identifier[:64]}: it is unknown here, or was forgotten; ask for it anew")
+        return job
+
+    def under(self, key: str, digest: str) -> Job | None:
+        """What was begun under this key, unless it failed: then it may be tried again.
+
+        Raises:
+            KeyReused: for another request.
+        """
+        self._tidy()
+        job = self._keyed.get(key)
+        if job is None:
+            return None
+        if job.digest != digest:
+            raise KeyReused(f"Idempotency-Key = {key[:64]}: it came with another request before; take a new key")
+        if job.state in ("failed", "cancelled") and not job.asynchronous:
+            self.forget(job)
+            return None
+        return job
+
+    def forget(self, job: Job) -> None:
+        """Let it go; if it is under way, nobody can ask about it any more."""
+        self._kept.pop(job.id, None)
+        if job.key is not None and self._keyed.get(job.key) is job:
+            del self._keyed[job.key]
+
+    @property
+    def held(self) -> tuple[int, int]:
+        """How many are kept, and the bytes of their results."""
+        self._tidy()
+        return len(self._kept), sum(job.size for job in self._kept.values())
+
+    def _tidy(self, room: int = 0) -> None:
+        """Forget what is too old, then the oldest that are done while there are too many or they are too large."""
+        now = time.monotonic()
+        done = [job for job in self._kept.values() if job.visit.task.done()]
+        total = sum(job.size for job in done)
+        for job in sorted(done, key=lambda job: job.visit.ended or 0.0):
+            old = now - (job.visit.ended or now) > self._settings.job_seconds
+            crowded = len(self._kept) + room > self._settings.max_jobs or total > self._settings.max_job_bytes
+            if not old and not crowded:
+                break
+            self.forget(job)
+            total -= job.size

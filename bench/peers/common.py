@@ -1,0 +1,128 @@
+"""What all peers share, so that they differ in how they serve and in nothing else: network, walk, noise and answer.
+
+The walk is DDIM by the row machine, one forward a step for however many rows there are, each at its own step of its own
+plan. Request-level peers take a batch to its end with it, step-level ones a step at a time.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from model import latents, machine
+from model.checkpoint import Checkpoint, load
+from model.habits import Habits
+from model.samplers import SAMPLERS
+
+CAP = 8  # rows of a forward, for every server that batches
+PATIENCE = 3600  # seconds; more than any run takes, for servers that limit a request's time
+CHECKPOINT = Path(os.environ.get("UNSTIR_CHECKPOINT", Path(__file__).resolve().parents[2] / "weights" / "avatars-32"))
+
+Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
+
+
+@cache
+def checkpoint() -> Checkpoint:
+    """The checkpoint, once a process; float32 on one CPU thread."""
+    torch.set_num_threads(1)
+    return load(CHECKPOINT)
+
+
+def network() -> Network:
+    """(x [B, C, H, W], t [B], y int64 [B] or None) to what the network says."""
+    return checkpoint().net
+
+
+def null_class(rows: int) -> Tensor | None:
+    """The class that stands for none, for so many rows; None for a network without classes."""
+    if checkpoint().net.config.num_class_embeds is None:
+        return None
+    return torch.full((rows,), checkpoint().card.null_class or 0)
+
+
+@cache
+def table(steps: int) -> np.ndarray:
+    """The walk in so many steps, one line each, as the checkpoint's scheduler config would have it."""
+    found, ddim = checkpoint(), SAMPLERS["ddim"]
+    options = Habits.from_config(found.scheduler_config).options(ddim, steps, found.schedule.T)
+    return ddim.compile(found.schedule, steps, **options).table(1)
+
+
+@dataclass(eq=False)
+class Row:
+    """One picture under way.
+
+    Attributes:
+        state: [1, C, H, W].
+        cursor: steps done.
+    """
+
+    lines: np.ndarray
+    state: Tensor
+    cursor: int = 0
+
+    @classmethod
+    def of(cls, request: Mapping[str, Any]) -> Row:
+        """The beginning of what ``{"steps": 20, "seed": 7}`` asks for."""
+        noise = latents.draw(latents.generator(int(request.get("seed", 0))), checkpoint().shape)
+        return cls(table(int(request["steps"])), noise[None])
+
+    @property
+    def done(self) -> bool:
+        """Whether the walk has ended."""
+        return self.cursor == len(self.lines)
+
+    @property
+    def reply(self) -> dict[str, str]:
+        """The picture, as all peers answer."""
+        return reply(self.state[0])
+
+
+@torch.inference_mode()
+def advance(net: Network, rows: Sequence[Row]) -> None:
+    """Take every row one step, in one forward; none of them may be done."""
+    state = torch.stack([row.state for row in rows])
+    lines = np.array([row.lines[row.cursor] for row in rows])
+    after = machine.advance(net, state, lines, null_class(len(rows)))
+    for row, new in zip(rows, after, strict=True):
+        row.state = new
+        row.cursor += 1
+
+
+def finish(net: Network, rows: Sequence[Row]) -> None:
+    """Take every row to its end; those that get there take no more of the forwards."""
+    while left := [row for row in rows if not row.done]:
+        advance(net, left)
+
+
+def answer_all(net: Network, requests: Sequence[Mapping[str, Any]]) -> list[dict[str, str]]:
+    """A whole batch at once: what servers that batch requests are given to call."""
+    rows = [Row.of(request) for request in requests]
+    finish(net, rows)
+    return [row.reply for row in rows]
+
+
+def warm_up(net: Network) -> None:
+    """Run forwards of every width, so that the first requests do not pay for what is prepared once."""
+    for width in range(1, CAP + 1):
+        answer_all(net, [{"steps": 10, "seed": seed} for seed in range(width)])
+
+
+def reply(picture: Tensor) -> dict[str, str]:
+    """A picture as raw little-endian float32 in base64."""
+    return {"image": base64.b64encode(picture.numpy().astype("<f4").tobytes()).decode()}
+
+
+def picture(content: bytes) -> np.ndarray:
+    """The numbers in an answer of a peer, flat."""
+    return np.frombuffer(base64.b64decode(json.loads(content)["image"]), "<f4")

@@ -1,0 +1,43 @@
+"""FastAPI, a lock and a diffusers loop: what one writes first. One request at a time, no batching."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Any
+
+import torch
+import uvicorn
+from diffusers import DDIMScheduler, UNet2DModel
+from fastapi import FastAPI
+from starlette.concurrency import run_in_threadpool
+
+from bench.peers import common, ports
+from model import latents
+
+unet = UNet2DModel.from_pretrained(common.CHECKPOINT / "unet")  # type: ignore[no-untyped-call]
+unet.eval().requires_grad_(False)
+app = FastAPI()
+lock = asyncio.Lock()
+
+
+@app.post("/sample")
+async def sample(request: dict[str, Any]) -> dict[str, str]:
+    async with lock:
+        return await run_in_threadpool(walk, int(request["steps"]), int(request["seed"]))
+
+
+@torch.inference_mode()
+def walk(steps: int, seed: int) -> dict[str, str]:
+    scheduler = DDIMScheduler.from_config(common.checkpoint().scheduler_config)  # type: ignore[no-untyped-call]
+    scheduler.set_timesteps(steps)
+    x = latents.draw(latents.generator(seed), common.checkpoint().shape)[None]
+    for t in scheduler.timesteps:
+        eps = unet(x, t, common.null_class(1)).sample
+        x = scheduler.step(eps, t, x, use_clipped_model_output=True).prev_sample
+    return common.reply(x[0])
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    walk(10, 0)
+    uvicorn.run(app, host="127.0.0.1", port=ports.asked(), access_log=False)

@@ -1,0 +1,346 @@
+"""The comparison: every server under the same load, turn by turn, several times over.
+
+Each server is given the same requests at the same times, at rates that are fractions of what the bare network could do,
+and once as many clients as keep it busy. Servers take turns within a repeat, each repeat begins with another one, and
+what is reported is pooled over repeats, so that whatever else the machine is doing weighs on all. Slowdown is latency
+over the time of as many forwards of one row in a bare loop: the same yardstick for everybody.
+
+Results are written after every visit to a server; ``--resume`` continues a run that was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import platform
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from app.bench import load
+from app.bench.command import MIX
+from app.bench.load import LoadError, Record, Target
+from app.bench.mix import Mix, poisson
+from app.bench.report import outcomes, spread
+from bench.peers import common
+from bench.peers.table import PEERS, QUIET, ROOT, Peer, StartError, running
+
+CALM = 0.6  # the load that every server is given; above it, those that batch whole requests take minutes to recover
+DEEP = ("unstir", "litserve_loop", "mosec")  # are given the others, too
+PATIENCE = 60.0  # seconds after the last request, from when on its client waits no longer
+CLIENTS, STEPS = 16, 50  # of the closed loop, which keeps every server busy
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What a run does; a resumed one must do the same.
+
+    Attributes:
+        loads: as fractions of the bare network's capacity.
+        all_loads: give every server all of them.
+    """
+
+    loads: tuple[float, ...] = (0.6, 0.9, 1.2)
+    seconds: float = 40.0
+    mix: str = MIX
+    saturated_seconds: float = 20.0
+    all_loads: bool = False
+    checkpoint: str = ""
+
+    def loads_of(self, peer: Peer) -> list[float]:
+        """Those that this server is given."""
+        return [each for each in self.loads if each <= CALM or self.all_loads or peer.name in DEEP]
+
+
+@dataclass
+class Visit:
+    """One server in one repeat; everything that is pooled later.
+
+    Attributes:
+        alone: seconds of a request of each class on the idle server.
+        open: of each load: outcomes, latencies by class, and how late the client was.
+        closed: steps a second of the busy server, and rows a second of the bare loop before and after.
+    """
+
+    server: str
+    repeat: int
+    load_average: float
+    start_seconds: float = 0.0
+    alone: dict[str, float] = field(default_factory=dict)
+    open: dict[str, dict[str, Any]] = field(default_factory=dict)
+    closed: dict[str, Any] = field(default_factory=dict)
+    failure: str = ""
+
+
+def bare(seconds: float = 0.3) -> dict[str, Any]:
+    """Time the network alone in this process: the median forward of each width, and the best rows a second."""
+    net, shape = common.network(), common.checkpoint().shape
+    forward_seconds = {}
+    with torch.inference_mode():
+        for width in range(1, common.CAP + 1):
+            x, t, y = torch.randn(width, *shape), torch.full((width,), 500.0), common.null_class(width)
+            times: list[float] = []
+            began = time.perf_counter()
+            while len(times) < 5 or time.perf_counter() - began < seconds:
+                start = time.perf_counter()
+                net(x, t, y)
+                times.append(time.perf_counter() - start)
+            forward_seconds[str(width)] = statistics.median(times[2:])
+    rows = {width: int(width) / each for width, each in forward_seconds.items()}
+    return {
+        "forward_seconds": forward_seconds,
+        "rows_per_second": max(rows.values()),
+        "width": int(max(rows, key=lambda width: rows[width])),
+    }
+
+
+def bare_apart() -> dict[str, Any]:
+    """:func:`bare` in a process of its own, which does nothing else."""
+    command = [sys.executable, "-m", "bench.peers.run", "--bare"]
+    told = subprocess.run(
+        command, cwd=ROOT, env={**os.environ, **QUIET}, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
+    facts: dict[str, Any] = json.loads(told.splitlines()[-1])
+    return facts
+
+
+def visit(peer: Peer, repeat: int, settings: Settings, capacity: float) -> Visit:
+    """Everything that one server is put through in one repeat.
+
+    After a load that left requests unanswered it is started afresh: it may still be at work on them.
+    """
+    found = Visit(peer.name, repeat, round(os.getloadavg()[0], 2))
+    todo: list[float | None] = [*settings.loads_of(peer), None]
+    try:
+        while todo:
+            began = time.monotonic()
+            with running(peer) as target:
+                found.start_seconds = round(time.monotonic() - began, 1)
+                asyncio.run(_put_through(target, todo, found, settings, capacity))
+    except (StartError, LoadError) as error:
+        found.failure = str(error)
+    return found
+
+
+async def _put_through(
+    target: Target, todo: list[float | None], found: Visit, settings: Settings, capacity: float
+) -> None:
+    """Take loads off ``todo``, None standing for the closed loop, until there are none or one left requests behind."""
+    mix = Mix.parse(settings.mix)
+    async with load.connected(target) as client:
+        if not found.alone:
+            alone = await load.alone(client, mix.steps)
+            found.alone = {str(steps): round(seconds, 4) for steps, seconds in alone.items()}
+        while todo:
+            each = todo.pop(0)
+            if each is None:
+                found.closed = await _saturated(client, settings)
+                continue
+            arrivals = poisson(mix, each * capacity, settings.seconds, 1000 * found.repeat + round(100 * each))
+            records = (await load.open_loop(client, arrivals, patience=PATIENCE)).records
+            found.open[str(each)] = _facts(records)
+            if any(record.unanswered for record in records):
+                return
+
+
+async def _saturated(client: load.Client, settings: Settings) -> dict[str, Any]:
+    before = await asyncio.to_thread(bare_apart)
+    busy = await load.closed_loop(client, Mix({STEPS: 1.0}), CLIENTS, settings.saturated_seconds)
+    after = await asyncio.to_thread(bare_apart)
+    done = sum(record.steps for record in busy.records if record.ok)
+    return {
+        "row_steps_per_second": round(done / busy.seconds, 2),
+        "bare_rows_per_second": [round(each["rows_per_second"], 2) for each in (before, after)],
+        "outcomes": outcomes(busy.records),
+    }
+
+
+def _facts(records: Sequence[Record]) -> dict[str, Any]:
+    waited = [record for record in records if record.ok or record.unanswered]
+    classes = sorted({record.steps for record in waited})
+    return {
+        "outcomes": outcomes(records),
+        "latest_send": round(max((record.start - record.arrival for record in records), default=0.0), 4),
+        "latencies": {
+            str(steps): [round(record.latency, 4) for record in waited if record.steps == steps] for steps in classes
+        },
+    }
+
+
+def pooled(visits: Sequence[Visit], forward_seconds: float) -> dict[str, Any]:
+    """What all visits to each server come to, by load.
+
+    Args:
+        forward_seconds: of one row in the bare loop.
+    """
+    servers: dict[str, Any] = {}
+    for name in dict.fromkeys(visit.server for visit in visits):
+        mine = [visit for visit in visits if visit.server == name]
+        loads = sorted({each for visit in mine for each in visit.open}, key=float)
+        closed = [visit.closed for visit in mine if visit.closed]
+        shares = [each["row_steps_per_second"] / statistics.mean(each["bare_rows_per_second"]) for each in closed]
+        servers[name] = {
+            "alone": _medians([visit.alone for visit in mine if visit.alone]),
+            "loads": {
+                each: _pooled_load([visit.open[each] for visit in mine if each in visit.open], forward_seconds)
+                for each in loads
+            },
+            "saturated": {
+                "row_steps_per_second": statistics.median(each["row_steps_per_second"] for each in closed),
+                "of_bare": statistics.median(shares),
+            }
+            if closed
+            else {},
+            "failures": [visit.failure for visit in mine if visit.failure],
+        }
+    return servers
+
+
+def _pooled_load(runs: Sequence[dict[str, Any]], forward_seconds: float) -> dict[str, Any]:
+    classes = sorted({steps for run in runs for steps in run["latencies"]}, key=int)
+    latencies = {steps: [each for run in runs for each in run["latencies"].get(steps, [])] for steps in classes}
+    means = [
+        statistics.mean(_slowdowns(run["latencies"], forward_seconds)) for run in runs if any(run["latencies"].values())
+    ]
+    return {
+        "outcomes": {name: sum(run["outcomes"][name] for run in runs) for name in runs[0]["outcomes"]},
+        "slowdown": _rounded(spread(_slowdowns(latencies, forward_seconds))),
+        "mean_slowdown_by_repeat": [round(mean, 3) for mean in means],
+        "latency": {steps: _rounded(spread(each)) for steps, each in latencies.items()},
+    }
+
+
+def _slowdowns(latencies: dict[str, list[float]], forward_seconds: float) -> list[float]:
+    return [each / (int(steps) * forward_seconds) for steps, these in latencies.items() for each in these]
+
+
+def _medians(several: Sequence[dict[str, float]]) -> dict[str, float]:
+    keys = several[0] if several else ()
+    return {key: round(statistics.median(each[key] for each in several), 4) for key in keys}
+
+
+def _rounded(values: dict[str, float]) -> dict[str, float]:
+    return {name: round(value, 4) for name, value in values.items()}
+
+
+def versions(peers: Sequence[Peer]) -> dict[str, str]:
+    """Of everything that matters to the result."""
+    found = {"python": platform.python_version()}
+    for package in sorted({"torch", "numpy", "httpx", *(name for peer in peers for name in peer.packages)}):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "missing"
+    return found
+
+
+def table(facts: dict[str, Any]) -> str:
+    """The results for people, in Markdown."""
+    classes = Mix.parse(facts["settings"]["mix"]).steps
+    p95 = " | ".join(f"p95, {steps} steps, s" for steps in classes)
+    lines = [
+        f"| server | load | slowdown: mean | p95 | p99 | {p95} | not answered |",
+        "|---|---|" + "---|" * (4 + len(classes)),
+    ]
+    for name, server in facts["servers"].items():
+        for each, found in server["loads"].items():
+            slowdown = [f"{found['slowdown'].get(key, float('nan')):.2f}" for key in ("mean", "p95", "p99")]
+            tails = [f"{found['latency'].get(str(steps), {}).get('p95', float('nan')):.2f}" for steps in classes]
+            missed = ", ".join(f"{count} {key}" for key, count in found["outcomes"].items() if count and key != "ok")
+            lines.append(f"| {name} | {each} | {' | '.join([*slowdown, *tails])} | {missed or '0'} |")
+    lines += ["", "| server | steps a second, saturated | of the bare loop |", "|---|---|---|"]
+    for name, server in facts["servers"].items():
+        if saturated := server["saturated"]:
+            lines.append(f"| {name} | {saturated['row_steps_per_second']:.1f} | {saturated['of_bare']:.2f} |")
+    for name, server in facts["servers"].items():
+        lines += [f"{name} failed: {failure.splitlines()[-1]}" for failure in server["failures"]]
+    return "\n".join(lines)
+
+
+def write(path: Path, facts: dict[str, Any], visits: Sequence[Visit]) -> None:
+    """Replace the file in one go; each visit takes one line."""
+    head = json.dumps(facts, indent=1)[:-2]
+    runs = ",\n".join("  " + json.dumps(asdict(each)) for each in visits)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(path.name + ".part")
+    beside.write_text(f'{head},\n "visits": [\n{runs}\n ]\n}}\n', encoding="utf-8")
+    beside.replace(path)
+
+
+def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, resume: bool) -> dict[str, Any]:
+    """Measure everything that ``out`` does not hold yet; returns what it then holds, without the single visits.
+
+    Raises:
+        SystemExit: ``out`` was measured with other settings.
+    """
+    plain = json.loads(json.dumps(asdict(settings)))
+    facts: dict[str, Any] = {}
+    visits: list[Visit] = []
+    if resume and out.exists():
+        facts = json.loads(out.read_text(encoding="utf-8"))
+        visits = [Visit(**each) for each in facts.pop("visits")]
+        visits = [each for each in visits if not each.failure]
+        if facts["settings"] != plain:
+            raise SystemExit(f"{out} was measured with other settings: {facts['settings']}")
+    else:
+        alone = bare_apart()
+        capacity = alone["rows_per_second"] / Mix.parse(settings.mix).mean
+        facts = {"settings": plain, "bare": alone, "requests_per_second": capacity}
+    facts["versions"] = versions(peers)
+    facts["cores"] = os.cpu_count()
+    forward = facts["bare"]["forward_seconds"]["1"]
+    for repeat in range(repeats):
+        first = repeat % len(peers)
+        for peer in [*peers[first:], *peers[:first]]:
+            if any((each.server, each.repeat) == (peer.name, repeat) for each in visits):
+                continue
+            print(f"{peer.name}, repeat {repeat + 1} of {repeats} …", file=sys.stderr, flush=True)
+            visits.append(visit(peer, repeat, settings, facts["requests_per_second"]))
+            facts["servers"] = pooled(visits, forward)
+            write(out, facts, visits)
+    return facts
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of each load")
+    parser.add_argument("--saturated-seconds", type=float, default=Settings.saturated_seconds)
+    parser.add_argument("--loads", default=",".join(map(str, Settings.loads)), help="fractions of the bare capacity")
+    parser.add_argument("--mix", default=MIX)
+    parser.add_argument("--peers", default=",".join(PEERS), help="which, and in which order [all]")
+    parser.add_argument("--all-loads", action="store_true", help=f"give loads above {CALM} to everybody")
+    parser.add_argument("--out", type=Path, default=Path("docs/performance.json"))
+    parser.add_argument("--resume", action="store_true", help="continue what --out holds")
+    parser.add_argument("--bare", action="store_true", help="only time the network, in this process")
+    arguments = parser.parse_args()
+    if arguments.bare:
+        print(json.dumps(bare()))
+        return
+    names = arguments.peers.split(",")
+    if unknown := sorted(set(names) - PEERS.keys()):
+        parser.error(f"--peers: no {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    settings = Settings(
+        tuple(float(each) for each in arguments.loads.split(",")),
+        arguments.seconds,
+        str(Mix.parse(arguments.mix)),
+        arguments.saturated_seconds,
+        arguments.all_loads,
+        common.checkpoint().card.name,
+    )
+    facts = compare([PEERS[name] for name in names], arguments.repeats, settings, arguments.out, arguments.resume)
+    print(table(facts))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,194 @@
+"""The servers that are compared: how each is started, and how it is asked."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import httpx
+import numpy as np
+
+from app.bench.load import Target
+from bench.peers import common
+
+ROOT = Path(__file__).resolve().parents[2]
+PYTHON = sys.executable
+START_SECONDS = 90
+MARK = "BENCH_MARK"
+QUIET = {
+    "OMP_NUM_THREADS": "1",
+    "MKL_NUM_THREADS": "1",
+    "BENTOML_DO_NOT_TRACK": "true",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+
+
+class StartError(Exception):
+    """A server that did not answer in time; the message ends with what it said."""
+
+
+def _plain(steps: int, seed: int) -> dict[str, Any]:
+    return {"steps": steps, "seed": seed}
+
+
+@dataclass(frozen=True)
+class Peer:
+    """One server.
+
+    Attributes:
+        command: that starts it, after the interpreter; ``{port}`` stands for the port.
+        path: that is asked.
+        body: (steps, seed) to the JSON of a request.
+        picture: the numbers in an answer, flat.
+        packages: whose versions matter.
+        step_level: whether rows may join and leave between two forwards.
+        warm_up: how many requests it is sent before anything is measured.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    path: str = "/sample"
+    body: Callable[[int, int], dict[str, Any]] = _plain
+    accept: str = "application/json"
+    picture: Callable[[bytes], np.ndarray] = common.picture
+    packages: tuple[str, ...] = ()
+    step_level: bool = False
+    warm_up: int = 12
+
+    def target(self, port: int) -> Target:
+        """Where and what to ask; every answer holds a whole picture."""
+        least = 4 * int(np.prod(common.checkpoint().shape))
+        return Target(f"http://127.0.0.1:{port}{self.path}", self.body, self.accept, least)
+
+
+def _own(name: str) -> tuple[str, ...]:
+    return ("-m", f"bench.peers.{name}", "--port", "{port}")
+
+
+_UNSTIR = "-m app serve --port {port} --threads 1 --device cpu --max-width 8 --log-level warning"
+_BENTOML = "-m bentoml serve bench.peers.bentoml_service:Diffusion --host 127.0.0.1 --port {port}"
+PEERS = {
+    peer.name: peer
+    for peer in (
+        Peer(
+            "unstir",
+            tuple(_UNSTIR.split()),
+            body=lambda steps, seed: {"steps": steps, "seed": seed, "sampler": "ddim"},
+            accept="application/x-npy",
+            picture=lambda content: np.load(io.BytesIO(content)).ravel(),
+            packages=("fastapi", "uvicorn"),
+            step_level=True,
+        ),
+        Peer("lock_diffusers", _own("lock_diffusers"), packages=("diffusers", "fastapi", "uvicorn")),
+        Peer("mosec", _own("mosec_server"), "/inference", packages=("mosec",)),
+        Peer("litserve_request", _own("litserve_request"), "/predict", packages=("litserve",)),
+        Peer("litserve_loop", _own("litserve_loop"), "/predict", packages=("litserve",), step_level=True),
+        Peer(
+            "bentoml",
+            tuple(_BENTOML.split()),
+            body=lambda steps, seed: {"requests": [{"steps": steps, "seed": seed}]},
+            picture=lambda content: common.picture(content.strip()[1:-1]),
+            packages=("bentoml",),
+        ),
+        Peer("ray", _own("ray_server"), packages=("ray",)),
+    )
+}
+
+
+@contextmanager
+def running(peer: Peer) -> Iterator[Target]:
+    """Start a server, warm it up, and yield how to ask it; at the end every process of it is gone.
+
+    Raises:
+        StartError: it did not answer within 90 seconds.
+    """
+    port, mark = _free_port(), uuid.uuid4().hex
+    command = [PYTHON, *(part.format(port=port) for part in peer.command)]
+    paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    bench = {"UNSTIR_CHECKPOINT": str(common.CHECKPOINT), "PYTHONPATH": paths, MARK: mark}
+    target = peer.target(port)
+    with tempfile.TemporaryFile() as log:
+        process = subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env={**os.environ, **QUIET, **bench},
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+        try:
+            _wait(peer, process, target, log)
+            yield target
+        finally:
+            _end(process, mark)
+
+
+def ask(peer: Peer, target: Target, steps: int, seed: int, seconds: float | None = None) -> np.ndarray:
+    """The picture, flat.
+
+    Raises:
+        httpx.HTTPError: there was no answer, or a refusal.
+    """
+    answer = httpx.post(
+        target.url, json=target.body(steps, seed), headers={"accept": peer.accept}, timeout=seconds, trust_env=False
+    )
+    return peer.picture(answer.raise_for_status().content)
+
+
+def _wait(peer: Peer, process: subprocess.Popen[bytes], target: Target, log: IO[bytes]) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while True:
+        with contextlib.suppress(httpx.HTTPError):
+            ask(peer, target, 2, 0, seconds=max(1.0, deadline - time.monotonic()))
+            break
+        if process.poll() is not None or time.monotonic() > deadline:
+            log.seek(0)
+            raise StartError(f"{peer.name} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
+        time.sleep(0.2)
+    for _ in range(peer.warm_up // 4):
+        with ThreadPoolExecutor(4) as several:
+            list(several.map(lambda seed: ask(peer, target, 10, seed), range(4)))
+
+
+def _end(process: subprocess.Popen[bytes], mark: str) -> None:
+    """Ask the server to stop; then kill what it left behind, in whatever group or session."""
+    process.terminate()
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        process.wait(10)
+    while left := _marked(mark):
+        for pid in left:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(0.1)
+        time.sleep(0.1)
+
+
+def _marked(mark: str) -> list[int]:
+    """The processes that were started with this mark in their environment, and still run."""
+    found = []
+    for folder in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in (folder / "environ").read_bytes():
+                found.append(int(folder.name))
+    return found
+
+
+def _free_port() -> int:
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
