@@ -34,6 +34,7 @@ Each is answered as RFC 9457 problem details. ``detail`` names the thing, its va
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -149,9 +150,9 @@ class NotDone(BadInput):
     code, status, title = "not_done", 409, "The job is not done yet"
     meaning = "The result was asked for while the job waits or runs; `GET /jobs/{id}` says how it fares."
 
-    def __init__(self, detail: str, retry_after: float) -> None:
+    def __init__(self, detail: str, retry_after: float = 1) -> None:
         super().__init__(detail)
-        self.headers["Retry-After"] = str(max(1, int(retry_after + 0.999)))
+        self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
 
 
 class KeyReused(BadInput):
@@ -194,7 +195,7 @@ class TryLater(UnstirError):
 
     def __init__(self, detail: str, retry_after: float) -> None:
         super().__init__(detail)
-        self.headers["Retry-After"] = str(max(1, int(retry_after + 0.999)))
+        self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
 
 
 class Overloaded(TryLater):

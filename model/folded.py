@@ -23,8 +23,8 @@ LARGEST_TABLE = 128 << 20  # bytes; a network that needs more computes its class
 class Folded:
     """A :class:`model.machine.Net`. It copies the weights; the UNet that it was made from can be thrown away.
 
-    A row's answer has the same bits in any company of the same width: which of two ways its timestep and class take is
-    its own affair, and where any row needs the longer way, it is computed for all.
+    A row's answer has the same bits in any company of the same width: which way its timestep and class take is its own
+    affair, and what cannot be looked up is computed row by row.
 
     Attributes:
         layout: ``plain`` pictures are [B, C, H, W] in memory, ``channels_last`` [B, H, W, C]; ``packed`` is that with
@@ -116,10 +116,10 @@ class Folded:
             known = known & (weight == 1) & (y.sum(dim=1) == 1)
         elif y is not None:
             k = y
-        looked_up = self._table[index.clamp(0, len(self._table) - 1), k]
-        if bool(known.all()):
-            return looked_up
-        return torch.where(known[:, None], looked_up, self._computed(t, y).to(self.dtype))
+        told = self._table[index.clamp(0, len(self._table) - 1), k]
+        for i in (~known).nonzero().flatten().tolist():
+            told[i] = self._computed(t[i : i + 1], None if y is None else y[i : i + 1])[0]
+        return told
 
     def _computed(self, t: Tensor, y: Tensor | None) -> Tensor:
         config, net = self.config, self._net

@@ -70,7 +70,7 @@ class Admission:
             self.promises.append(Promise(due, seconds, sender))
         raise Overloaded(
             f"{waiting:.0f} s of work are waiting and {ahead - waiting:.0f} s are promised to others, at most "
-            f"{self.max_seconds:g} s may wait; a place is kept for this request if it comes again in {after} s",
+            f"{self.max_seconds:g} s may wait; try again in {after} s, for then there is a place for this request",
             retry_after=after,
         )
 

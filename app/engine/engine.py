@@ -102,14 +102,14 @@ class Engine:
         if (deadline := terms.deadline) is not None:
             in_turn = row_steps / lanes * widths.seconds[0] * self.pace
             check_deadline(max(seconds, in_turn), lambda: self._due_before(deadline, terms.priority), deadline - now)
-        held = sum(ticket.lanes for ticket in self._tickets)
         wait = self.wait_seconds
+        self._admission.admit(seconds, wait, now, terms.sender)
+        held = sum(ticket.lanes for ticket in self._tickets)
         if held and held + lanes > self._max_lanes:
             raise Overloaded(
                 f"{held} pictures are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
                 retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
-        self._admission.admit(seconds, wait, now, terms.sender)
         return Ticket(self._tickets, self._run, lanes, row_steps, exact, terms)
 
     def _widths(self, exact: bool) -> Widths:

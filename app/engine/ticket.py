@@ -62,6 +62,7 @@ class Ticket:
         total: row-steps of all its jobs together.
         exact: whether they are exact ones.
         job: the latest submitted.
+        on_submit: is called when a job is submitted.
     """
 
     def __init__(
@@ -81,6 +82,7 @@ class Ticket:
         self.exact = exact
         self.terms = terms
         self.job: Job | None = None
+        self.on_submit: Callable[[], None] = lambda: None
 
     @property
     def remaining(self) -> int:
@@ -101,6 +103,7 @@ class Ticket:
         """
         self.job = Job(lanes, self.terms.priority, self.terms.deadline)
         self._unsubmitted = max(0, self._unsubmitted - self.job.work)
+        self.on_submit()
         return await self._run(self.job)
 
     def __enter__(self) -> Ticket:

@@ -52,7 +52,7 @@ class Caller:
 
     Attributes:
         previews: how many looks at the first picture on its way are wanted.
-        ticket: the place in the engine, once it was taken; ``placed`` is set then.
+        ticket: the place in the engine, once all of the request was found to be good; ``placed`` is set then.
     """
 
     def __init__(self, terms: Terms | None = None, previews: int = 0) -> None:
@@ -62,7 +62,7 @@ class Caller:
         self.placed = asyncio.Event()
 
     def place(self, ticket: Ticket) -> None:
-        """Say that the story has its place."""
+        """Say that the story is under way."""
         self.ticket = ticket
         self.placed.set()
 
@@ -250,5 +250,5 @@ def placed(service: Service, caller: Caller, lanes: int, row_steps: int, *, exac
         Starting, Draining, EngineDead, Overloaded, TooLate: see :mod:`app.errors`.
     """
     with service.engine.reserve(lanes, row_steps, exact=exact, terms=caller.terms) as ticket:
-        caller.place(ticket)
+        ticket.on_submit = lambda: caller.place(ticket)
         yield ticket

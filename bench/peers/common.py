@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from app.engine.calibration import Wanted, calibrated, nets
 from model import latents, machine
 from model.checkpoint import Checkpoint, load
 from model.habits import Habits
@@ -26,6 +27,7 @@ from model.samplers import SAMPLERS
 
 CAP = 8  # rows of a forward, for every server that batches
 PATIENCE = 3600  # seconds; more than any run takes, for servers that limit a request's time
+KEPT = Path("~/.cache/unstir").expanduser()
 CHECKPOINT = Path(os.environ.get("UNSTIR_CHECKPOINT", Path(__file__).resolve().parents[2] / "weights" / "avatars-32"))
 
 Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
@@ -33,14 +35,18 @@ Network = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 @cache
 def checkpoint() -> Checkpoint:
-    """The checkpoint, once a process; float32 on one CPU thread."""
-    torch.set_num_threads(1)
+    """The checkpoint, once a process."""
     return load(CHECKPOINT)
 
 
+@cache
 def network() -> Network:
-    """(x [B, C, H, W], t [B], y int64 [B] or None) to what the network says."""
-    return checkpoint().net
+    """(x [B, C, H, W], t [B], y int64 [B] or None) to what the network says: float32, on one CPU thread.
+
+    It is the network in the very form in which Unstir serves it, so that none is ahead by its forward alone.
+    """
+    wanted = Wanted(max_width=CAP, canonical=4, threads=1, dtype="float32")
+    return nets(checkpoint(), calibrated(checkpoint(), torch.device("cpu"), wanted, KEPT)).exact
 
 
 def null_class(rows: int) -> Tensor | None:

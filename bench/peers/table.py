@@ -79,7 +79,7 @@ def _own(name: str) -> tuple[str, ...]:
     return ("-m", f"bench.peers.{name}", "--port", "{port}")
 
 
-_UNSTIR = "-m app serve --port {port} --threads 1 --device cpu --max-width 8 --log-level warning"
+_UNSTIR = "-m app serve --port {port} --threads 1 --device cpu --dtype float32 --max-width 8 --log-level warning"
 _BENTOML = "-m bentoml serve bench.peers.bentoml_service:Diffusion --host 127.0.0.1 --port {port}"
 PEERS = {
     peer.name: peer

@@ -166,4 +166,4 @@ async def test_errors_are_counted_under_known_paths_only(client):
     for path in ("/a", "/b", "/c"):
         await client.get(path)
     text = (await client.get("/metrics")).text
-    assert 'unstir_requests_total{code="404",endpoint="other"} 3.0' in text
+    assert 'unstir_requests_total{code="404",endpoint="other",sampler=""} 3.0' in text

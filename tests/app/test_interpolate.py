@@ -16,6 +16,7 @@ from model import interpolation, latents, machine, pictures, samplers
 from model.checkpoint import load
 from model.plan import Clip
 from tests.app.test_bad_input import assert_problem
+from tests.conftest import FOLDED
 
 pytestmark = pytest.mark.anyio
 NPY, JSON = {"accept": "application/x-npy"}, {"accept": "application/json"}
@@ -80,7 +81,9 @@ async def test_pictures_are_encoded_first_and_come_back_at_the_ends(client, samp
         back = await numbers(client, "/sample", **told["decode"], latent={"npy": told["latent"]})
         assert np.array_equal(way[end], back[0])
     if sampler == "obelm":
-        assert np.array_equal(pictures.to_uint8(torch.from_numpy(way[0])), pictures.decode(PNGS[0], 1))
+        # This untrained network magnifies what is lost in rounding to 0.003, and half a step of 8 bits is 0.004.
+        pixels = [pictures.to_uint8(torch.from_numpy(way[0])), pictures.decode(PNGS[0], 1)]
+        assert np.abs(np.subtract(*pixels, dtype=int)).max() <= 1
     told = (await client.post("/interpolate", files=parts, data=fields, headers=JSON)).json()
     assert told["encode_nfe"] == {"ddim": 32, "obelm": 8}[sampler]
     assert told["clip"] is False
@@ -109,10 +112,10 @@ async def test_a_blend_and_a_grid_are_those_of_the_formulas(client, tiny):
             return machine.run(ckpt.net, plan, x_T, torch.full((len(frames),), 3)).numpy()
 
     blend = await numbers(client, latents=[1, 2, 3, 4], weights=[1, 0.5, 0, 2], steps=5)
-    assert np.abs(blend - drawn([interpolation.blend(ends, [1, 0.5, 0, 2])])).max() < 1e-5
+    assert np.abs(blend - drawn([interpolation.blend(ends, [1, 0.5, 0, 2])])).max() < FOLDED
     grid = await numbers(client, latents=[1, 2, 3, 4], grid=[2, 3], steps=5)
     # Other widths, the same float32 operations but for the order of sums: 1e-6 a step.
-    assert np.abs(grid - drawn(interpolation.corners(ends, 2, 3))).max() < 1e-5
+    assert np.abs(grid - drawn(interpolation.corners(ends, 2, 3))).max() < FOLDED
     sheet = opened((await ask(client, latents=[1, 2, 3, 4], grid=[2, 3], steps=5)).content)
     assert sheet.size == (3 * 8 + 2 * 2, 2 * 8 + 2)
 
@@ -125,9 +128,9 @@ async def test_between_two_classes_the_embedding_is_mixed(client, tiny):
     with torch.inference_mode():
         expected = machine.run(ckpt.net, plan, x_T, y).numpy()
     found = await numbers(client, a=1, b=1, frames=3, steps=5, labels=["circle", "Big star"])
-    assert np.abs(found - expected).max() < 1e-5
+    assert np.abs(found - expected).max() < FOLDED
     one = await numbers(client, "/sample", seed=1, steps=5, label="circle")
-    assert np.abs(found[0] - one[0]).max() < 1e-5
+    assert np.abs(found[0] - one[0]).max() < FOLDED
     assert np.abs(found[0] - found[1]).max() > 1e-3
     guided = await numbers(client, a=1, b=1, frames=3, steps=5, labels=[0, 2], guidance=2, reproducible=True)
     alone = await numbers(client, "/sample", seed=1, steps=5, label=2, guidance=2, reproducible=True)

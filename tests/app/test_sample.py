@@ -16,6 +16,7 @@ from model import latents, machine, samplers
 from model.checkpoint import load
 from model.habits import Habits
 from model.plan import Clip
+from tests.conftest import FOLDED
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
@@ -54,8 +55,7 @@ async def test_result_is_that_of_the_plain_loop(client, tiny):
     plan = samplers.ddim(ckpt.schedule, 12, eta=0.5, clip=Clip(1.0), spacing="leading")
     expected = machine.sample(ckpt.net, plan, [3], (1, 8, 8), torch.tensor([1]))
     served = await pixels(client, label="square", seed=3, steps=12, eta=0.5, spacing="leading")
-    # Both ran at width 1 with the same float32 operations; 1e-5 leaves room for another thread count.
-    assert np.abs(served - expected.numpy()).max() < 1e-5
+    assert np.abs(served - expected.numpy()).max() < FOLDED
 
 
 async def test_ddpm_is_another_walk(client):
@@ -129,7 +129,7 @@ async def test_label_matters_and_none_is_the_null_class(client, tiny):
     plan = samplers.ddim(ckpt.schedule, 3, clip=Clip(1.0), spacing="trailing")
     expected = machine.sample(ckpt.net, plan, [1], (1, 8, 8), torch.tensor([3]))
     unlabelled = await pixels(client, steps=3, seed=1)
-    assert np.abs(unlabelled - expected.numpy()).max() < 1e-5
+    assert np.abs(unlabelled - expected.numpy()).max() < FOLDED
     assert np.abs(unlabelled - await pixels(client, steps=3, seed=1, label=0)).max() > 1e-4
 
 
@@ -180,7 +180,7 @@ async def test_guidance_is_two_rows(client, tiny):
     expected = machine.sample(guided, plan, [5], (1, 8, 8), torch.tensor([1])).numpy()
     response = await sample(client, NPY, label="square", seed=5, steps=12, guidance=3)
     served = np.load(io.BytesIO(response.content))
-    assert np.abs(served - expected).max() < 1e-5 * max(1, np.abs(expected).max())
+    assert np.abs(served - expected).max() < FOLDED * max(1, np.abs(expected).max())
     assert response.headers["x-nfe"] == "24"
     assert np.abs(served - await pixels(client, label="square", seed=5, steps=12)).max() > 1e-3
     together = await pixels(client, n=5, label="square", seed=5, steps=12, guidance=3, reproducible=True)
@@ -204,7 +204,7 @@ async def test_request_id_is_echoed_or_made(client):
 
 async def test_server_timing(client):
     timing = (await sample(client, steps=1)).headers["server-timing"]
-    assert [part.split(";")[0].strip() for part in timing.split(",")] == ["queue", "device", "encode"]
+    assert [part.split(";")[0].strip() for part in timing.split(",")] == ["queue", "device", "encode", "total"]
 
 
 @pytest.mark.parametrize(

@@ -24,6 +24,7 @@ from tests.app.test_bad_input import assert_problem
 from tests.conftest import CLASSES, serving
 
 pytestmark = pytest.mark.anyio
+JOBS = ("/jobs/{identifier}", "/jobs/{identifier}/result")
 
 
 async def metric(client, name: str, **labels: str) -> float:
@@ -64,11 +65,11 @@ async def test_health_readiness_and_docs(client):
     assert (await client.get("/readyz")).json() == {"status": "ready"}
     assert (await client.get("/docs")).status_code == 200
     paths = (await client.get("/openapi.json")).json()["paths"]
-    assert set(paths) == {"/sample", "/invert", "/interpolate", "/model", "/healthz", "/readyz", "/metrics"}
+    assert set(paths) == {"/sample", "/invert", "/interpolate", "/model", "/healthz", "/readyz", "/metrics", *JOBS}
     documented = paths["/sample"]["post"]
     assert set(documented["responses"]["200"]["content"]) == set(FORMATS["/sample"])
-    problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status != "200"}
-    assert set(problems) == {"400", "406", "413", "415", "422", "429", "500", "503"}
+    problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status >= "400"}
+    assert set(problems) == {"400", "406", "409", "410", "413", "415", "422", "429", "500", "503", "504"}
     assert all(content == {"application/problem+json"} for content in problems.values())
     assert set(documented["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
     assert set(paths["/invert"]["post"]["requestBody"]["content"]) >= {"image/*"}
@@ -156,7 +157,7 @@ async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
         while not app.state.service.engine.requests:
             await asyncio.sleep(0.001)
         refused = await client.post("/sample", json={"steps": 1})
-        assert_problem(refused, 429, "overloaded", "try again later", "0.01")
+        assert_problem(refused, 429, "overloaded", "try again in", "0.01")
         wait = int(refused.headers["retry-after"])
         assert wait >= 1
         assert (await long).status_code == 200  # what was accepted is answered
@@ -214,7 +215,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
 
 def test_codes_are_unique_and_every_error_is_explained():
     kinds = catalogue()
-    assert len({kind.code for kind in kinds}) == len(kinds) == 17
+    assert len({kind.code for kind in kinds}) == len(kinds) == 23
     assert all(kind.meaning and kind.title and kind.__doc__ for kind in kinds)
 
 
