@@ -32,6 +32,7 @@ GAUGES = {
     "unstir_model_info": "1, with the network's name, hash, device and dtype as labels.",
     "unstir_gpu_memory_bytes": "Memory of the CUDA device, allocated and reserved; none on a CPU.",
 }
+ENDPOINTS = ("/sample", "/invert", "/interpolate")
 LABELS = {
     "unstir_requests_waiting": ("endpoint",),
     "unstir_requests_running": ("endpoint",),
@@ -135,8 +136,8 @@ class Metrics:
         values: dict[str, float | dict[tuple[str, ...], float]] = {
             "unstir_ready": engine is not None and engine.unready is None,
             "unstir_draining": engine is not None and engine.draining,
-            "unstir_requests_waiting": {(path,): n for (path, begun), n in requests.items() if not begun},
-            "unstir_requests_running": {(path,): n for (path, begun), n in requests.items() if begun},
+            "unstir_requests_waiting": {(path,): requests.get((path, False), 0) for path in ENDPOINTS},
+            "unstir_requests_running": {(path,): requests.get((path, True), 0) for path in ENDPOINTS},
             "unstir_requests_promised": engine.promised if engine else 0,
             "unstir_jobs": jobs,
             "unstir_job_bytes": job_bytes,

@@ -15,6 +15,7 @@ import asyncio
 import json
 import os
 import platform
+import signal
 import statistics
 import subprocess
 import sys
@@ -324,6 +325,8 @@ def main() -> None:
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     parser.add_argument("--bare", action="store_true", help="only time the network, in this process")
     arguments = parser.parse_args()
+    # Without a handler the process would be gone before it has stopped its servers.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if arguments.bare:
         print(json.dumps(bare()))
         return

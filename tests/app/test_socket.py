@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import signal
 import socket
@@ -29,7 +30,8 @@ def test_hanging_up_frees_the_lanes(tiny):
                     b"Content-Length: %d\r\n\r\n" % len(body) + body
                 )
                 wait_for(lambda: value(client, "unstir_rows_running") > 0, lines)
-        wait_for(lambda: value(client, "unstir_requests_in_flight") == 0, lines)
+        wait_for(lambda: value(client, 'unstir_requests_running{endpoint="/sample"}') == 0, lines)
+        assert value(client, 'unstir_requests_waiting{endpoint="/sample"}') == 0
         assert value(client, "unstir_rows_running") == value(client, "unstir_rows_waiting") == 0
         gone = 'unstir_requests_finished_total{endpoint="/sample",outcome="client_gone"}'
         wait_for(lambda: value(client, gone) == 3, lines)
@@ -37,6 +39,40 @@ def test_hanging_up_frees_the_lanes(tiny):
         before = value(client, "unstir_rows_total")
         assert client.post("/sample", json={"steps": 10}).status_code == 200
         assert value(client, "unstir_rows_total") == before + 10  # nobody's work went on in secret
+
+
+def test_a_reader_who_does_not_read_holds_up_nobody(tiny):
+    """Streams are made as they are read: previews wait in no queue, and others are served meanwhile."""
+    with server(tiny) as (_, client, lines):
+        body = b'{"sampler": "ddpm", "n": 8}'
+        readers = []
+        for _ in range(8):
+            sock = socket.create_connection((client.base_url.host, client.base_url.port))
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 1024)
+            sock.sendall(
+                b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+                b"Accept: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body) + body
+            )
+            readers.append(sock)
+        running = 'unstir_requests_running{endpoint="/sample"}'
+        wait_for(lambda: value(client, running) == 8, lines)
+        for _ in range(3):
+            assert client.post("/sample", json={"steps": 5}, timeout=30).status_code == 200
+        assert value(client, "unstir_event_loop_lag_seconds") < 1
+        for sock in readers:
+            sock.close()
+        wait_for(lambda: value(client, running) == 0, lines)
+        assert value(client, "unstir_rows_running") == value(client, "unstir_rows_waiting") == 0
+
+
+def test_a_log_for_machines(tiny):
+    with server(tiny, "--log-format", "json") as (_, client, lines):
+        client.post("/sample", json={"steps": 2}, headers={"x-request-id": "mine"})
+        wait_for(lambda: any("/sample" in line for line in lines), lines)
+    told = [json.loads(line) for line in lines if line.startswith("{")]
+    [line] = [entry for entry in told if entry.get("path") == "/sample"]
+    assert (line["request_id"], line["status"], line["level"], line["sampler"]) == ("mine", 200, "info", "ddim")
+    assert line["ms"] > 0
 
 
 def test_sigterm_finishes_what_was_accepted_and_then_exits(tiny):

@@ -1,0 +1,111 @@
+"""Who is let in: hand-computed cases, and a simulated crowd whose clients come back when they are told to."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from app.engine.admission import GRACE, MOST_PROMISES, Admission, check_deadline
+from app.errors import Overloaded, TooLate
+
+
+def refused(admission: Admission, seconds: float, waiting: float, now: float, sender: str | None = None) -> int:
+    with pytest.raises(Overloaded) as found:
+        admission.admit(seconds, waiting, now, sender)
+    return int(found.value.headers["Retry-After"])
+
+
+def test_what_finds_little_work_ahead_is_let_in_however_large_it_is():
+    Admission(10).admit(1000, waiting=10, now=0, sender="a")
+
+
+def test_each_one_refused_is_promised_a_place_behind_the_others():
+    admission = Admission(10)
+    assert refused(admission, 3, waiting=12, now=0, sender="a") == 2
+    assert refused(admission, 3, waiting=12, now=0, sender="b") == 5  # 12 s waiting and 3 s of a's
+    assert refused(admission, 1, waiting=12, now=0, sender="c") == 8
+    assert refused(admission, 1, waiting=12, now=0) == 9  # one without a name is told when, and promised nothing
+    assert [promise.sender for promise in admission.promises] == ["a", "b", "c"]
+
+
+def test_a_promise_is_kept_from_its_time_on_and_only_once():
+    admission = Admission(10)
+    after = refused(admission, 3, waiting=12, now=0, sender="a")
+    refused(admission, 3, waiting=12, now=after - 0.5, sender="a")  # too early: this is another promise
+    admission.admit(3, waiting=50, now=after, sender="a")
+    assert len(admission.promises) == 1
+
+
+def test_newcomers_do_not_take_promised_places():
+    admission = Admission(10)
+    after = refused(admission, 5, waiting=12, now=0, sender="a")
+    assert refused(admission, 4, waiting=9.9, now=after, sender="b") >= 4  # there is room, but it is a's
+    admission.admit(5, waiting=9.9, now=after, sender="a")
+
+
+def test_newcomers_are_let_in_where_they_are_done_before_the_promised_ones_come():
+    admission = Admission(10)
+    after = refused(admission, 5, waiting=20, now=0, sender="a")
+    assert after == 10
+    admission.admit(1, waiting=2, now=1, sender="b")  # the queue went down faster than expected
+
+
+def test_what_nobody_claims_is_forgotten():
+    admission = Admission(10)
+    after = refused(admission, 100, waiting=12, now=0, sender="a")
+    refused(admission, 1, waiting=0, now=after + GRACE / 2, sender="b")
+    admission.admit(1, waiting=9, now=after + GRACE + 5, sender="c")
+    assert [promise.sender for promise in admission.promises] == ["b"]
+
+
+def test_promises_are_bounded():
+    admission = Admission(1)
+    for i in range(MOST_PROMISES + 10):
+        refused(admission, 0.001, waiting=2, now=0, sender=str(i))
+    assert len(admission.promises) == MOST_PROMISES
+
+
+@pytest.mark.parametrize("load", [1.2, 2.0, 5.0])
+@pytest.mark.parametrize("pace", [0.8, 1.0, 1.25], ids=["faster", "as-expected", "slower"])
+def test_who_comes_back_in_time_is_let_in(load, pace):
+    """Poisson arrivals beyond capacity, a device that is faster or slower than believed, and one in five never back."""
+    draw = random.Random(f"{load} {pace}")
+    admission = Admission(5)
+    waiting, now, kept, broken, idle = 0.0, 0.0, 0, 0, 0.0
+    returning: list[tuple[float, str, float]] = []
+    arrival = 0.0
+    names = 0
+    while now < 600:
+        due = min([arrival, *(at for at, _, _ in returning)])
+        done = (due - now) / pace
+        idle += max(0.0, done - waiting) * pace
+        waiting, now = max(0.0, waiting - done), due
+        back = [each for each in returning if each[0] == now]
+        if back:
+            returning.remove(back[0])
+            _, name, work = back[0]
+        else:
+            arrival = now + draw.expovariate(load / 0.2)
+            names += 1
+            name, work = str(names), draw.expovariate(1 / 0.2)
+        try:
+            admission.admit(work, waiting, now, name)
+            waiting += work
+            kept += bool(back)
+        except Overloaded as error:
+            broken += bool(back)
+            if draw.random() < 0.8:
+                returning.append((now + int(error.headers["Retry-After"]) + draw.uniform(0, 0.05), name, work))
+    assert kept > 100
+    assert kept / (kept + broken) >= 0.95
+    assert idle < 0.02 * 600  # promises that nobody claims do not leave the device without work
+    assert waiting < 15  # the bound of 5 s, and what promises add where the device is slower than believed
+
+
+def test_deadlines():
+    check_deadline(1.0, lambda: 0.9, left=2.0)
+    with pytest.raises(TooLate, match="2000 ms are left, and this takes 2100 ms on an idle device; allow more"):
+        check_deadline(2.1, lambda: 0.0, left=2.0)
+    with pytest.raises(TooLate, match="with what is due before 2500 ms are needed"):
+        check_deadline(1.0, lambda: 1.5, left=2.0)

@@ -1,0 +1,144 @@
+"""What is found about the machine: each choice from made-up times, and what is measured on a tiny network."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from app.engine import calibration
+from app.engine.calibration import Calibration, TooSmallError, Wanted, _fastest, _Probe, calibrated, nets
+from model.checkpoint import load
+
+CPU = torch.device("cpu")
+FOUND = Calibration(1, "channels_last", "bfloat16", 0.004, {1: 0.01}, {1: 0.02, 4: 0.04}, (1, 4))
+
+
+@pytest.fixture(scope="module")
+def tiny_ckpt(tiny):
+    return load(tiny)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    yield
+    torch.set_num_threads(1)
+
+
+def test_a_choice_must_be_clearly_faster_than_the_usual_one():
+    times = {"usual": 1.04, "other": 1.0}
+    assert _fastest({key: lambda key=key: times[key] for key in times}) == "usual"
+    times["usual"] = 1.06
+    assert _fastest({key: lambda key=key: times[key] for key in times}) == "other"
+
+
+def test_one_slow_moment_does_not_decide():
+    slow = itertools.chain([1.0, 9.0, 1.0], itertools.repeat(1.0))
+    assert _fastest({"usual": lambda: next(slow), "other": lambda: 1.0}) == "usual"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ({1: 1.0, 2: 1.5, 4: 2.5, 8: 4.0, 16: 7.9}, (1, 2, 4, 8)),  # 16 gains 1 % a row
+        ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}, (1, 2, 4, 8, 16)),
+        ({1: 1.0, 2: 2.0, 4: 4.0, 8: 8.0, 16: 16.0}, (1, 2, 4)),  # the canonical width is kept in any case
+    ],
+    ids=["until-it-stops-growing", "flat", "linear"],
+)
+def test_the_cap_is_where_throughput_stops_growing(tiny_ckpt, monkeypatch, seconds, expected):
+    probe = _Probe(tiny_ckpt, CPU)
+    monkeypatch.setattr(probe, "seconds", lambda net, width: seconds[width])
+    assert tuple(probe.curve(tiny_ckpt.net, 16, 4)) == expected
+
+
+def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
+    def seconds(net, width):
+        if width > 2:
+            raise torch.OutOfMemoryError("no room")
+        return 1.0
+
+    probe = _Probe(tiny_ckpt, CPU)
+    monkeypatch.setattr(probe, "seconds", seconds)
+    assert tuple(probe.curve(tiny_ckpt.net, 16, 2)) == (1, 2)
+    with pytest.raises(TooSmallError, match="forward of 4 rows"):
+        probe.curve(tiny_ckpt.net, 16, 4)
+
+
+@torch.inference_mode()
+def test_widths_of_other_bits_are_told_apart(tiny_ckpt):
+    def moody(x, t, y):
+        """A network whose rows differ in the last bit where there are eight of them."""
+        return x * (1 + 2e-7 * (len(x) == 8))
+
+    probe = _Probe(tiny_ckpt, CPU)
+    assert probe.alike(moody, 4, [1, 2, 4, 8]) == (1, 2, 4)
+
+
+@torch.inference_mode()
+def test_the_error_of_a_form_is_relative_and_that_of_the_worst_row(tiny_ckpt):
+    probe = _Probe(tiny_ckpt, CPU)
+
+    def off(x, t, y):
+        factor = torch.ones(len(x), 1, 1, 1)
+        factor[3] = 1.25
+        return x * factor
+
+    assert probe.difference(off, lambda x, t, y: x) == pytest.approx(0.25, rel=1e-5)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_measured_on_a_tiny_network(tiny_ckpt, dtype):
+    found = calibrated(tiny_ckpt, CPU, Wanted(8, 4, threads=1, dtype=dtype), None)
+    assert (found.threads, found.dtype) == (1, dtype)
+    assert 4 in found.exact
+    assert 4 in found.alike
+    assert set(found.alike) <= set(found.exact)
+    forms = nets(tiny_ckpt, found)
+    assert (forms.fast is forms.exact) == (dtype == "float32")
+    assert (found.error is None) == (dtype == "float32")
+    assert any("same bits at widths" in line for line in found.told)
+
+
+def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
+    wanted = Wanted(4, 2, threads=1)
+    monkeypatch.setattr(calibration, "_bfloat16_is_native", lambda: False)
+    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    monkeypatch.setattr(calibration, "_bfloat16_is_native", lambda: True)
+    curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.5, 2: 0.9}])
+    monkeypatch.setattr(_Probe, "curve", lambda *_: next(curves))
+    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "bfloat16"
+    monkeypatch.setattr(_Probe, "difference", lambda *_: 0.011)
+    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    monkeypatch.setattr(_Probe, "difference", lambda *_: 0.001)
+    curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.99, 2: 1.79}])
+    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+
+
+def test_what_was_found_is_kept_for_the_same_circumstances_alone(tiny_ckpt, tmp_path, monkeypatch):
+    measured = []
+    monkeypatch.setattr(calibration, "_measured", lambda *arguments: measured.append(arguments) or FOUND)
+    folder = tmp_path / "deep" / "cache"
+    for wanted in (Wanted(8, 4), Wanted(8, 4), Wanted(16, 4)):
+        assert calibrated(tiny_ckpt, CPU, wanted, folder) == FOUND
+    assert len(measured) == 2
+    assert len(list(folder.iterdir())) == 2
+
+
+def test_a_broken_file_is_left_aside(tiny_ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "_measured", lambda *_: FOUND)
+    calibrated(tiny_ckpt, CPU, Wanted(8, 4), tmp_path)
+    [file] = tmp_path.iterdir()
+    for content in ("", "{", "[]", json.dumps({"fast": 1}), json.dumps({"threads": 1})):
+        file.write_text(content)
+        assert calibrated(tiny_ckpt, CPU, Wanted(8, 4), tmp_path) == FOUND
+
+
+def test_a_folder_that_cannot_be_written_does_no_harm(tiny_ckpt, tmp_path, monkeypatch):
+    monkeypatch.setattr(calibration, "_measured", lambda *_: FOUND)
+    (tmp_path / "file").write_text("")
+    assert calibrated(tiny_ckpt, CPU, Wanted(8, 4), tmp_path / "file" / "cache") == FOUND
+    assert calibrated(tiny_ckpt, CPU, Wanted(8, 4), Path("/proc/nowhere")) == FOUND
