@@ -38,6 +38,20 @@ golden: .venv/.dev  ## Rewrite golden files and the README's tables; git diff th
 picture: .venv/.serve  ## Draw the README's pictures from the shipped checkpoints
 	$(BIN)/python -m bench.picture
 
+.venv-peers/.ready: pyproject.toml bench/peers/requirements.txt
+	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
+	.venv-peers/bin/pip install --quiet --editable . --requirement bench/peers/requirements.txt
+	touch $@
+
+bench-peers: .venv-peers/.ready  ## Compare with other servers under the same load; takes an hour or two, RESUME=--resume goes on
+	.venv-peers/bin/python -m bench.peers.run $(RESUME)
+
+bench-endings: .venv/.dev  ## Abandon, cancel, repeat and garble 10,000 requests; nothing may be left behind
+	$(BIN)/python -m bench.endings
+
+bench-bytes: .venv/.dev  ## Ask 1,000 unlike requests at once and one by one, and compare the bytes
+	$(BIN)/python -m bench.same_bytes
+
 bench: .venv/.dev  ## Measure what the engine costs and what it saves
 	$(BIN)/python -m bench.engine
 
@@ -47,4 +61,4 @@ memory: .venv/.dev  ## Upload 200 of the largest allowed pictures, and watch the
 fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 	$(BIN)/python -m tests.fuzz_uploads --files 20000
 
-.PHONY: help install serve test test-slow check golden picture bench memory fuzz
+.PHONY: help install serve test test-slow check golden picture bench bench-peers bench-endings bench-bytes memory fuzz

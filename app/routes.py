@@ -93,7 +93,7 @@ async def _answered(request: Request, operation: Operation) -> Response:
     media_type = formats.negotiate(request.headers.get("accept"), FORMATS[operation.path])
     wishes = Wishes.read(request.headers)
     _ = service.engine  # refuses while there is none, before the body is read
-    with tracing.span(operation.path, request.headers, request_id):
+    with tracing.joined(request.headers):
         body = await forms.read(request, operation.request)
         scope["sampler"] = getattr(body, "sampler", None) or getattr(body, "method", "")
         digest = digest_of(operation.path, body)

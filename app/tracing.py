@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from app.replies.formats import Outcome
 
 try:
-    from opentelemetry import propagate, trace
+    from opentelemetry import context, propagate, trace
 except ImportError:
     INSTALLED = False
 else:
@@ -22,21 +22,31 @@ else:
 
 
 @contextmanager
-def span(name: str, headers: Mapping[str, str], request_id: str) -> Iterator[None]:
-    """A request, as part of the trace that its ``traceparent`` names, if it has one."""
+def joined(headers: Mapping[str, str]) -> Iterator[None]:
+    """Within it, spans belong to the trace that ``traceparent`` names, or to the span that the framework has begun."""
+    if not INSTALLED or trace.get_current_span().get_span_context().is_valid:
+        yield
+        return
+    token = context.attach(propagate.extract(dict(headers)))
+    try:
+        yield
+    finally:
+        context.detach(token)
+
+
+@contextmanager
+def span(name: str, request_id: str) -> Iterator[None]:
+    """A story, from its beginning to its end, whoever waits for it meanwhile."""
     if not INSTALLED:
         yield
         return
     tracer = trace.get_tracer("unstir")
-    context = propagate.extract(dict(headers))
-    with tracer.start_as_current_span(
-        name, context, kind=trace.SpanKind.SERVER, attributes={"unstir.request_id": request_id}
-    ):
+    with tracer.start_as_current_span(name, attributes={"unstir.request_id": request_id}):
         yield
 
 
 def tell(outcome: Outcome) -> None:
-    """Note on the request's span what it took."""
+    """Note on the story's span what it took."""
     if not INSTALLED:
         return
     spent = outcome.spent

@@ -18,6 +18,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app import tracing
 from app.errors import Cancelled, ClientGone, TooLate, UnstirError
+from app.logs import REQUEST_ID
 from app.operations import Caller
 from app.replies import formats
 from app.replies.formats import Outcome, Reply
@@ -116,9 +117,11 @@ class Visit:
         service, metrics, path = self.service, self.service.metrics, self.operation.path
         ending = "internal"
         try:
-            async with self._in_time():
-                answer = await self.operation.story(service, body, self.caller)
-                outcome = await run_in_threadpool(self.operation.outcome, service, answer)
+            with tracing.span(path, REQUEST_ID.get()):
+                async with self._in_time():
+                    answer = await self.operation.story(service, body, self.caller)
+                    outcome = await run_in_threadpool(self.operation.outcome, service, answer)
+                tracing.tell(outcome)
         except UnstirError as error:
             ending = error.code
             raise
@@ -134,7 +137,6 @@ class Visit:
             metrics.request_nfe.observe(sum(spent.evaluations.values()))
             metrics.queue_time.labels(path).observe(spent.queue_seconds)
             metrics.first_step_time.observe(spent.started - self.began)
-            tracing.tell(outcome)
             return outcome
         finally:
             self.ended = time.monotonic()

@@ -90,7 +90,9 @@ async def hang_up(base: str, body: dict[str, Any], after: float) -> None:
     address = urlsplit(base)
     content = json.dumps(body).encode()
     _, writer = await asyncio.open_connection(address.hostname, address.port)
-    head = f"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    head = (
+        f"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: {len(content)}\r\n\r\n"
+    )
     writer.write(head.encode() + content)
     await writer.drain()
     await asyncio.sleep(after)
@@ -203,7 +205,9 @@ class Chaos:
     async def late(self) -> str:
         path, body = self.work()
         limit = str(self.random.randint(1, 200))
-        return self.expect("late", await self.client.post(path, json=body, headers={"x-request-timeout-ms": limit}), 200, 504)
+        return self.expect(
+            "late", await self.client.post(path, json=body, headers={"x-request-timeout-ms": limit}), 200, 504
+        )
 
     async def cancelled(self) -> str:
         body = {"steps": 50, "n": self.random.randint(1, 4)}

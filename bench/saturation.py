@@ -44,7 +44,9 @@ def bare_rows(width: int, seconds: float) -> float:
 def apart(*arguments: str) -> str:
     """This module in a process of its own; what it prints."""
     command = [sys.executable, "-m", "bench.saturation", *arguments]
-    return subprocess.run(command, cwd=ROOT, env=os.environ | QUIET, check=True, stdout=subprocess.PIPE, text=True).stdout
+    return subprocess.run(
+        command, cwd=ROOT, env=os.environ | QUIET, check=True, stdout=subprocess.PIPE, text=True
+    ).stdout
 
 
 def served_rows(client: httpx.Client, url: str, seconds: float) -> tuple[float, float]:

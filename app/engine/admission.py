@@ -2,8 +2,8 @@
 
 A server that tells a hundred clients at once to come back in three seconds has promised the same place a hundred times.
 So each one refused is promised a place of its own, behind all others: ``Retry-After`` says when it will be free, and
-until then newcomers are let in only as far as they do not take it. Whoever comes back in time is let in; a promise that
-nobody claims is forgotten a little later.
+until then newcomers are let in only as far as they do not take it, or the device would soon have nothing to do. Whoever
+comes back in time is let in in any case; a promise that nobody claims is forgotten a little later.
 """
 
 from __future__ import annotations
@@ -61,7 +61,8 @@ class Admission:
         for promise in self.promises:  # what each of them would find ahead, if this one were let in
             fits = fits and ahead + seconds - max(0.0, promise.due - now) <= self.max_seconds
             ahead += promise.seconds
-        if fits:
+        # Of those who were promised a place some never come back; it goes to newcomers before the device runs dry.
+        if fits or waiting + seconds <= self.max_seconds / 2:
             return
         after = max(1, math.ceil(ahead - self.max_seconds))
         if sender is not None and len(self.promises) < MOST_PROMISES:

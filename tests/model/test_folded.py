@@ -25,7 +25,11 @@ SHAPES = {
     "padding-of-tensorflow": {"downsample_padding": 0},
     "scaled-mid-block": {"mid_block_scale_factor": 2**0.5},
     "centred": {"center_input_sample": True, "flip_sin_to_cos": False, "freq_shift": 1},
-    "no-attention": {"add_attention": False, "down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2},
+    "no-attention": {
+        "add_attention": False,
+        "down_block_types": ("DownBlock2D",) * 2,
+        "up_block_types": ("UpBlock2D",) * 2,
+    },
     "learned-variance": {"out_channels": 2},
     "two-layers": {"layers_per_block": 2},
 }
