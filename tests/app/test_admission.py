@@ -51,19 +51,25 @@ def test_newcomers_are_let_in_where_they_are_done_before_the_promised_ones_come(
     admission.admit(1, waiting=2, now=1, sender="b")  # the queue went down faster than expected
 
 
-def test_the_device_does_not_wait_for_those_who_were_promised_a_place():
+def two_promises() -> Admission:
+    """8 s from t = 2 on for a, 1 s from t = 10 on for b."""
     admission = Admission(10)
-    after = refused(admission, 100, waiting=12, now=0, sender="a")
-    admission.admit(1, waiting=4, now=after, sender="b")
-    refused(admission, 2, waiting=4, now=after, sender="c")
+    assert refused(admission, 8, waiting=12, now=0, sender="a") == 2
+    assert refused(admission, 1, waiting=12, now=0, sender="b") == 10
+    return admission
+
+
+def test_the_device_does_not_wait_for_those_who_were_promised_a_place():
+    admission = two_promises()  # neither has come at t = 10
+    refused(admission, 2, waiting=4, now=10, sender="c")
+    admission.admit(1, waiting=4, now=10, sender="d")
 
 
 def test_what_nobody_claims_is_forgotten():
-    admission = Admission(10)
-    after = refused(admission, 100, waiting=12, now=0, sender="a")
-    refused(admission, 1, waiting=6, now=after + GRACE / 2, sender="b")
-    admission.admit(1, waiting=9, now=after + GRACE + 5, sender="c")
-    assert [promise.sender for promise in admission.promises] == ["b"]
+    admission = two_promises()
+    refused(admission, 1, waiting=6, now=2 + GRACE - 1, sender="c")
+    admission.admit(1, waiting=6, now=2 + GRACE + 0.5, sender="d")
+    assert [promise.sender for promise in admission.promises] == ["b", "c"]
 
 
 def test_promises_are_bounded():
