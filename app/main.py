@@ -76,6 +76,7 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     app.state.service = service
     app.state.jobs = jobs = Jobs(service.settings)
     service.metrics.jobs = lambda: jobs.held
+    service.metrics.endpoints = BODIES
     describe = app.openapi
 
     def openapi() -> dict[str, Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import cache
 
 import torch
@@ -32,7 +32,6 @@ GAUGES = {
     "unstir_model_info": "1, with the network's name, hash, device and dtype as labels.",
     "unstir_gpu_memory_bytes": "Memory of the CUDA device, allocated and reserved; none on a CPU.",
 }
-ENDPOINTS = ("/sample", "/invert", "/interpolate")
 LABELS = {
     "unstir_requests_waiting": ("endpoint",),
     "unstir_requests_running": ("endpoint",),
@@ -47,6 +46,7 @@ class Metrics:
     def __init__(self) -> None:
         self.registry = registry = CollectorRegistry()
         self.engine: Callable[[], Engine | None] = lambda: None
+        self.endpoints: Iterable[str] = ()  # paths of operations, so that their gauges are there from the start
         self.jobs: Callable[[], tuple[int, int]] = lambda: (0, 0)  # how many, and their bytes
         self.lag = 0.0
         self._model: tuple[str, ...] | None = None
@@ -136,8 +136,8 @@ class Metrics:
         values: dict[str, float | dict[tuple[str, ...], float]] = {
             "unstir_ready": engine is not None and engine.unready is None,
             "unstir_draining": engine is not None and engine.draining,
-            "unstir_requests_waiting": {(path,): requests.get((path, False), 0) for path in ENDPOINTS},
-            "unstir_requests_running": {(path,): requests.get((path, True), 0) for path in ENDPOINTS},
+            "unstir_requests_waiting": {(path,): requests.get((path, False), 0) for path in self.endpoints},
+            "unstir_requests_running": {(path,): requests.get((path, True), 0) for path in self.endpoints},
             "unstir_requests_promised": engine.promised if engine else 0,
             "unstir_jobs": jobs,
             "unstir_job_bytes": job_bytes,

@@ -23,7 +23,6 @@ import sys
 import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
-from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -31,8 +30,9 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from bench.uploads import resident
+
 GAUGES = ("requests_waiting", "requests_running", "rows_waiting", "rows_running", "estimated_wait_seconds")
-HELD_KB = re.compile(r"^VmRSS:\s+(\d+) kB", re.MULTILINE)
 BROKEN: list[tuple[str, Any, int]] = [
     ("/sample", {"steps": 0}, 422),
     ("/sample", {"sampler": "magic"}, 422),
@@ -78,11 +78,6 @@ def settled(base: str, seconds: float = 30) -> dict[str, float]:
     while any((found := gauges(base)).values()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
-
-
-def resident_mb(pid: int) -> float:
-    found = HELD_KB.search(Path(f"/proc/{pid}/status").read_text())
-    return int(found[1]) / 1024 if found else 0.0
 
 
 async def hang_up(base: str, body: dict[str, Any], after: float) -> None:
@@ -232,7 +227,7 @@ class Chaos:
     async def duplicated(self) -> str:
         path, body = self.work()
         headers = {"idempotency-key": str(self.random.random()), "accept": "application/x-npy"}
-        twice = [await self.client.post(path, json=body, headers=headers) for _ in range(1)]
+        twice = [await self.client.post(path, json=body, headers=headers)]
         twice += await asyncio.gather(*(self.client.post(path, json=body, headers=headers) for _ in range(2)))
         if all(each.status_code == 200 for each in twice) and len({each.content for each in twice}) != 1:
             self.wrong.append("duplicated: other bytes for the same key")
@@ -253,7 +248,7 @@ async def chaos(base: str, pid: int, count: int, seed: int) -> dict[str, Any]:
             while left > 0:
                 left -= 1
                 if left % (count // 10) == 0:
-                    memory.append(resident_mb(pid))
+                    memory.append(resident(pid))
                     print(f"{count - left} requests, {memory[-1]:.0f} MiB, {len(run.wrong)} wrong", flush=True)
                 await run.one()
 
