@@ -15,14 +15,11 @@ import io
 import json
 import os
 import random
-import re
-import socket
 import statistics
-import subprocess
 import sys
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,9 +27,12 @@ import httpx
 import numpy as np
 from PIL import Image
 
+from bench.server import Served, server
 from bench.uploads import resident
 
 GAUGES = ("requests_waiting", "requests_running", "rows_waiting", "rows_running", "estimated_wait_seconds")
+QUIET = ("--log-level", "warning")
+ROOM_SECONDS = "4"
 BROKEN: list[tuple[str, Any, int]] = [
     ("/sample", {"steps": 0}, 422),
     ("/sample", {"sampler": "magic"}, 422),
@@ -45,37 +45,10 @@ BROKEN: list[tuple[str, Any, int]] = [
 ]
 
 
-@contextlib.contextmanager
-def server(*arguments: str) -> Iterator[tuple[str, int]]:
-    """`unstir serve` on a free port, ready; its address and process id."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    command = [sys.executable, "-m", "app", "serve", "--port", str(port), "--log-level", "error", *arguments]
-    process = subprocess.Popen(command)
-    base = f"http://127.0.0.1:{port}"
-    try:
-        while True:
-            with contextlib.suppress(httpx.HTTPError):
-                if httpx.get(f"{base}/readyz").status_code == 200:
-                    break
-            time.sleep(0.1)
-        yield base, process.pid
-    finally:
-        process.terminate()
-        process.wait()
-
-
-def gauges(base: str) -> dict[str, float]:
-    """The sum of each gauge that must end at zero."""
-    text = httpx.get(f"{base}/metrics").text
-    return {name: sum(map(float, re.findall(rf"^unstir_{name}\S* (\S+)$", text, re.MULTILINE))) for name in GAUGES}
-
-
-def settled(base: str, seconds: float = 30) -> dict[str, float]:
-    """The gauges once they are zero, or as they still are after so long."""
+def settled(served: Served, seconds: float = 30) -> dict[str, float]:
+    """The gauges that must end at zero, once they are, or as they still are after so long."""
     deadline = time.monotonic() + seconds
-    while any((found := gauges(base)).values()) and time.monotonic() < deadline:
+    while any((found := {name: served.metric(name) for name in GAUGES}).values()) and time.monotonic() < deadline:
         time.sleep(0.1)
     return found
 
@@ -234,12 +207,12 @@ class Chaos:
         return self.expect("duplicated", twice[-1], 200)
 
 
-async def chaos(base: str, pid: int, count: int, seed: int) -> dict[str, Any]:
+async def chaos(served: Served, count: int, seed: int) -> dict[str, Any]:
     """``count`` requests from 32 clients; what came of them, and what is left."""
     limits = httpx.Limits(max_connections=None)
-    async with httpx.AsyncClient(base_url=base, timeout=None, limits=limits) as client:
+    async with httpx.AsyncClient(base_url=served.base, timeout=None, limits=limits) as client:
         shape = tuple((await client.get("/model")).json()["shape"])
-        run = Chaos(base, client, shape, seed)
+        run = Chaos(served.base, client, shape, seed)
         memory: list[float] = []
         left = count
 
@@ -248,13 +221,13 @@ async def chaos(base: str, pid: int, count: int, seed: int) -> dict[str, Any]:
             while left > 0:
                 left -= 1
                 if left % (count // 10) == 0:
-                    memory.append(resident(pid))
+                    memory.append(resident(served.pid))
                     print(f"{count - left} requests, {memory[-1]:.0f} MiB, {len(run.wrong)} wrong", flush=True)
                 await run.one()
 
         await asyncio.gather(*(worker() for _ in range(32)))
-    zero = settled(base)
-    ready = httpx.get(f"{base}/readyz").status_code == 200
+    zero = settled(served)
+    ready = httpx.get(f"{served.base}/readyz").status_code == 200
     kinds: dict[str, dict[str, int]] = {}
     for (kind, end), number in sorted(run.ends.items()):
         kinds.setdefault(kind, {})[end] = number
@@ -280,17 +253,17 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
     everything = not arguments.abandoned and not arguments.chaos
-    facts: dict[str, Any] = {"load_average": round(os.getloadavg()[0], 2)}
+    facts: dict[str, Any] = {}
     if everything or arguments.abandoned:
-        with server("--checkpoint", arguments.checkpoint) as (base, _):
-            facts["abandoned"] = asyncio.run(abandoned(base, arguments.repeats))
+        with server("--checkpoint", arguments.checkpoint, *QUIET) as served:
+            facts["abandoned"] = asyncio.run(abandoned(served.base, arguments.repeats))
     if everything or arguments.chaos:
-        # Room for two seconds of work only, so that some are refused, too, and results that are forgotten soon.
-        tight = ("--max-queue-seconds", "2", "--job-seconds", "5", "--max-jobs", "200")
-        with server("--checkpoint", arguments.checkpoint, *tight) as (base, pid):
-            facts["chaos"] = asyncio.run(chaos(base, pid, arguments.chaos or 10_000, arguments.seed))
-    print(json.dumps(facts))
-    sys.exit(not all(part["held"] for part in facts.values() if isinstance(part, dict)))
+        # Results are forgotten soon, and room is scarce enough that some are refused, too.
+        tight = ("--max-queue-seconds", ROOM_SECONDS, "--job-seconds", "5", "--max-jobs", "200")
+        with server("--checkpoint", arguments.checkpoint, *QUIET, *tight) as served:
+            facts["chaos"] = asyncio.run(chaos(served, arguments.chaos or 10_000, arguments.seed))
+    print(json.dumps({**facts, "load_average": round(os.getloadavg()[0], 2)}))
+    sys.exit(not all(part["held"] for part in facts.values()))
 
 
 if __name__ == "__main__":

@@ -10,13 +10,15 @@ import argparse
 import asyncio
 import hashlib
 import json
+import os
 import random
 import sys
 from typing import Any
 
 import httpx
 
-from bench.endings import Chaos, server
+from bench.endings import QUIET, Chaos
+from bench.server import server
 
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "pndm", "obelm")
 
@@ -82,9 +84,9 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=1000)
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    with server("--checkpoint", arguments.checkpoint) as (base, _):
-        facts = asyncio.run(compared(base, arguments.requests, arguments.seed))
-    print(json.dumps(facts))
+    with server("--checkpoint", arguments.checkpoint, *QUIET) as served:
+        facts = asyncio.run(compared(served.base, arguments.requests, arguments.seed))
+    print(json.dumps({**facts, "load_average": round(os.getloadavg()[0], 2)}))
     same, control = facts["reproducible"], facts["control"]
     sys.exit(same["differing"] > 0 or same["answered"] < same["requests"] or control["differing"] == 0)
 

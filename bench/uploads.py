@@ -10,10 +10,7 @@ import argparse
 import io
 import math
 import re
-import subprocess
 import sys
-import threading
-import time
 from pathlib import Path
 
 import httpx
@@ -21,6 +18,7 @@ import numpy as np
 from PIL import Image
 
 from app.settings import Settings
+from bench.server import Served, server
 
 EVERY = 20
 
@@ -33,29 +31,20 @@ def main() -> int:
     files = largest(settings.max_pixels, settings.max_body_bytes)
     for kind, content in files.items():
         print(f"{kind}: {len(content) / 2**20:.1f} MiB of {settings.max_pixels / 2**20:.0f} Mi pixels")
-    command = [sys.executable, "-m", "app", "serve", "--port", "0", "--log-level", "info"]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
-        try:
-            return measure(process, files, count)
-        finally:
-            process.kill()
+    with server("--log-level", "warning") as served:
+        return measure(served, files, count)
 
 
-def measure(process: subprocess.Popen[str], files: dict[str, bytes], count: int) -> int:
-    assert process.stderr is not None
-    base = next(found[0] for line in process.stderr if (found := re.findall(r"http://[\d.]+:\d+", line)))
-    threading.Thread(target=process.stderr.read, daemon=True).start()  # its log must not fill the pipe
+def measure(served: Served, files: dict[str, bytes], count: int) -> int:
     held: dict[int, float] = {}
-    with httpx.Client(base_url=base, timeout=600) as client:
-        while client.get("/readyz").status_code != 200:
-            time.sleep(0.05)
+    with httpx.Client(base_url=served.base, timeout=600) as client:
         query = {"fit": "resize", "method": "ddim", "steps": "2", "check": "false"}
         for i in range(1, count + 1):
             kind = list(files)[i % len(files)]
             answer = client.post("/invert", params=query, content=files[kind], headers={"content-type": kind})
             answer.raise_for_status()
             if i % EVERY == 0:
-                held[i] = resident(process.pid)
+                held[i] = resident(served.pid)
                 print(f"after {i:4d} uploads: {held[i]:.0f} MiB", flush=True)
     growth = held[max(held)] / held[EVERY] - 1
     print(f"growth from {EVERY} to {max(held)} uploads: {100 * growth:+.1f} %")

@@ -16,7 +16,7 @@ from fastapi import FastAPI
 from app.main import create_app
 from app.settings import Settings
 from model import checkpoint
-from model.checkpoint import Card
+from model.checkpoint import Card, Checkpoint
 from model.data import Dataset
 from model.recipe import SCHEDULER_CONFIG, Recipe, network
 
@@ -46,6 +46,11 @@ def save_tiny(path: Path, classes: tuple[str, ...] = CLASSES, broken: bool = Fal
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return save_tiny(tmp_path_factory.mktemp("tiny"))
+
+
+@pytest.fixture(scope="session")
+def tiny_ckpt(tiny: Path) -> Checkpoint:
+    return checkpoint.load(tiny)
 
 
 @pytest.fixture

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 from typing import Any
 
@@ -32,12 +33,15 @@ def walk(steps: int, seed: int) -> dict[str, str]:
     scheduler.set_timesteps(steps)
     x = latents.draw(latents.generator(seed), common.checkpoint().shape)[None]
     for t in scheduler.timesteps:
-        eps = unet(x, t, common.null_class(1)).sample
+        eps = unet(x.to(unet.dtype), t, common.null_class(1)).sample.float()
         x = scheduler.step(eps, t, x, use_clipped_model_output=True).prev_sample
     return common.reply(x[0])
 
 
 if __name__ == "__main__":
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--dtype", default="float32")
+    unet.to(getattr(torch, parser.parse_known_args()[0].dtype))
     torch.set_num_threads(1)
     walk(10, 0)
     uvicorn.run(app, host="127.0.0.1", port=ports.asked(), access_log=False)

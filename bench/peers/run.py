@@ -34,7 +34,8 @@ from app.bench.load import LoadError, Record, Target
 from app.bench.mix import Mix, poisson
 from app.bench.report import outcomes, spread
 from bench.peers import common
-from bench.peers.table import PEERS, QUIET, ROOT, Peer, StartError, running
+from bench.peers.table import PEERS, QUIET, Peer, StartError, running
+from bench.server import ROOT
 
 CALM = 0.6  # the load that every server is given; above it, those that batch whole requests take minutes to recover
 DEEP = ("unstir", "litserve_loop", "mosec")  # are given the others, too
@@ -52,7 +53,7 @@ class Settings:
     """
 
     loads: tuple[float, ...] = (0.6, 0.9, 1.2)
-    seconds: float = 40.0
+    seconds: float = 60.0
     mix: str = MIX
     saturated_seconds: float = 20.0
     all_loads: bool = False
@@ -321,7 +322,7 @@ def main() -> None:
     parser.add_argument("--mix", default=MIX)
     parser.add_argument("--peers", default=",".join(PEERS), help="which, and in which order [all]")
     parser.add_argument("--all-loads", action="store_true", help=f"give loads above {CALM} to everybody")
-    parser.add_argument("--out", type=Path, default=Path("docs/performance.json"))
+    parser.add_argument("--out", type=Path, default=Path("docs/performance/peers.json"))
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     parser.add_argument("--bare", action="store_true", help="only time the network, in this process")
     arguments = parser.parse_args()

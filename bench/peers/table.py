@@ -6,7 +6,6 @@ import contextlib
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import tempfile
@@ -24,8 +23,8 @@ import numpy as np
 
 from app.bench.load import Target
 from bench.peers import common
+from bench.server import ROOT, free_port
 
-ROOT = Path(__file__).resolve().parents[2]
 PYTHON = sys.executable
 START_SECONDS = 90
 MARK = "BENCH_MARK"
@@ -50,6 +49,7 @@ class Peer:
     """One server.
 
     Attributes:
+        title: what people call it.
         command: that starts it, after the interpreter; ``{port}`` stands for the port.
         path: that is asked.
         body: (steps, seed) to the JSON of a request.
@@ -60,6 +60,7 @@ class Peer:
     """
 
     name: str
+    title: str
     command: tuple[str, ...]
     path: str = "/sample"
     body: Callable[[int, int], dict[str, Any]] = _plain
@@ -79,32 +80,46 @@ def _own(name: str) -> tuple[str, ...]:
     return ("-m", f"bench.peers.{name}", "--port", "{port}")
 
 
-_UNSTIR = "-m app serve --port {port} --threads 1 --device cpu --dtype float32 --max-width 8 --log-level warning"
+UNSTIR = ("--threads", "1", "--device", "cpu", "--dtype", "float32", "--max-width", "8", "--log-level", "warning")
 _BENTOML = "-m bentoml serve bench.peers.bentoml_service:Diffusion --host 127.0.0.1 --port {port}"
 PEERS = {
     peer.name: peer
     for peer in (
         Peer(
             "unstir",
-            tuple(_UNSTIR.split()),
+            "Unstir",
+            ("-m", "app", "serve", "--port", "{port}", *UNSTIR),
             body=lambda steps, seed: {"steps": steps, "seed": seed, "sampler": "ddim"},
             accept="application/x-npy",
             picture=lambda content: np.load(io.BytesIO(content)).ravel(),
             packages=("fastapi", "uvicorn"),
             step_level=True,
         ),
-        Peer("lock_diffusers", _own("lock_diffusers"), packages=("diffusers", "fastapi", "uvicorn")),
-        Peer("mosec", _own("mosec_server"), "/inference", packages=("mosec",)),
-        Peer("litserve_request", _own("litserve_request"), "/predict", packages=("litserve",)),
-        Peer("litserve_loop", _own("litserve_loop"), "/predict", packages=("litserve",), step_level=True),
+        Peer(
+            "lock_diffusers",
+            "FastAPI, a lock, diffusers",
+            _own("lock_diffusers"),
+            packages=("diffusers", "fastapi", "uvicorn"),
+        ),
+        Peer("mosec", "mosec", _own("mosec_server"), "/inference", packages=("mosec",)),
+        Peer("litserve_request", "LitServe", _own("litserve_request"), "/predict", packages=("litserve",)),
+        Peer(
+            "litserve_loop",
+            "LitServe, continuous loop",
+            _own("litserve_loop"),
+            "/predict",
+            packages=("litserve",),
+            step_level=True,
+        ),
         Peer(
             "bentoml",
+            "BentoML",
             tuple(_BENTOML.split()),
             body=lambda steps, seed: {"requests": [{"steps": steps, "seed": seed}]},
             picture=lambda content: common.picture(content.strip()[1:-1]),
             packages=("bentoml",),
         ),
-        Peer("ray", _own("ray_server"), packages=("ray",)),
+        Peer("ray", "Ray Serve", _own("ray_server"), packages=("ray",)),
     )
 }
 
@@ -116,7 +131,7 @@ def running(peer: Peer) -> Iterator[Target]:
     Raises:
         StartError: it did not answer within 90 seconds.
     """
-    port, mark = _free_port(), uuid.uuid4().hex
+    port, mark = free_port(), uuid.uuid4().hex
     command = [PYTHON, *(part.format(port=port) for part in peer.command)]
     paths = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     bench = {"UNSTIR_CHECKPOINT": str(common.CHECKPOINT), "PYTHONPATH": paths, MARK: mark}
@@ -186,9 +201,3 @@ def _marked(mark: str) -> list[int]:
             if mark.encode() in (folder / "environ").read_bytes():
                 found.append(int(folder.name))
     return found
-
-
-def _free_port() -> int:
-    with socket.socket() as one:
-        one.bind(("127.0.0.1", 0))
-        return int(one.getsockname()[1])

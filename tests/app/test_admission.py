@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import heapq
 import random
 
 import pytest
@@ -90,14 +91,13 @@ def test_who_comes_back_in_time_is_let_in(load, pace):
     arrival = 0.0
     names = 0
     while now < 600:
-        due = min([arrival, *(at for at, _, _ in returning)])
+        due = min(arrival, returning[0][0] if returning else arrival)
         done = (due - now) / pace
         idle += max(0.0, done - waiting) * pace
         waiting, now = max(0.0, waiting - done), due
-        back = [each for each in returning if each[0] == now]
+        back = bool(returning) and returning[0][0] == now
         if back:
-            returning.remove(back[0])
-            _, name, work = back[0]
+            _, name, work = heapq.heappop(returning)
         else:
             arrival = now + draw.expovariate(load / 0.2)
             names += 1
@@ -105,11 +105,12 @@ def test_who_comes_back_in_time_is_let_in(load, pace):
         try:
             admission.admit(work, waiting, now, name)
             waiting += work
-            kept += bool(back)
+            kept += back
         except Overloaded as error:
-            broken += bool(back)
+            broken += back
             if draw.random() < 0.8:
-                returning.append((now + int(error.headers["Retry-After"]) + draw.uniform(0, 0.05), name, work))
+                again = now + int(error.headers["Retry-After"]) + draw.uniform(0, 0.05)
+                heapq.heappush(returning, (again, name, work))
     assert kept > 100
     assert kept / (kept + broken) >= 0.95
     if load * pace > 1:

@@ -3,163 +3,18 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import threading
 
 import pytest
 import torch
 
-from app.engine.engine import Engine
 from app.engine.lane import Lane
 from app.engine.runner import OutOfMemoryError, Runner
-from app.engine.scheduler import Forwards, Widths
+from app.engine.scheduler import Widths
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded
-from model import inversion, machine, samplers
-from model.checkpoint import load
-from model.plan import Clip
-from model.schedule import NoiseSchedule
+from model import machine, samplers
+from tests.engines import SCHEDULE, FakeDevice, ask, engine_on, plan, until
 
 pytestmark = pytest.mark.anyio
-WIDTHS = Widths((1, 2, 4, 8), (0.001, 0.001, 0.001, 0.001), (4,))
-SCHEDULE = NoiseSchedule.from_config({})
-
-
-class Log:
-    """An observer that remembers (width, rows) of each forward."""
-
-    def __init__(self) -> None:
-        self.forwards: list[tuple[int, int]] = []
-        self.cancellations: list[float] = []
-        self.failures: list[str] = []
-
-    def forward(self, width: int, rows: int, seconds: float) -> None:
-        self.forwards.append((width, rows))
-
-    def cancelled(self, seconds: float) -> None:
-        self.cancellations.append(seconds)
-
-    def failed(self, kind: str) -> None:
-        self.failures.append(kind)
-
-
-class FakeDevice:
-    """Advances cursors; the picture is the seed. ``gate`` holds every forward until it is released."""
-
-    def __init__(self, fail=None, gated: bool = False) -> None:
-        self.fail = fail
-        self.gate = threading.Semaphore(0) if gated else None
-        self.seen: list[list[Lane]] = []
-        self.entered = 0
-
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
-        self.entered += 1
-        if self.gate:
-            assert self.gate.acquire(timeout=10)
-        self.seen.append(list(lanes))
-        if self.fail:
-            self.fail(lanes, width)
-        for lane in lanes:
-            lane.cursor += 1
-
-    def end(self, lane: Lane) -> torch.Tensor:
-        return torch.full((1, 1, 2, 2), float(lane.seed))
-
-
-@contextlib.asynccontextmanager
-async def engine_on(device, widths: Widths = WIDTHS, max_queue_seconds: float = 10.0, max_lanes: int = 100):
-    engine = Engine(
-        device, Forwards(widths, widths), max_queue_seconds=max_queue_seconds, max_lanes=max_lanes, observer=Log()
-    )
-    engine.open()
-    threading.Thread(target=engine.work, daemon=True).start()
-    try:
-        yield engine
-    finally:
-        engine.close()
-
-
-def plan(steps: int = 10):
-    return samplers.ddim(SCHEDULE, steps, spacing="trailing")
-
-
-async def ask(engine: Engine, lanes: list[Lane]):
-    with engine.reserve(len(lanes), sum(lane.remaining for lane in lanes)) as ticket:
-        return await ticket.run(lanes)
-
-
-async def until(condition, seconds: float = 5.0) -> None:
-    async with asyncio.timeout(seconds):
-        while not condition():
-            await asyncio.sleep(0.002)
-
-
-@pytest.fixture(scope="module")
-def tiny_ckpt(tiny):
-    return load(tiny)
-
-
-def unlike_requests(ckpt) -> list[list[Lane]]:
-    """Every kind of walk there is, with different lengths, classes and seeds."""
-
-    def ddim(steps, **options):
-        return samplers.ddim(ckpt.schedule, steps, spacing="trailing", **options)
-
-    def ddpm(steps, **options):
-        return samplers.ddpm(ckpt.schedule, steps, spacing="trailing", **options)
-
-    walks = [
-        ddim(10),
-        ddim(20, eta=0.5),
-        ddim(50, clip=Clip(1.0)),
-        ddpm(40, clip=Clip(1.0)),
-        ddpm(15, variance="fixed_large"),
-        ddim(7, clip=Clip(2.0, quantile=0.99)),
-        ddim(3, eta=1.0, rederive=True, clip=Clip(1.0)),
-        *(sampler.compile(ckpt.schedule, 6, spacing="trailing") for sampler in samplers.SAMPLERS.values()),
-        samplers.pndm(ckpt.schedule, 5, warmup=True, spacing="trailing"),
-        samplers.dpmpp_2m(ckpt.schedule, 9, order=3, spacing="karras"),
-        inversion.fixed_point(ckpt.schedule, 5, refinements=3, spacing="trailing"),
-        inversion.obelm(ckpt.schedule, 10),
-    ]
-    return [
-        [
-            Lane(walk, seed=100 * k + i, label=(k + i) % 3, reproducible=True, guidance=1.0 if k % 3 else 2.5)
-            for i in range(1 + k % 3)
-        ]
-        for k, walk in enumerate(walks)
-    ]
-
-
-async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_ckpt):
-    runner = Runner(tiny_ckpt, torch.device("cpu"))
-    widths = Widths((1, 2, 4, 8), (0.001, 0.0011, 0.0012, 0.0013), (4,))
-    async with engine_on(runner, widths) as engine:
-        together = await asyncio.gather(*(ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)))
-        shared = len(engine._observer.forwards)
-    async with engine_on(runner, widths) as engine:
-        alone = [await ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)]
-        rows = sum(rows for _, rows in engine._observer.forwards)
-    for a, b in zip(together, alone, strict=True):
-        assert torch.equal(a.pictures, b.pictures)
-    assert shared < rows / 2
-
-
-async def test_every_row_equals_the_plain_loop(tiny_ckpt):
-    """Across widths the last bits move, some 4e-7 of the largest value per step: 2e-5 of it after 50 steps.
-
-    The way up divides by what the way down multiplies with, and what was lost in rounding grows with it: 2e-4.
-    """
-    runner = Runner(tiny_ckpt, torch.device("cpu"))
-    async with engine_on(runner) as engine:
-        requests = unlike_requests(tiny_ckpt)
-        results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
-    up = len(requests) - 2
-    for k, (lanes, result) in enumerate(zip(requests, results, strict=True)):
-        seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
-        net = machine.guided(tiny_ckpt.net, torch.tensor([lane.guidance for lane in lanes]), null=3)
-        expected = machine.sample(net, lanes[0].plan, seeds, tiny_ckpt.shape, labels)
-        limit = 2e-5 if k < up else 1e-3
-        assert (result.pictures - expected).abs().max() < limit * expected.abs().max()
 
 
 async def test_results_come_in_the_order_of_the_lanes():

@@ -12,9 +12,9 @@ from app.engine.runner import Runner
 from app.main import create_app
 from app.settings import Settings
 from tests.app.test_bad_input import assert_problem
-from tests.app.test_engine import until
 from tests.app.test_service import metric
 from tests.conftest import save_tiny, serving
+from tests.engines import until
 
 pytestmark = pytest.mark.anyio
 ASYNC = {"prefer": "respond-async"}

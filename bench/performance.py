@@ -1,0 +1,70 @@
+"""Every measurement of docs/performance.md, one after another, and the page itself.
+
+What each prints as its last line is kept in docs/performance/. ``--resume`` leaves out what is there already,
+``--only`` measures some parts, ``--render`` none.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+import time
+from typing import Any
+
+from bench import page
+from bench.server import ROOT
+
+FOLDER = ROOT / "docs" / "performance"
+PARTS = {
+    "peers": ["bench.peers.run"],
+    "saturation": ["bench.saturation"],
+    "alone": ["bench.alone"],
+    "promises": ["bench.promises"],
+    "abandoned": ["bench.endings", "--abandoned", "--repeats", "21"],
+    "bytes": ["bench.same_bytes"],
+    "chaos": ["bench.endings", "--chaos", "10000"],
+}
+
+
+def measure(name: str, *, resume: bool) -> None:
+    """Run one part; the comparison writes its own file as it goes, and can be resumed within."""
+    module, *options = PARTS[name]
+    path = FOLDER / f"{name}.json"
+    if resume and path.exists() and name != "peers":
+        return
+    if name == "peers" and resume:
+        options = ["--resume"]
+    print(f"{name}: python -m {' '.join([module, *options])} …", file=sys.stderr, flush=True)
+    began = time.monotonic()
+    told = subprocess.run(
+        [sys.executable, "-m", module, *options], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
+    ).stdout
+    print(told, flush=True)
+    if name != "peers":
+        facts: dict[str, Any] = json.loads(told.splitlines()[-1])
+        facts["command"] = " ".join(["python", "-m", module, *options])
+        facts["took_seconds"] = round(time.monotonic() - began)
+        FOLDER.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--only", default=",".join(PARTS), help="which parts, with commas between them [all]")
+    parser.add_argument("--resume", action="store_true", help="go on with what was stopped")
+    parser.add_argument("--render", action="store_true", help="only write the page anew")
+    arguments = parser.parse_args()
+    names = arguments.only.split(",")
+    if unknown := sorted(set(names) - PARTS.keys()):
+        parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(PARTS)}")
+    for name in [] if arguments.render else names:
+        measure(name, resume=arguments.resume)
+    page.write(
+        {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in PARTS}, FOLDER.parent
+    )
+
+
+if __name__ == "__main__":
+    main()

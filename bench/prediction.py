@@ -1,0 +1,81 @@
+"""What the simulator says of the very requests that a comparison sent: each server's policy, on the bare forward times.
+
+It knows queues and forwards only. What a server adds of its own, between forwards and between processes, is what the
+measured figure has on top of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from app.bench.mix import Mix, poisson
+from app.bench.report import spread
+from app.engine.scheduler import Widths
+from app.simulation.policies import FirstCome, RequestLevel, Unstir
+from app.simulation.simulate import Lane, Policy, simulate
+from app.simulation.traffic import Request
+from bench.peers.table import PEERS
+
+
+class AnsweredTogether(RequestLevel):
+    """Batches of whoever waits, of which nobody is answered before all are done; it remembers them."""
+
+    def __init__(self) -> None:
+        super().__init__(mixed=True)
+        self.batches: list[set[int]] = []
+
+    def choose(self, lanes: Sequence[Lane], widths: Widths, now: float) -> tuple[list[Lane], int]:
+        riders, width = super().choose(lanes, widths, now)
+        numbers = {lane.job.number for lane in riders}
+        if not self.batches or not numbers <= self.batches[-1]:
+            self.batches.append(numbers)
+        return riders, width
+
+
+def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_second: float) -> list[Request]:
+    """Those of :func:`bench.peers.run.visit`."""
+    seed = 1000 * repeat + round(100 * load)
+    found = poisson(Mix.parse(settings["mix"]), load * requests_per_second, settings["seconds"], seed)
+    return [Request(arrival.at, arrival.steps) for arrival in found]
+
+
+def latencies(name: str, load: float, facts: dict[str, Any]) -> dict[str, list[float]]:
+    """Seconds, by class, over the repeats that ``facts`` hold of this server at this load."""
+    seconds = {int(width): each for width, each in facts["bare"]["forward_seconds"].items()}
+    found: dict[str, list[float]] = {}
+    repeats = {each["repeat"] for each in facts["visits"] if each["server"] == name and str(load) in each["open"]}
+    for repeat in sorted(repeats):
+        requests = arrivals(facts["settings"], load, repeat, facts["requests_per_second"])
+        for request, ended in zip(requests, _ends(name, requests, seconds), strict=True):
+            found.setdefault(str(request.steps), []).append(ended - request.at)
+    return found
+
+
+def _ends(name: str, requests: list[Request], seconds: dict[int, float]) -> list[float]:
+    """When each request is answered."""
+    policy: Policy
+    if name == "unstir":
+        policy, widths = Unstir(), [width for width in seconds if width & (width - 1) == 0]
+    elif name == "lock_diffusers":
+        policy, widths = FirstCome(), [1]
+    elif PEERS[name].step_level:
+        policy, widths = FirstCome(), list(seconds)
+    else:
+        policy, widths = AnsweredTogether(), list(seconds)
+    run = simulate(requests, policy, Widths(tuple(widths), tuple(seconds[width] for width in widths)))
+    ends = [record.ended for record in run.records]
+    if isinstance(policy, AnsweredTogether):
+        for batch in policy.batches:
+            last = max(ends[number] for number in batch)
+            for number in batch:
+                ends[number] = last
+    return ends
+
+
+def predicted(name: str, load: float, facts: dict[str, Any]) -> dict[str, Any]:
+    """As :func:`bench.peers.run.pooled` has it of what was measured: ``slowdown``, and ``latency`` by class."""
+    forward = facts["bare"]["forward_seconds"]["1"]
+    found = latencies(name, load, facts)
+    slowdowns = [each / (int(steps) * forward) for steps, these in found.items() for each in these]
+    return {"slowdown": spread(slowdowns), "latency": {steps: spread(each) for steps, each in found.items()}}

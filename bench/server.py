@@ -1,0 +1,98 @@
+"""Unstir as a process of its own: how benchmarks and tests come by a server."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import httpx
+
+ROOT = Path(__file__).resolve().parents[1]
+START_SECONDS = 60
+
+
+@dataclass(frozen=True)
+class Served:
+    """A server that runs.
+
+    Attributes:
+        base: its address, without a slash at the end.
+        lines: of its log, so far.
+    """
+
+    process: subprocess.Popen[str]
+    base: str
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def pid(self) -> int:
+        """Of its process."""
+        return self.process.pid
+
+    def metric(self, name: str) -> float:
+        """The sum of ``unstir_<name>`` over its labels, now."""
+        text = httpx.get(f"{self.base}/metrics", trust_env=False).text
+        return sum(map(float, re.findall(rf"^unstir_{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)))
+
+
+def unstir(*arguments: str, **environment: str) -> subprocess.Popen[str]:
+    """The command line of this checkout, with what it says in one pipe."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "app", *arguments],
+        cwd=ROOT,
+        env={**os.environ, **environment},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+
+
+@contextlib.contextmanager
+def server(*arguments: str, **environment: str) -> Iterator[Served]:
+    """`unstir serve` on a free port, ready; killed at the end if it still runs.
+
+    Raises:
+        RuntimeError: it was not ready within a minute; with its log.
+    """
+    port = free_port()
+    process = unstir("serve", "--port", str(port), *arguments, **environment)
+    served = Served(process, f"http://127.0.0.1:{port}")
+    log = process.stdout
+    assert log is not None
+    # Read all the time, or it would fill the pipe.
+    reader = threading.Thread(target=lambda: served.lines.extend(iter(log.readline, "")))
+    reader.start()
+    try:
+        _wait(served)
+        yield served
+    finally:
+        process.kill()
+        process.wait()
+        reader.join()
+        log.close()
+
+
+def free_port() -> int:
+    """One that nobody listened on just now."""
+    with socket.socket() as one:
+        one.bind(("127.0.0.1", 0))
+        return int(one.getsockname()[1])
+
+
+def _wait(served: Served) -> None:
+    deadline = time.monotonic() + START_SECONDS
+    while time.monotonic() < deadline and served.process.poll() is None:
+        with contextlib.suppress(httpx.HTTPError):
+            if httpx.get(f"{served.base}/readyz", trust_env=False).status_code == 200:
+                return
+        time.sleep(0.05)
+    raise RuntimeError("unstir did not become ready:\n" + "".join(served.lines))
