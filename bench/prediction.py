@@ -42,7 +42,7 @@ def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_se
 
 def latencies(name: str, load: float, facts: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds, by class, over the repeats that ``facts`` hold of this server at this load."""
-    seconds = {int(width): each for width, each in facts["bare"]["forward_seconds"].items()}
+    seconds = {int(width): each for width, each in facts["bare"]["in_turn_seconds"].items()}
     found: dict[str, list[float]] = {}
     repeats = {each["repeat"] for each in facts["visits"] if each["server"] == name and str(load) in each["open"]}
     for repeat in sorted(repeats):

@@ -36,8 +36,10 @@ def anyio_backend() -> str:
 def save_tiny(path: Path, classes: tuple[str, ...] = CLASSES, broken: bool = False) -> Path:
     """A checkpoint of 8x8 greys; a broken one answers NaN for the last class."""
     recipe = Recipe(size=8, channels=(8, 8), attention=(4,), head_dim=4, groups=4)
-    net = network(recipe, Dataset(np.zeros((1, 8, 8, 1), np.uint8), None, classes))
-    torch.nn.init.normal_(net.conv_out.weight, std=0.2)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)  # whichever tests came before
+        net = network(recipe, Dataset(np.zeros((1, 8, 8, 1), np.uint8), None, classes))
+        torch.nn.init.normal_(net.conv_out.weight, std=0.2)
     null = len(classes) if classes else None
     checkpoint.save(path, net, net.state_dict(), SCHEDULER_CONFIG, Card("tiny", classes=classes, null_class=null))
     return path

@@ -24,6 +24,7 @@ import torch
 
 from app.engine.admission import Admission, check_deadline
 from app.engine.lane import Job, Lane, Result
+from app.engine.pace import Pace
 from app.engine.runner import OutOfMemoryError
 from app.engine.scheduler import Choice, Forwards, Widths, choose
 from app.engine.ticket import Cancel, Close, Message, Submit, Terms, Ticket
@@ -62,10 +63,9 @@ class Engine:
     def __init__(
         self, device: Device, forwards: Forwards, *, max_queue_seconds: float, max_lanes: int, observer: Observer
     ) -> None:
-        self.forwards = forwards
-        self.pace = 1.0  # what a tick takes here and now, over what its forward took at the start
         self.draining = False
         self.failure: str | None = None
+        self._pace = Pace(forwards)
         self._device = device
         self._observer = observer
         self._admission = Admission(max_queue_seconds)
@@ -98,9 +98,9 @@ class Engine:
             raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
         now = time.monotonic()
         widths = self._widths(exact)
-        seconds = row_steps * widths.seconds_per_row * self.pace
+        seconds = row_steps * widths.seconds_per_row
         if (deadline := terms.deadline) is not None:
-            in_turn = row_steps / lanes * widths.seconds[0] * self.pace
+            in_turn = row_steps / lanes * widths.seconds[0]
             check_deadline(max(seconds, in_turn), lambda: self._due_before(deadline, terms.priority), deadline - now)
         wait = self.wait_seconds
         self._admission.admit(seconds, wait, now, terms.sender)
@@ -112,11 +112,21 @@ class Engine:
             )
         return Ticket(self._tickets, self._run, lanes, row_steps, exact, terms)
 
+    @property
+    def forwards(self) -> Forwards:
+        """What forwards there are, and what they cost of late."""
+        return self._pace.forwards
+
+    @property
+    def pace(self) -> float:
+        """What a tick takes of late, over what its forward took at the start."""
+        return self._pace.overall
+
     def _widths(self, exact: bool) -> Widths:
         return self.forwards.exact if exact else self.forwards.fast
 
     def _seconds(self, ticket: Ticket) -> float:
-        return ticket.remaining * self._widths(ticket.exact).seconds_per_row * self.pace
+        return ticket.remaining * self._widths(ticket.exact).seconds_per_row
 
     def _due_before(self, deadline: float, priority: int) -> float:
         """Seconds of work that goes first, since it is no less important and due earlier."""
@@ -174,7 +184,7 @@ class Engine:
     def seconds_left(self, ticket: Ticket) -> float:
         """About how long until it is done: its own steps one after another, and what goes first."""
         widths = self._widths(ticket.exact)
-        in_turn = ticket.remaining / ticket.lanes * widths.seconds[0] * self.pace
+        in_turn = ticket.remaining / ticket.lanes * widths.seconds[0]
         ahead = sum(min(self._seconds(other), self._seconds(ticket)) for other in self._tickets if other is not ticket)
         return max(in_turn, ahead + self._seconds(ticket))
 
@@ -186,9 +196,8 @@ class Engine:
         if self.draining:
             return "draining: accepted work is being finished, nothing new is taken"
         idle = time.monotonic() - self._last_tick
-        if sum(self.lanes) and idle > STALL_SECONDS + 20 * self.pace * max(
-            self.forwards.fast.seconds[-1], self.forwards.exact.seconds[-1]
-        ):
+        widest = max(self.forwards.fast.seconds[-1], self.forwards.exact.seconds[-1])
+        if sum(self.lanes) and idle > STALL_SECONDS + 20 * widest:
             return f"stalled: work is waiting and no forward has ended for {idle:.0f} s"
         return None
 
@@ -272,10 +281,8 @@ class Engine:
             self._device.advance(riders, choice.width, choice.exact)
         except OutOfMemoryError:
             self._observer.failed("oom")
-            narrower = self.forwards.halved()
-            if narrower is None:
+            if not self._pace.halve():
                 raise
-            self.forwards = narrower
             self._refuse_impossible(list(self._jobs))
             return False
         self._last_tick = time.monotonic()
@@ -289,14 +296,9 @@ class Engine:
             lane.passed_over = 0
             if lane.job:
                 lane.job.work -= lane.rows
-        self._keep_pace(choice, seconds)
+        self._pace.note(choice.exact, choice.width, seconds)
         self._observer.forward(choice.width, sum(lane.rows for lane in riders), seconds)
         return True
-
-    def _keep_pace(self, choice: Choice[Lane], seconds: float) -> None:
-        """Follow how much slower than at the start ticks are; one of a hundred that hangs should not count for more."""
-        expected = self._widths(choice.exact).time(choice.width)
-        self.pace += 0.02 * (min(max(seconds / expected, 0.5), 4.0) - self.pace)
 
     def _settle(self, riders: Iterable[Lane]) -> None:
         """Answer the jobs whose last lane has ended."""

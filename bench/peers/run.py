@@ -27,6 +27,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from app.bench import load
 from app.bench.command import MIX
@@ -36,6 +37,7 @@ from app.bench.report import outcomes, spread
 from bench.peers import common
 from bench.peers.table import PEERS, QUIET, Peer, StartError, running
 from bench.server import ROOT
+from model.machine import Net
 
 CALM = 0.6  # the load that every server is given; above it, those that batch whole requests take minutes to recover
 DEEP = ("unstir", "litserve_loop", "mosec")  # are given the others, too
@@ -85,25 +87,41 @@ class Visit:
 
 
 def bare(seconds: float = 0.3) -> dict[str, Any]:
-    """Time the network alone in this process: the median forward of each width, and the best rows a second."""
-    net, shape = common.network(), common.checkpoint().shape
-    forward_seconds = {}
+    """Time the network alone in this process: the median forward of each width, and the best rows a second.
+
+    Once many of a width in a row, which is the yardstick; and once each width in turn, as in a server that makes
+    forwards of all kinds and whose cache holds what the last one left there. The simulator is given those.
+    """
+    net = common.network()
+    inputs = {width: _rows(width) for width in range(1, common.CAP + 1)}
+    in_a_row: dict[int, list[float]] = {width: [] for width in inputs}
+    in_turn: dict[int, list[float]] = {width: [] for width in inputs}
     with torch.inference_mode():
-        for width in range(1, common.CAP + 1):
-            x, t, y = torch.randn(width, *shape), torch.full((width,), 500.0), common.null_class(width)
-            times: list[float] = []
+        for width, times in in_a_row.items():
             began = time.perf_counter()
             while len(times) < 5 or time.perf_counter() - began < seconds:
-                start = time.perf_counter()
-                net(x, t, y)
-                times.append(time.perf_counter() - start)
-            forward_seconds[str(width)] = statistics.median(times[2:])
-    rows = {width: int(width) / each for width, each in forward_seconds.items()}
+                times.append(_timed(net, inputs[width]))
+        for _ in range(15):
+            for width, times in in_turn.items():
+                times.append(_timed(net, inputs[width]))
+    forward_seconds = {width: statistics.median(times[2:]) for width, times in in_a_row.items()}
+    width = max(forward_seconds, key=lambda width: width / forward_seconds[width])
     return {
         "forward_seconds": forward_seconds,
-        "rows_per_second": max(rows.values()),
-        "width": int(max(rows, key=lambda width: rows[width])),
+        "in_turn_seconds": {width: statistics.median(times) for width, times in in_turn.items()},
+        "rows_per_second": width / forward_seconds[width],
+        "width": width,
     }
+
+
+def _rows(width: int) -> tuple[Tensor, Tensor, Tensor | None]:
+    return torch.randn(width, *common.checkpoint().shape), torch.full((width,), 500.0), common.null_class(width)
+
+
+def _timed(net: Net, rows: tuple[Tensor, Tensor, Tensor | None]) -> float:
+    began = time.perf_counter()
+    net(*rows)
+    return time.perf_counter() - began
 
 
 def bare_apart() -> dict[str, Any]:

@@ -51,12 +51,12 @@ def test_one_slow_moment_does_not_decide():
 )
 def test_the_cap_is_where_throughput_stops_growing(tiny_ckpt, monkeypatch, seconds, expected):
     probe = _Probe(tiny_ckpt, CPU)
-    monkeypatch.setattr(probe, "seconds", lambda net, width: seconds[width])
+    monkeypatch.setattr(probe, "seconds", lambda net, width, forwards=3: seconds[width])
     assert tuple(probe.curve(tiny_ckpt.net, 16, 4)) == expected
 
 
 def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
-    def seconds(net, width):
+    def seconds(net, width, forwards=3):
         if width > 2:
             raise torch.OutOfMemoryError("no room")
         return 1.0

@@ -206,7 +206,7 @@ async def test_gauges_follow_the_book():
         assert engine.lanes == (3, 0)
         device.gate.release()
         await until(lambda: engine.lanes == (0, 3))
-        assert engine.wait_seconds == pytest.approx(engine.pace * 3 * 0.001 / 8)
+        assert engine.wait_seconds == pytest.approx(3 * engine.forwards.fast.seconds_per_row)
         device.gate.release()
         await job
         assert engine.lanes == (0, 0)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import copy
 
 import pytest
 import torch
@@ -11,8 +10,9 @@ import torch
 from app.engine.lane import Lane
 from app.engine.runner import Runner
 from app.engine.scheduler import Widths
-from model import inversion, latents, machine, samplers
+from model import inversion, machine, samplers
 from model.plan import Clip
+from tests import rounding
 from tests.engines import ask, engine_on
 
 pytestmark = pytest.mark.anyio
@@ -50,24 +50,6 @@ def unlike_requests(ckpt) -> list[list[Lane]]:
     ]
 
 
-def in_double(net):
-    """The same function in float64, but for the sinusoids of the timestep, which are float32 by definition."""
-    double = copy.deepcopy(net).double()
-    double.time_embedding.register_forward_pre_hook(lambda _, arguments: (arguments[0].double(),))
-    return double
-
-
-@torch.inference_mode()
-def sampled(net, plan, seeds, shape, y, dtype):
-    """``machine.sample`` in another precision, with the same noise."""
-    generators = [latents.generator(seed) for seed in seeds]
-
-    def draw():
-        return torch.stack([latents.draw(generator, shape) for generator in generators]).to(dtype)
-
-    return machine.run(net, plan, draw(), y, draw)
-
-
 async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_ckpt):
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     widths = Widths((1, 2, 4, 8), (0.001, 0.0011, 0.0012, 0.0013), (4,))
@@ -83,22 +65,17 @@ async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_
 
 
 async def test_every_row_is_as_near_to_the_exact_walk_as_the_plain_loop(tiny_ckpt):
-    """Beside the same walks in float64: what the engine loses to rounding is what the plain float32 loop loses.
-
-    Forwards of other widths round in another order, so the two errors differ, but not in size; the walks up divide by
-    what the walks down multiply with, and both lose a thousand times more there. Four times the loop's own, and ten
-    units in the last place where that loses next to nothing.
-    """
+    """Forwards of other widths round in another order; the walks up divide by what those down multiply with."""
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     async with engine_on(runner) as engine:
         requests = unlike_requests(tiny_ckpt)
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
     for lanes, result in zip(requests, results, strict=True):
-        seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
-        scale = torch.tensor([lane.guidance for lane in lanes])
-        net = machine.guided(tiny_ckpt.net, scale, null=3)
-        plain = machine.sample(net, lanes[0].plan, seeds, tiny_ckpt.shape, labels)
-        net = machine.guided(in_double(tiny_ckpt.net), scale.double(), null=3)
-        exact = sampled(net, lanes[0].plan, seeds, tiny_ckpt.shape, labels, torch.float64)
-        least = 10 * torch.finfo(torch.float32).eps * exact.abs().max()
-        assert (result.pictures - exact).abs().max() < 4 * (plain - exact).abs().max() + least
+
+        def walk(net, dtype, lanes=lanes):
+            seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
+            net = machine.guided(net, torch.tensor([lane.guidance for lane in lanes]), null=3)
+            return rounding.sampled(net, lanes[0].plan, seeds, labels, tiny_ckpt.shape, dtype)
+
+        exact, most = rounding.bound(tiny_ckpt.net, walk)
+        assert (result.pictures - exact).abs().max() < most

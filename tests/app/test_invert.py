@@ -14,6 +14,7 @@ from PIL import Image
 from model import inversion, machine, pictures
 from model.checkpoint import load
 from model.methods import METHODS
+from tests import rounding
 from tests.app.test_bad_input import assert_problem
 
 pytestmark = pytest.mark.anyio
@@ -52,19 +53,19 @@ async def test_the_latent_is_that_of_the_plain_loop(client, tiny, method):
     ckpt = load(tiny)
     found = METHODS[method]
     plan = found.compile(ckpt.schedule, 12, spacing="leading")
-    x_0 = pictures.from_uint8(PIXELS)[None]
-    with torch.inference_mode():
-        slots = machine.run_slots(ckpt.net, plan, x_0[:, None], torch.tensor([1]))
+    x_0 = pictures.from_uint8(PIXELS)[None, None]
+    exact, most = rounding.bound(
+        ckpt.net, lambda net, dtype: machine.run_slots(net, plan, x_0.to(dtype), torch.tensor([1]))
+    )
     told = await invert(client, steps=12, label="square", method=method)
     latent = decoded(told["latent"])
-    expected = slots[0, : found.slots].numpy()
+    expected = exact[0, : found.slots].numpy()
     assert latent.shape == ((1, 8, 8) if found.slots == 1 else (2, 1, 8, 8))
-    # The same float32 operations at width 1; random weights amplify the last bits, so relative to the largest.
-    assert np.abs(latent.reshape(expected.shape) - expected).max() < 1e-4 * np.abs(expected).max()
+    assert np.abs(latent.reshape(expected.shape) - expected).max() < most
     assert (told["nfe"], told["plan"], told["label"]) == (plan.nfe, plan.digest, "square")
     assert told["norm"] == pytest.approx(float(np.square(expected[0]).mean()), rel=1e-3)
     if method == "fixed_point":
-        assert told["residual"] == pytest.approx(float(inversion.residual(slots)), rel=1e-2)
+        assert told["residual"] == pytest.approx(float(inversion.residual(exact)), rel=1e-2)
     else:
         assert "residual" not in told
 

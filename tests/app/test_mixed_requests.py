@@ -9,11 +9,29 @@ import io
 import numpy as np
 import pytest
 
+from app.engine import calibration
+from app.main import create_app
 from model import latents, pictures
+from model.folded import Folded
 from tests.app.test_service import metric
+from tests.conftest import serving
 
 pytestmark = pytest.mark.anyio
 SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "heun", "pndm", "obelm"]
+
+
+class Moody(Folded):
+    """Its last bits depend on the width of the forward, on every processor."""
+
+    def __call__(self, x, t, y=None):
+        return super().__call__(x, t, y) * (1 + 3e-7 * len(x))
+
+
+@pytest.fixture
+async def client(settings, monkeypatch):
+    monkeypatch.setattr(calibration, "Folded", Moody)
+    async with serving(create_app(settings.model_copy(update={"cache": ""}))) as client:
+        yield client
 
 
 def npy(seed: int) -> str:
@@ -73,6 +91,7 @@ async def test_64_mixed_requests_equal_their_solo_answers_and_share_forwards(cli
 
 async def test_without_reproducible_the_last_bits_do_move(client):
     """The negative control: what rides in forwards of other widths differs, so the test above can fail."""
+    assert (await client.get("/model")).json()["reproducible_widths"] == [4]
     plain = [(path, "application/x-npy", body | {"reproducible": False}) for path, _, body in requests()]
     alone = [await ask(client, *request) for request in plain]
     together = await asyncio.gather(*(ask(client, *request) for request in plain))
