@@ -53,6 +53,7 @@ def text(parts: Parts) -> str:
             ),
         ),
         "turns": saturation["share"]["repeats"],
+        "starts": saturation["starts"],
         "served_rows": f"{saturation['served_rows_per_second']:.1f}",
         "bare_rows": f"{saturation['bare_rows_per_second']:.1f}",
         "width": saturation["width"],

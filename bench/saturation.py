@@ -1,8 +1,10 @@
 """What is left of the bare network when it is served over HTTP to as many clients as keep it busy.
 
-In turns of a few seconds, on the same cores: the bare loop at its best width in a process of its own, and the server,
-whose rows are counted by its own metrics while 16 clients ask for 50 steps each. While the bare loop runs, the server
-is stopped (SIGSTOP), so its load begins once only and neither has company. The last line is JSON.
+In turns of a few seconds, on the same cores: the bare loop at the most rows that a forward takes here, in a process of
+its own, and the server, whose rows are counted by its own metrics while 16 clients ask for 50 steps each. While the
+bare loop runs, the server is stopped (SIGSTOP), so its load begins once only and neither has company. Both are started
+afresh several times, since how a process happens to lie in memory makes it a tenth faster or slower. The last line is
+JSON.
 """
 
 from __future__ import annotations
@@ -11,18 +13,17 @@ import argparse
 import contextlib
 import json
 import os
-import signal
 import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from bench.peers import common
-from bench.peers.run import bare
 from bench.peers.table import QUIET, UNSTIR
 from bench.server import ROOT, Served, server
 
@@ -31,15 +32,11 @@ RESUME_SECONDS = 0.5  # after which the server's turn is counted: the tick that 
 
 
 class Bare:
-    """The network alone, in a process that runs it when it is told to.
-
-    Attributes:
-        width: at which it does the most rows a second.
-    """
+    """The network alone, in a process that runs it when it is told to."""
 
     def __init__(self, process: subprocess.Popen[str]) -> None:
         self._process = process
-        self.width = int(self._told())
+        self._told()  # that it is ready
 
     def rows_per_second(self, seconds: float) -> float:
         """Over so many seconds from now."""
@@ -67,12 +64,13 @@ def bare_process() -> Iterator[Bare]:
 
 def be_bare() -> None:
     """Time the network for as long as each line of the input says."""
-    width = int(bare(0.5)["width"])
-    print(width, flush=True)
-    net = common.network()
+    net, width = common.network(), common.CAP
     x, t = torch.randn(width, *common.checkpoint().shape), torch.full((width,), 500.0)
     y = common.null_class(width)
     with torch.inference_mode():
+        for _ in range(10):
+            net(x, t, y)
+        print("ready", flush=True)
         for line in sys.stdin:
             count, began = 0, time.perf_counter()
             while (lasted := time.perf_counter() - began) < float(line):
@@ -110,31 +108,53 @@ def turn(served: Served, seconds: float) -> dict[str, float]:
     return {name: (after[name] - before[name]) / lasted for name in names}
 
 
-def measure(served: Served, alone: Bare, repeats: int, seconds: float) -> dict[str, Any]:
-    turns: list[dict[str, float]] = []
-    bares: list[float] = []
-    with busy(served):
-        for repeat in range(repeats + 1):
-            os.kill(served.pid, signal.SIGSTOP)
-            bares.append(alone.rows_per_second(seconds))
-            os.kill(served.pid, signal.SIGCONT)
-            if repeat < repeats:
-                turns.append(turn(served, seconds))
-    shares = [one["rows"] / statistics.mean(bares[i : i + 2]) for i, one in enumerate(turns)]
+@dataclass(frozen=True)
+class Turn:
+    """Of the server, between two of the bare loop.
+
+    Attributes:
+        bare: rows a second of those two, on average.
+    """
+
+    rows: float
+    ticks: float
+    in_ticks: float
+    bare: float
+
+
+def turns(repeats: int, seconds: float) -> Iterator[Turn]:
+    """Of one server and one bare loop."""
+    checkpoint = str(common.CHECKPOINT)
+    with server(*UNSTIR, UNSTIR_CHECKPOINT=checkpoint, **QUIET) as served, bare_process() as alone, busy(served):
+        served.stop()
+        before = alone.rows_per_second(seconds)
+        for _ in range(repeats):
+            served.go_on()
+            mine = turn(served, seconds)
+            served.stop()
+            after = alone.rows_per_second(seconds)
+            yield Turn(**mine, bare=(before + after) / 2)
+            before = after
+
+
+def summary(found: Sequence[Turn], starts: int) -> dict[str, Any]:
+    """What the turns of all starts come to."""
+    shares = [each.rows / each.bare for each in found]
     low, middle, high = statistics.quantiles(shares, n=4)
-    tick_ms = [1e3 / one["ticks"] for one in turns]
-    bare_ms = 1e3 * alone.width / statistics.median(bares)
+
+    def median(figure: Callable[[Turn], float], digits: int) -> float:
+        return round(statistics.median(map(figure, found)), digits)
+
     return {
-        "width": alone.width,
-        "served_rows_per_second": round(statistics.median(one["rows"] for one in turns), 1),
-        "bare_rows_per_second": round(statistics.median(bares), 1),
-        "share": {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": repeats},
-        "rows_per_tick": round(statistics.median(one["rows"] / one["ticks"] for one in turns), 3),
-        "tick_ms": round(statistics.median(tick_ms), 2),
-        "bare_ms": round(bare_ms, 2),
-        "outside_ticks_ms": round(
-            statistics.median(ms * (1 - one["in_ticks"]) for ms, one in zip(tick_ms, turns, strict=True)), 3
-        ),
+        "width": common.CAP,
+        "starts": starts,
+        "served_rows_per_second": median(lambda each: each.rows, 1),
+        "bare_rows_per_second": median(lambda each: each.bare, 1),
+        "share": {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(found)},
+        "rows_per_tick": median(lambda each: each.rows / each.ticks, 3),
+        "tick_ms": median(lambda each: 1e3 / each.ticks, 2),
+        "bare_ms": median(lambda each: 1e3 * common.CAP / each.bare, 2),
+        "outside_ticks_ms": median(lambda each: 1e3 * (1 - each.in_ticks) / each.ticks, 3),
         "shares": [round(share, 3) for share in shares],
         "load_average": round(os.getloadavg()[0], 2),
         "checkpoint": common.checkpoint().card.name,
@@ -143,15 +163,16 @@ def measure(served: Served, alone: Bare, repeats: int, seconds: float) -> dict[s
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=21)
-    parser.add_argument("--seconds", type=float, default=5.0, help="of each turn")
+    parser.add_argument("--starts", type=int, default=9, help="of server and bare loop")
+    parser.add_argument("--repeats", type=int, default=3, help="turns after each start")
+    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn")
     parser.add_argument("--bare", action="store_true", help="be the bare loop, told on the input how long to run")
     arguments = parser.parse_args()
     if arguments.bare:
         be_bare()
         return
-    with server(*UNSTIR, UNSTIR_CHECKPOINT=str(common.CHECKPOINT), **QUIET) as served, bare_process() as alone:
-        print(json.dumps(measure(served, alone, arguments.repeats, arguments.seconds)))
+    found = [each for _ in range(arguments.starts) for each in turns(arguments.repeats, arguments.seconds)]
+    print(json.dumps(summary(found, arguments.starts)))
 
 
 if __name__ == "__main__":

@@ -86,14 +86,14 @@ class Visit:
     failure: str = ""
 
 
-def bare(seconds: float = 0.3) -> dict[str, Any]:
+def bare(seconds: float = 0.3, widths: Sequence[int] = range(1, common.CAP + 1)) -> dict[str, Any]:
     """Time the network alone in this process: the median forward of each width, and the best rows a second.
 
     Once many of a width in a row, which is the yardstick; and once each width in turn, as in a server that makes
     forwards of all kinds and whose cache holds what the last one left there. The simulator is given those.
     """
     net = common.network()
-    inputs = {width: _rows(width) for width in range(1, common.CAP + 1)}
+    inputs = {width: _rows(width) for width in widths}
     in_a_row: dict[int, list[float]] = {width: [] for width in inputs}
     in_turn: dict[int, list[float]] = {width: [] for width in inputs}
     with torch.inference_mode():
@@ -124,9 +124,9 @@ def _timed(net: Net, rows: tuple[Tensor, Tensor, Tensor | None]) -> float:
     return time.perf_counter() - began
 
 
-def bare_apart() -> dict[str, Any]:
+def bare_apart(*options: str) -> dict[str, Any]:
     """:func:`bare` in a process of its own, which does nothing else."""
-    command = [sys.executable, "-m", "bench.peers.run", "--bare"]
+    command = [sys.executable, "-m", "bench.peers.run", "--bare", *options]
     told = subprocess.run(
         command, cwd=ROOT, env={**os.environ, **QUIET}, check=True, stdout=subprocess.PIPE, text=True
     ).stdout
@@ -174,9 +174,10 @@ async def _put_through(
 
 
 async def _saturated(client: load.Client, settings: Settings) -> dict[str, Any]:
-    before = await asyncio.to_thread(bare_apart)
+    widest = ("--bare-seconds", "3", "--bare-widths", str(common.CAP))
+    before = await asyncio.to_thread(bare_apart, *widest)
     busy = await load.closed_loop(client, Mix({STEPS: 1.0}), CLIENTS, settings.saturated_seconds)
-    after = await asyncio.to_thread(bare_apart)
+    after = await asyncio.to_thread(bare_apart, *widest)
     done = sum(record.steps for record in busy.records if record.ok)
     return {
         "row_steps_per_second": round(done / busy.seconds, 2),
@@ -343,11 +344,14 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("docs/performance/peers.json"))
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     parser.add_argument("--bare", action="store_true", help="only time the network, in this process")
+    parser.add_argument("--bare-seconds", type=float, default=0.3, help="of each width")
+    parser.add_argument("--bare-widths", default=",".join(map(str, range(1, common.CAP + 1))))
     arguments = parser.parse_args()
     # Without a handler the process would be gone before it has stopped its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     if arguments.bare:
-        print(json.dumps(bare()))
+        widths = [int(each) for each in arguments.bare_widths.split(",")]
+        print(json.dumps(bare(arguments.bare_seconds, widths)))
         return
     names = arguments.peers.split(",")
     if unknown := sorted(set(names) - PEERS.keys()):
