@@ -20,6 +20,7 @@ from collections.abc import Awaitable, Callable
 import torch
 
 from app import operations
+from app.engine.calibration import nets
 from app.engine.engine import Device
 from app.engine.lane import Lane
 from app.main import create_app
@@ -53,10 +54,11 @@ class BeforeEachPicture:
 
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:
-    net, device = service.checkpoint.net, service.device
+    """Of the network as the engine has it."""
+    net, device = nets(service.checkpoint, service.calibration).fast, service.device
     x = torch.randn(1, *service.checkpoint.shape, device=device)
     t = torch.zeros(1, device=device)
-    y = torch.zeros(1, dtype=torch.int64, device=device) if net.config.num_class_embeds else None
+    y = torch.zeros(1, dtype=torch.int64, device=device) if service.checkpoint.net.config.num_class_embeds else None
 
     @torch.inference_mode()
     def run() -> None:
@@ -116,6 +118,9 @@ async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, obj
         saving = await alternate(concurrent, sequential, max(3, repeats // 6))
         widths = service.engine.forwards.fast
         return {
+            "checkpoint": service.checkpoint.card.name,
+            "dtype": service.calibration.dtype,
+            "threads": service.calibration.threads,
             "steps": steps,
             "picture_ms": round(1e3 * statistics.median(picture), 1),
             "cost": summary(cost),

@@ -24,7 +24,9 @@ def write(parts: Parts, docs: Path) -> None:
 
 def text(parts: Parts) -> str:
     """The page."""
-    peers, saturation, alone, promises = (parts[name] for name in ("peers", "saturation", "alone", "promises"))
+    peers, engine, saturation, alone, promises = (
+        parts[name] for name in ("peers", "engine", "saturation", "alone", "promises")
+    )
     settings, loads = peers["settings"], [each["load_average"] for each in peers["visits"]]
     waits = promises["told_to_wait"]
     ends = parts["chaos"]["chaos"]["ends"]
@@ -52,6 +54,14 @@ def text(parts: Parts) -> str:
                 if each["saturated"]
             ),
         ),
+        "engine_checkpoint": engine["checkpoint"],
+        "engine_dtype": engine["dtype"],
+        "engine_steps": engine["steps"],
+        "engine_picture": f"{1e-3 * engine['picture_ms']:.2f}",
+        "engine_cost": _ratio(engine["cost"]),
+        "engine_saving": _ratio(engine["saving"]),
+        "engine_forwards": ", ".join(f"{ms:.1f}" for ms in engine["forward_ms"].values()),
+        "engine_widths": ", ".join(engine["forward_ms"]),
         "turns": saturation["share"]["repeats"],
         "starts": saturation["starts"],
         "served_rows": f"{saturation['served_rows_per_second']:.1f}",
@@ -158,6 +168,10 @@ def _alone(alone: dict[str, Any]) -> str:
     ]
     quotients = [f"{alone['faster'][dtype]['median']:.2f}" for dtype in dtypes]
     return _table(("", *dtypes), [*rows, ("times faster", *quotients)])
+
+
+def _ratio(found: dict[str, float]) -> str:
+    return "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**found)
 
 
 def _mixed(mix: str) -> str:

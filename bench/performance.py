@@ -19,6 +19,7 @@ from bench.server import ROOT
 FOLDER = ROOT / "docs" / "performance"
 PARTS = {
     "peers": ["bench.peers.run"],
+    "engine": ["bench.engine"],
     "saturation": ["bench.saturation"],
     "alone": ["bench.alone"],
     "promises": ["bench.promises"],

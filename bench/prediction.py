@@ -43,6 +43,9 @@ def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_se
 def latencies(name: str, load: float, facts: dict[str, Any]) -> dict[str, list[float]]:
     """Seconds, by class, over the repeats that ``facts`` hold of this server at this load."""
     seconds = {int(width): each for width, each in facts["bare"]["in_turn_seconds"].items()}
+    if name == "lock_diffusers":  # has a network of its own, whose time is that of its longest request alone
+        steps, alone = max((int(steps), alone) for steps, alone in facts["servers"][name]["alone"].items())
+        seconds = {1: alone / steps}
     found: dict[str, list[float]] = {}
     repeats = {each["repeat"] for each in facts["visits"] if each["server"] == name and str(load) in each["open"]}
     for repeat in sorted(repeats):

@@ -12,6 +12,7 @@ from pathlib import Path
 from app.errors import catalogue
 from app.metrics import GAUGES, Metrics
 from app.settings import SHIPPED, Settings
+from bench.peers.table import PEERS
 from model.methods import METHODS
 from model.samplers import SAMPLERS
 
@@ -92,7 +93,30 @@ def inversion_table() -> str:
     return "\n".join(rows)
 
 
+PERFORMANCE = README.parent / "docs" / "performance" / "peers.json"
+
+
+def performance_table() -> str:
+    head = [
+        "server",
+        "mean slowdown at 60 %",
+        "at 90 %",
+        "p95, 10 steps at 60 %",
+        "p95, 100 steps at 60 %",
+        "saturated",
+    ]
+    rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
+    for name, found in json.loads(PERFORMANCE.read_text())["servers"].items():
+        loads = found["loads"]
+        slowdowns = [f"{loads[load]['slowdown']['mean']:.1f}" if load in loads else "" for load in ("0.6", "0.9")]
+        tails = [f"{loads['0.6']['latency'][steps]['p95']:.2f} s" for steps in ("10", "100")]
+        share = f"{found['saturated']['of_bare']:.2f}" if found["saturated"] else ""
+        rows.append(f"| {' | '.join([PEERS[name].title, *slowdowns, *tails, share])} |")
+    return "\n".join(rows)
+
+
 TABLES = {
+    "performance": performance_table,
     "quality": quality_table,
     "inversion": inversion_table,
     "samplers": samplers_table,

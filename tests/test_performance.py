@@ -1,0 +1,126 @@
+"""docs/performance.md says what was measured; claims can fail; predictions are those of hand-made queues."""
+
+from __future__ import annotations
+
+import copy
+import json
+
+import pytest
+
+from app.bench.mix import Mix, poisson
+from bench import page, prediction
+from bench.claims import claims
+from bench.peers.run import Visit, pooled
+from bench.performance import FOLDER, PARTS
+from tests.readme import README
+
+
+@pytest.fixture(scope="module")
+def parts():
+    return {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in PARTS}
+
+
+def test_the_page_is_made_of_its_figures(parts):
+    written = (FOLDER.parent / "performance.md").read_text()
+    assert page.text(parts) == written, "run `python -m bench.performance --render`"
+
+
+def test_every_claim_can_fail(parts):
+    """With figures a thousand times worse, none is met."""
+    worse = copy.deepcopy(parts)
+    mine = worse["peers"]["servers"]["unstir"]
+    for load in mine["loads"].values():
+        for found in (load["slowdown"], *load["latency"].values()):
+            found.update({key: 1000 * value for key, value in found.items()})
+    mine["saturated"]["of_bare"] /= 1000
+    worse["saturation"]["share"]["median"] /= 1000
+    worse["alone"]["faster"]["float32"]["median"] /= 1000
+    worse["promises"]["admitted"] //= 1000
+    worse["abandoned"]["abandoned"]["after_ms"] *= 1000
+    worse["bytes"]["reproducible"]["differing"] = 1
+    worse["chaos"]["chaos"]["gauges"]["rows_running"] = 1.0
+    assert not any(claim.met for claim in claims(worse))
+
+
+def test_the_comparison_cannot_pass_without_a_difference(parts):
+    """The negative control: had no unlike answer differed without `reproducible`, equality would prove nothing."""
+    blind = copy.deepcopy(parts)
+    blind["bytes"]["control"]["differing"] = 0
+    assert sum(claim.met for claim in claims(blind)) == sum(claim.met for claim in claims(parts)) - 1
+
+
+def comparison(name, mix="1:1", seconds=(1.0, 1.0)):
+    """What prediction reads of a comparison, of two repeats at one load."""
+    visits = [{"server": name, "repeat": repeat, "open": {"0.5": {}}} for repeat in range(2)]
+    return {
+        "settings": {"mix": mix, "seconds": 20.0},
+        "requests_per_second": 1.0,
+        "bare": {"in_turn_seconds": {str(width + 1): each for width, each in enumerate(seconds)}},
+        "visits": visits,
+    }
+
+
+def fifo(arrivals, steps_seconds):
+    """Latencies of one server that serves one after another."""
+    free = 0.0
+    for arrival in arrivals:
+        free = max(free, arrival.at) + arrival.steps * steps_seconds
+        yield free - arrival.at
+
+
+def test_a_lock_is_a_queue():
+    """Lindley's recursion, over the same arrivals, with the time of its own network."""
+    facts = comparison("lock_diffusers", "1:1,3:1", (0.3, 0.6))
+    facts["servers"] = {"lock_diffusers": {"alone": {"1": 0.6, "3": 1.5}}}
+    found = prediction.latencies("lock_diffusers", 0.5, facts)
+    expected = []
+    for repeat in range(2):
+        arrivals = poisson(Mix.parse("1:1,3:1"), 0.5, 20.0, 1000 * repeat + 50)
+        expected += zip((str(arrival.steps) for arrival in arrivals), fifo(arrivals, 0.5), strict=True)
+    for steps, these in found.items():
+        assert these == pytest.approx([latency for each, latency in expected if each == steps])
+
+
+@pytest.mark.parametrize("name", ["mosec", "litserve_request", "bentoml", "ray"])
+def test_a_batch_is_answered_when_its_last_row_is_done(name, monkeypatch):
+    """2 and 5 steps come while 4 run; the two then share forwards, and both end with the longer."""
+    requests = [prediction.Request(at, steps) for at, steps in ((0.0, 4), (1.0, 2), (1.5, 5), (30.0, 1))]
+    monkeypatch.setattr(prediction, "arrivals", lambda *_: requests)
+    facts = comparison(name)
+    facts["visits"] = facts["visits"][:1]
+    assert prediction.latencies(name, 0.5, facts) == {"4": [4.0], "2": [9.0 - 1.0], "5": [9.0 - 1.5], "1": [1.0]}
+
+
+def test_steps_are_answered_as_they_end(monkeypatch):
+    requests = [prediction.Request(at, steps) for at, steps in ((0.0, 4), (0.5, 2))]
+    monkeypatch.setattr(prediction, "arrivals", lambda *_: requests)
+    facts = comparison("litserve_loop")
+    facts["visits"] = facts["visits"][:1]
+    assert prediction.latencies("litserve_loop", 0.5, facts) == {"4": [4.0], "2": [2.5]}
+
+
+def test_turns_are_pooled():
+    """Slowdown is over bare forwards, and percentiles are those of all turns together."""
+    visits = [
+        Visit(
+            "unstir",
+            repeat,
+            0.1,
+            alone={"10": 1.0 + repeat},
+            open={"0.6": {"outcomes": {"ok": 2, "429": 0}, "latencies": {"10": [1.0 + repeat, 3.0 + repeat]}}},
+            closed={"row_steps_per_second": 90.0 + repeat, "bare_rows_per_second": [100.0, 110.0]},
+        )
+        for repeat in range(2)
+    ]
+    found = pooled(visits, forward_seconds=0.05)["unstir"]
+    assert found["alone"] == {"10": 1.5}
+    assert found["loads"]["0.6"]["outcomes"] == {"ok": 4, "429": 0}
+    assert found["loads"]["0.6"]["slowdown"]["mean"] == pytest.approx(5.0)
+    assert found["loads"]["0.6"]["mean_slowdown_by_repeat"] == [4.0, 6.0]
+    assert found["loads"]["0.6"]["latency"]["10"]["p50"] == pytest.approx(2.5)
+    assert found["saturated"]["row_steps_per_second"] == 90.5
+    assert found["saturated"]["of_bare"] == pytest.approx((90 + 91) / 2 / 105)
+
+
+def test_the_readme_shows_the_page():
+    assert "docs/performance.md" in README.read_text()
