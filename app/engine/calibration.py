@@ -31,7 +31,7 @@ DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LARGEST_ERROR = 0.01  # of ε in bfloat16: rms of the difference over rms of ε, at any noise level; 0.004 as shipped
 WORTH = 1.05  # a choice that is not the usual one must be faster by so much
 ROUNDS = 7  # through all widths
-FORMAT = 3  # of the file
+FORMAT = 4  # of the file
 K = TypeVar("K")
 log = logging.getLogger("unstir.engine")
 
@@ -63,7 +63,7 @@ class Calibration:
         threads: of a forward on the CPU.
         dtype: of ordinary forwards; exact ones are float32.
         error: of bfloat16 as :data:`LARGEST_ERROR` has it; None where it was not tried.
-        fast, exact: seconds of a forward by width, rising, up to where rows per second stop growing.
+        fast, exact: seconds of a forward by width, rising, up to the widest that is worth having.
         alike: widths, the canonical one among them, at which a row of an exact forward has the same bits.
     """
 
@@ -197,9 +197,10 @@ class _Probe:
         return net(*self.rows(width))
 
     def curve(self, net: Net, max_width: int, canonical: int) -> dict[int, float]:
-        """Seconds by width: doubling ones and the canonical one, up to the smallest with 98 % of the best rows/s.
+        """Seconds by width: doubling ones and the canonical one, up to the widest that still gives the best rows/s.
 
-        Wider ones would add latency and nothing else. Widths take turns, because in service, too, a forward seldom
+        Or 99 % of them: whether a forward is that wide is decided tick by tick, so that one too many is no loss, while
+        one too few would be (by noise, say) for as long as the process lives. Widths take turns, because in service, too, a forward seldom
         finds in the cache what one of its own width left there (up to a fifth of one row's time), and so that a slow
         moment does not bend the line.
         """
@@ -219,7 +220,7 @@ class _Probe:
         turns = [{width: self.seconds(net, width, forwards=1) for width in costs} for _ in range(ROUNDS)]
         costs = {width: min(turn[width] for turn in turns) for width in costs}
         best = max(w / s for w, s in costs.items())
-        cap = next(w for w, s in costs.items() if w / s >= 0.98 * best)
+        cap = max(w for w, s in costs.items() if w / s >= 0.99 * best)
         return {w: s for w, s in costs.items() if w <= max(cap, canonical)}
 
     def difference(self, net: Net, exact: Net) -> float:
