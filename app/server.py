@@ -49,8 +49,8 @@ class Server(uvicorn.Server):
         self.should_exit = True
 
 
-def serve(settings: Settings) -> int:
-    """Serve until told to stop; returns the exit status, 1 if the network could not be loaded."""
+def prepared(settings: Settings) -> Server:
+    """A server that runs as :func:`serve` has it, once it is told to."""
     # The device thread gives the lock of the interpreter up at every operation, and a busy event loop keeps it for a
     # whole interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
     sys.setswitchinterval(0.0005)
@@ -63,6 +63,12 @@ def serve(settings: Settings) -> int:
     config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
     server = Server(config)
     server.service = app.state.service
+    return server
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; returns the exit status, 1 if the network could not be loaded."""
+    server = prepared(settings)
     status = 0
     try:
         server.run()

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=21)
     arguments = parser.parse_args()
     with contextlib.ExitStack() as stack:
-        targets = {name: stack.enter_context(running(peer)) for name, peer in contestants().items()}
+        targets = {name: stack.enter_context(running(peer)).target for name, peer in contestants().items()}
         seconds = asyncio.run(measure(targets, arguments.steps, arguments.repeats))
     facts = {
         "steps": arguments.steps,

@@ -63,7 +63,6 @@ def text(parts: Parts) -> str:
         "engine_forwards": ", ".join(f"{ms:.1f}" for ms in engine["forward_ms"].values()),
         "engine_widths": ", ".join(engine["forward_ms"]),
         "turns": saturation["share"]["repeats"],
-        "starts": saturation["starts"],
         "served_rows": f"{saturation['served_rows_per_second']:.1f}",
         "bare_rows": f"{saturation['bare_rows_per_second']:.1f}",
         "width": saturation["width"],

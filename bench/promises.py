@@ -17,7 +17,7 @@ from app.bench import load
 from app.bench.command import MIX
 from app.bench.mix import Mix, poisson
 from bench.peers import common
-from bench.peers.run import bare_apart
+from bench.peers.bare import bare
 from bench.peers.table import PEERS, QUIET, UNSTIR
 from bench.server import server
 
@@ -42,7 +42,8 @@ def main() -> None:
     parser.add_argument("--room", type=float, default=5.0, help="seconds of work that may wait")
     parser.add_argument("--seed", type=int, default=1)
     arguments = parser.parse_args()
-    rate = arguments.load * bare_apart()["rows_per_second"] / Mix.parse(MIX).mean
+    with bare() as process:
+        rate = arguments.load * process.line()["rows_per_second"] / Mix.parse(MIX).mean
     room = ("--max-queue-seconds", str(arguments.room))
     peer = PEERS["unstir"]
     with server(*UNSTIR, *room, UNSTIR_CHECKPOINT=str(common.CHECKPOINT), **QUIET) as served:

@@ -1,161 +1,180 @@
 """What is left of the bare network when it is served over HTTP to as many clients as keep it busy.
 
-In turns of a few seconds, on the same cores: the bare loop at the most rows that a forward takes here, in a process of
-its own, and the server, whose rows are counted by its own metrics while 16 clients ask for 50 steps each. While the
-bare loop runs, the server is stopped (SIGSTOP), so its load begins once only and neither has company. Both are started
-afresh several times, since how a process happens to lie in memory makes it a tenth faster or slower. The last line is
-JSON.
+The server runs in this process, and every few ticks its device thread goes through the bare loop for as many forwards,
+at the most rows that a forward takes here, while the clients wait. So both have the same network in the same memory on
+the same thread, within a second of each other, whatever else the machine is doing. Ratios are taken between a turn of
+the server and the turns of the bare loop before and after it. The last line is JSON.
 """
 
 from __future__ import annotations
 
 import argparse
-import contextlib
+import itertools
 import json
 import os
 import statistics
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 
+from app.engine.engine import Device, Engine
+from app.engine.lane import Lane
+from app.server import Server, prepared
+from app.settings import Settings
 from bench.peers import common
-from bench.peers.table import QUIET, UNSTIR
-from bench.server import ROOT, Served, server
+from bench.peers.bare import rows
+from bench.server import ROOT, free_port
 
 CLIENTS = 16
-RESUME_SECONDS = 0.5  # after which the server's turn is counted: the tick that was stopped is over
+FORWARDS = 10  # of each turn
 
 
-class Bare:
-    """The network alone, in a process that runs it when it is told to."""
+@dataclass
+class Turn:
+    """A few ticks of the server, one after another.
 
-    def __init__(self, process: subprocess.Popen[str]) -> None:
-        self._process = process
-        self._told()  # that it is ready
+    Attributes:
+        seconds: from the first to the first of the next turn.
+        in_ticks: seconds spent on advancing lanes.
+    """
 
-    def rows_per_second(self, seconds: float) -> float:
-        """Over so many seconds from now."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{seconds}\n")
-        self._process.stdin.flush()
-        return float(self._told())
-
-    def _told(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
+    rows: int = 0
+    ticks: int = 0
+    seconds: float = 0.0
+    in_ticks: float = 0.0
 
 
-@contextlib.contextmanager
-def bare_process() -> Iterator[Bare]:
-    command = [sys.executable, "-m", "bench.saturation", "--bare"]
-    with subprocess.Popen(
-        command, cwd=ROOT, env=os.environ | QUIET, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
-    ) as process:
-        try:
-            yield Bare(process)
-        finally:
-            process.kill()
+class InTurns:
+    """Stands between engine and device, and lets the bare loop run between turns of ticks.
+
+    Attributes:
+        turns: of the server, done; each between two of the bare loop.
+        bare: rows a second of the bare loop in its turns, one more.
+    """
+
+    def __init__(self, engine: Engine, bare: Callable[[], float]) -> None:
+        self.turns: list[Turn] = []
+        self.bare: list[float] = []
+        self._run_bare = bare
+        self._device: Device = engine._device
+        self._tick = engine._tick
+        self._turn = Turn()
+        self._began = 0.0
+        engine._device = self
+        engine._tick = self.tick  # type: ignore[method-assign]
+
+    def tick(self) -> bool:
+        """One of the engine's; every so many of them, the bare loop goes first."""
+        if not self.bare or self._turn.ticks == FORWARDS:
+            if self.bare:
+                self._turn.seconds = time.perf_counter() - self._began
+                self.turns.append(self._turn)
+            self.bare.append(self._run_bare())
+            self._turn, self._began = Turn(), time.perf_counter()
+        return self._tick()
+
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
+        """As the device does it, and timed."""
+        began = time.perf_counter()
+        self._device.advance(lanes, width, exact)
+        self._turn.in_ticks += time.perf_counter() - began
+        self._turn.ticks += 1
+        self._turn.rows += sum(lane.rows for lane in lanes)
+
+    def end(self, lane: Lane) -> torch.Tensor:
+        """As the device does it."""
+        return self._device.end(lane)
 
 
-def be_bare() -> None:
-    """Time the network for as long as each line of the input says."""
-    net, width = common.network(), common.CAP
-    x, t = torch.randn(width, *common.checkpoint().shape), torch.full((width,), 500.0)
-    y = common.null_class(width)
-    with torch.inference_mode():
-        for _ in range(10):
-            net(x, t, y)
-        print("ready", flush=True)
-        for line in sys.stdin:
-            count, began = 0, time.perf_counter()
-            while (lasted := time.perf_counter() - began) < float(line):
-                net(x, t, y)
-                count += 1
-            print(width * count / lasted, flush=True)
+def bare_loop(server: Server, width: int) -> Callable[[], float]:
+    """Rows a second of a few forwards in a row, of the network that the server has loaded."""
+    net, inputs = server.service.engine._device.nets.fast, rows(width)  # type: ignore[attr-defined]
+
+    @torch.inference_mode()
+    def run() -> float:
+        began = time.perf_counter()
+        for _ in range(FORWARDS):
+            net(*inputs)
+        return FORWARDS * width / (time.perf_counter() - began)
+
+    return run
 
 
-@contextlib.contextmanager
-def busy(served: Served) -> Iterator[None]:
+@contextmanager
+def running(settings: Settings) -> Iterator[Server]:
+    """Serve from another thread of this process; ready."""
+    server = prepared(settings)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    while server.service.unready or not server.started:
+        time.sleep(0.05)
+    try:
+        yield server
+    finally:
+        assert server.loop is not None
+        server.loop.call_soon_threadsafe(server._stop)
+        thread.join()
+
+
+@contextmanager
+def busy(server: Server) -> Iterator[None]:
     """Clients that keep the server busy, from when all of them have been let in."""
-    command = ["-m", "app", "bench", "--url", f"{served.base}/sample", "--mix", "50:1", "--seconds", "100000"]
-    load = subprocess.Popen(
-        [sys.executable, *command, "--clients", str(CLIENTS)],
-        cwd=ROOT,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+    url = f"http://127.0.0.1:{server.config.port}/sample"
+    command = ["-m", "app", "bench", "--url", url, "--mix", "50:1", "--seconds", "100000", "--clients", str(CLIENTS)]
+    clients = subprocess.Popen(
+        [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while served.metric("requests_waiting") + served.metric("requests_running") < CLIENTS:
+        while server.service.engine.requests.total() < CLIENTS:
             time.sleep(0.1)
         yield
     finally:
-        load.kill()
-        load.wait()
+        clients.kill()
+        clients.wait()
 
 
-def turn(served: Served, seconds: float) -> dict[str, float]:
-    """Rows a second of the busy server, ticks a second, and the share of the time that it spent in ticks."""
-    time.sleep(RESUME_SECONDS)
-    names = {"rows": "rows_total", "ticks": "forwards_total", "in_ticks": "forward_duration_seconds_sum"}
-    before, began = {name: served.metric(metric) for name, metric in names.items()}, time.perf_counter()
-    time.sleep(seconds)
-    after, lasted = {name: served.metric(metric) for name, metric in names.items()}, time.perf_counter() - began
-    return {name: (after[name] - before[name]) / lasted for name in names}
+def measure(checkpoint: Path, turns: int) -> InTurns:
+    """So many turns of a server that is busy all the time."""
+    settings = Settings(
+        checkpoint=checkpoint,
+        port=free_port(),
+        device="cpu",
+        dtype="float32",
+        threads=1,
+        max_width=common.CAP,
+        log_level="warning",
+    )
+    with running(settings) as server, busy(server):
+        found = InTurns(server.service.engine, bare_loop(server, common.CAP))
+        while len(found.turns) < turns:
+            time.sleep(0.2)
+    return found
 
 
-@dataclass(frozen=True)
-class Turn:
-    """Of the server, between two of the bare loop.
-
-    Attributes:
-        bare: rows a second of those two, on average.
-    """
-
-    rows: float
-    ticks: float
-    in_ticks: float
-    bare: float
-
-
-def turns(repeats: int, seconds: float) -> Iterator[Turn]:
-    """Of one server and one bare loop."""
-    checkpoint = str(common.CHECKPOINT)
-    with server(*UNSTIR, UNSTIR_CHECKPOINT=checkpoint, **QUIET) as served, bare_process() as alone, busy(served):
-        served.stop()
-        before = alone.rows_per_second(seconds)
-        for _ in range(repeats):
-            served.go_on()
-            mine = turn(served, seconds)
-            served.stop()
-            after = alone.rows_per_second(seconds)
-            yield Turn(**mine, bare=(before + after) / 2)
-            before = after
-
-
-def summary(found: Sequence[Turn], starts: int) -> dict[str, Any]:
-    """What the turns of all starts come to."""
-    shares = [each.rows / each.bare for each in found]
+def summary(turns: Sequence[Turn], bare: Sequence[float]) -> dict[str, Any]:
+    """What the turns come to."""
+    beside = [(before + after) / 2 for before, after in itertools.pairwise(bare)]
+    shares = [turn.rows / turn.seconds / each for turn, each in zip(turns, beside, strict=False)]
     low, middle, high = statistics.quantiles(shares, n=4)
-
-    def median(figure: Callable[[Turn], float], digits: int) -> float:
-        return round(statistics.median(map(figure, found)), digits)
-
+    ticks = sum(turn.ticks for turn in turns)
+    seconds = sum(turn.seconds for turn in turns)
     return {
         "width": common.CAP,
-        "starts": starts,
-        "served_rows_per_second": median(lambda each: each.rows, 1),
-        "bare_rows_per_second": median(lambda each: each.bare, 1),
-        "share": {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(found)},
-        "rows_per_tick": median(lambda each: each.rows / each.ticks, 3),
-        "tick_ms": median(lambda each: 1e3 / each.ticks, 2),
-        "bare_ms": median(lambda each: 1e3 * common.CAP / each.bare, 2),
-        "outside_ticks_ms": median(lambda each: 1e3 * (1 - each.in_ticks) / each.ticks, 3),
-        "shares": [round(share, 3) for share in shares],
+        "served_rows_per_second": round(sum(turn.rows for turn in turns) / seconds, 1),
+        "bare_rows_per_second": round(statistics.harmonic_mean(bare), 1),
+        "share": {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(shares)},
+        "rows_per_tick": round(sum(turn.rows for turn in turns) / ticks, 3),
+        "tick_ms": round(1e3 * seconds / ticks, 2),
+        "bare_ms": round(1e3 * common.CAP / statistics.harmonic_mean(bare), 2),
+        "outside_ticks_ms": round(1e3 * (seconds - sum(turn.in_ticks for turn in turns)) / ticks, 3),
         "load_average": round(os.getloadavg()[0], 2),
         "checkpoint": common.checkpoint().card.name,
     }
@@ -163,16 +182,10 @@ def summary(found: Sequence[Turn], starts: int) -> dict[str, Any]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--starts", type=int, default=9, help="of server and bare loop")
-    parser.add_argument("--repeats", type=int, default=3, help="turns after each start")
-    parser.add_argument("--seconds", type=float, default=4.0, help="of each turn")
-    parser.add_argument("--bare", action="store_true", help="be the bare loop, told on the input how long to run")
+    parser.add_argument("--turns", type=int, default=150)
     arguments = parser.parse_args()
-    if arguments.bare:
-        be_bare()
-        return
-    found = [each for _ in range(arguments.starts) for each in turns(arguments.repeats, arguments.seconds)]
-    print(json.dumps(summary(found, arguments.starts)))
+    found = measure(common.CHECKPOINT, arguments.turns)
+    print(json.dumps(summary(found.turns, found.bare)))
 
 
 if __name__ == "__main__":

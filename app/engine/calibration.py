@@ -197,12 +197,12 @@ class _Probe:
         return net(*self.rows(width))
 
     def curve(self, net: Net, max_width: int, canonical: int) -> dict[int, float]:
-        """Seconds by width: doubling ones and the canonical one, up to the widest that still gives the best rows/s.
+        """Seconds by width: doubling ones and the canonical one, up to the widest that gives 99 % of the best rows/s.
 
-        Or 99 % of them: whether a forward is that wide is decided tick by tick, so that one too many is no loss, while
-        one too few would be (by noise, say) for as long as the process lives. Widths take turns, because in service, too, a forward seldom
-        finds in the cache what one of its own width left there (up to a fifth of one row's time), and so that a slow
-        moment does not bend the line.
+        Whether a forward is that wide is decided tick by tick, so that one width too many is no loss, while one too few
+        would be, for as long as the process lives. Widths take turns, because in service, too, a forward seldom finds
+        in the cache what one of its own width left there (up to a fifth of one row's time), and so that a slow moment
+        does not bend the line.
         """
         costs: dict[int, float] = {}
         doubling = [2**k for k in range(max_width.bit_length()) if 2**k <= max_width]

@@ -24,8 +24,8 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 # All of these were chosen with ``unstir simulate`` on 10/20/100 steps (60/30/10 %) at loads of 60, 90 and 120 %, over
 # three lines of forward times, two of them of CPUs and one of a card.
-# The greater, the wider forwards are: long jobs gain, short ones lose. On the CPUs at 60 %, 2 makes p95 of 10 steps 6 to
-# 11 % shorter and that of 100 steps 14 % longer, and p99 slowdown at 90 %, which is no worse than shortest remaining
+# The greater, the wider forwards are: long jobs gain, short ones lose. On the CPUs at 60 %, 2 makes p95 of 10 steps 6
+# to 11 % shorter and that of 100 steps 14 % longer, and p99 slowdown at 90 %, which is no worse than shortest remaining
 # first at full width, 18 to 22 % more; 4.5 takes 4 to 6 % off that p99, for 3 to 8 % more of the mean. Pressure in
 # proportion to the rows that wait (4 · rows / cap) costs 4 to 7 % of the mean at 90 %.
 PRESSURE = 3.0

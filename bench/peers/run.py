@@ -17,7 +17,6 @@ import os
 import platform
 import signal
 import statistics
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -26,23 +25,20 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-import torch
-from torch import Tensor
-
 from app.bench import load
 from app.bench.command import MIX
-from app.bench.load import LoadError, Record, Target
+from app.bench.load import LoadError, Record
 from app.bench.mix import Mix, poisson
 from app.bench.report import outcomes, spread
 from bench.peers import common
-from bench.peers.table import PEERS, QUIET, Peer, StartError, running
-from bench.server import ROOT
-from model.machine import Net
+from bench.peers.bare import bare
+from bench.peers.table import PEERS, Peer, Running, StartError, running
 
 CALM = 0.6  # the load that every server is given; above it, those that batch whole requests take minutes to recover
 DEEP = ("unstir", "litserve_loop", "mosec")  # are given the others, too
 PATIENCE = 60.0  # seconds after the last request, from when on its client waits no longer
 CLIENTS, STEPS = 16, 50  # of the closed loop, which keeps every server busy
+SERVER_SECONDS, BARE_SECONDS = 3.0, 1.5  # of each turn meanwhile
 
 
 @dataclass(frozen=True)
@@ -57,7 +53,7 @@ class Settings:
     loads: tuple[float, ...] = (0.6, 0.9, 1.2)
     seconds: float = 60.0
     mix: str = MIX
-    saturated_seconds: float = 20.0
+    saturated_seconds: float = 40.0
     all_loads: bool = False
     checkpoint: str = ""
 
@@ -73,7 +69,7 @@ class Visit:
     Attributes:
         alone: seconds of a request of each class on the idle server.
         open: of each load: outcomes, latencies by class, and how late the client was.
-        closed: steps a second of the busy server, and rows a second of the bare loop before and after.
+        closed: steps a second of the busy server, and rows a second of the bare loop in its turns.
     """
 
     server: str
@@ -86,54 +82,6 @@ class Visit:
     failure: str = ""
 
 
-def bare(seconds: float = 0.3, widths: Sequence[int] = range(1, common.CAP + 1)) -> dict[str, Any]:
-    """Time the network alone in this process: the median forward of each width, and the best rows a second.
-
-    Once many of a width in a row, which is the yardstick; and once each width in turn, as in a server that makes
-    forwards of all kinds and whose cache holds what the last one left there. The simulator is given those.
-    """
-    net = common.network()
-    inputs = {width: _rows(width) for width in widths}
-    in_a_row: dict[int, list[float]] = {width: [] for width in inputs}
-    in_turn: dict[int, list[float]] = {width: [] for width in inputs}
-    with torch.inference_mode():
-        for width, times in in_a_row.items():
-            began = time.perf_counter()
-            while len(times) < 5 or time.perf_counter() - began < seconds:
-                times.append(_timed(net, inputs[width]))
-        for _ in range(15):
-            for width, times in in_turn.items():
-                times.append(_timed(net, inputs[width]))
-    forward_seconds = {width: statistics.median(times[2:]) for width, times in in_a_row.items()}
-    width = max(forward_seconds, key=lambda width: width / forward_seconds[width])
-    return {
-        "forward_seconds": forward_seconds,
-        "in_turn_seconds": {width: statistics.median(times) for width, times in in_turn.items()},
-        "rows_per_second": width / forward_seconds[width],
-        "width": width,
-    }
-
-
-def _rows(width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-    return torch.randn(width, *common.checkpoint().shape), torch.full((width,), 500.0), common.null_class(width)
-
-
-def _timed(net: Net, rows: tuple[Tensor, Tensor, Tensor | None]) -> float:
-    began = time.perf_counter()
-    net(*rows)
-    return time.perf_counter() - began
-
-
-def bare_apart(*options: str) -> dict[str, Any]:
-    """:func:`bare` in a process of its own, which does nothing else."""
-    command = [sys.executable, "-m", "bench.peers.run", "--bare", *options]
-    told = subprocess.run(
-        command, cwd=ROOT, env={**os.environ, **QUIET}, check=True, stdout=subprocess.PIPE, text=True
-    ).stdout
-    facts: dict[str, Any] = json.loads(told.splitlines()[-1])
-    return facts
-
-
 def visit(peer: Peer, repeat: int, settings: Settings, capacity: float) -> Visit:
     """Everything that one server is put through in one repeat.
 
@@ -144,27 +92,27 @@ def visit(peer: Peer, repeat: int, settings: Settings, capacity: float) -> Visit
     try:
         while todo:
             began = time.monotonic()
-            with running(peer) as target:
+            with running(peer) as server:
                 found.start_seconds = round(time.monotonic() - began, 1)
-                asyncio.run(_put_through(target, todo, found, settings, capacity))
+                asyncio.run(_put_through(server, todo, found, settings, capacity))
     except (StartError, LoadError) as error:
         found.failure = str(error)
     return found
 
 
 async def _put_through(
-    target: Target, todo: list[float | None], found: Visit, settings: Settings, capacity: float
+    server: Running, todo: list[float | None], found: Visit, settings: Settings, capacity: float
 ) -> None:
     """Take loads off ``todo``, None standing for the closed loop, until there are none or one left requests behind."""
     mix = Mix.parse(settings.mix)
-    async with load.connected(target) as client:
+    async with load.connected(server.target) as client:
         if not found.alone:
             alone = await load.alone(client, mix.steps)
             found.alone = {str(steps): round(seconds, 4) for steps, seconds in alone.items()}
         while todo:
             each = todo.pop(0)
             if each is None:
-                found.closed = await _saturated(client, settings)
+                found.closed = await _saturated(server, client, settings)
                 continue
             arrivals = poisson(mix, each * capacity, settings.seconds, 1000 * found.repeat + round(100 * each))
             records = (await load.open_loop(client, arrivals, patience=PATIENCE)).records
@@ -173,16 +121,24 @@ async def _put_through(
                 return
 
 
-async def _saturated(client: load.Client, settings: Settings) -> dict[str, Any]:
-    widest = ("--bare-seconds", "3", "--bare-widths", str(common.CAP))
-    before = await asyncio.to_thread(bare_apart, *widest)
-    busy = await load.closed_loop(client, Mix({STEPS: 1.0}), CLIENTS, settings.saturated_seconds)
-    after = await asyncio.to_thread(bare_apart, *widest)
-    done = sum(record.steps for record in busy.records if record.ok)
+async def _saturated(server: Running, client: load.Client, settings: Settings) -> dict[str, Any]:
+    """The busy server, stopped now and then for a turn of the bare loop, while its clients wait."""
+    bare_rows: list[float] = []
+    stopped = 0.0
+    with bare() as alone:
+        busy = asyncio.create_task(load.closed_loop(client, Mix({STEPS: 1.0}), CLIENTS, settings.saturated_seconds))
+        while not (await asyncio.wait({busy}, timeout=SERVER_SECONDS))[0]:
+            began = time.monotonic()
+            server.stop()
+            bare_rows.append(await asyncio.to_thread(alone.rows_per_second, BARE_SECONDS))
+            server.go_on()
+            stopped += time.monotonic() - began
+    run = busy.result()
+    done = sum(record.steps for record in run.records if record.ok)
     return {
-        "row_steps_per_second": round(done / busy.seconds, 2),
-        "bare_rows_per_second": [round(each["rows_per_second"], 2) for each in (before, after)],
-        "outcomes": outcomes(busy.records),
+        "row_steps_per_second": round(done / (run.seconds - stopped), 2),
+        "bare_rows_per_second": [round(each, 2) for each in bare_rows],
+        "outcomes": outcomes(run.records),
     }
 
 
@@ -314,7 +270,8 @@ def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, 
         if facts["settings"] != plain:
             raise SystemExit(f"{out} was measured with other settings: {facts['settings']}")
     else:
-        alone = bare_apart()
+        with bare() as process:
+            alone = process.line()
         capacity = alone["rows_per_second"] / Mix.parse(settings.mix).mean
         facts = {"settings": plain, "bare": alone, "requests_per_second": capacity}
     facts["versions"] = versions(peers)
@@ -343,16 +300,9 @@ def main() -> None:
     parser.add_argument("--all-loads", action="store_true", help=f"give loads above {CALM} to everybody")
     parser.add_argument("--out", type=Path, default=Path("docs/performance/peers.json"))
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
-    parser.add_argument("--bare", action="store_true", help="only time the network, in this process")
-    parser.add_argument("--bare-seconds", type=float, default=0.3, help="of each width")
-    parser.add_argument("--bare-widths", default=",".join(map(str, range(1, common.CAP + 1))))
     arguments = parser.parse_args()
     # Without a handler the process would be gone before it has stopped its servers.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    if arguments.bare:
-        widths = [int(each) for each in arguments.bare_widths.split(",")]
-        print(json.dumps(bare(arguments.bare_seconds, widths)))
-        return
     names = arguments.peers.split(",")
     if unknown := sorted(set(names) - PEERS.keys()):
         parser.error(f"--peers: no {', '.join(unknown)}; there are {', '.join(PEERS)}")

@@ -124,9 +124,35 @@ PEERS = {
 }
 
 
+@dataclass(frozen=True)
+class Running:
+    """A server that runs.
+
+    Attributes:
+        target: how to ask it.
+        mark: that all its processes bear.
+    """
+
+    target: Target
+    mark: str
+
+    def stop(self) -> None:
+        """Let all of it stand still, with everything that it is about."""
+        self._send(signal.SIGSTOP)
+
+    def go_on(self) -> None:
+        """After :meth:`stop`."""
+        self._send(signal.SIGCONT)
+
+    def _send(self, what: signal.Signals) -> None:
+        for pid in _marked(self.mark):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, what)
+
+
 @contextmanager
-def running(peer: Peer) -> Iterator[Target]:
-    """Start a server, warm it up, and yield how to ask it; at the end every process of it is gone.
+def running(peer: Peer) -> Iterator[Running]:
+    """Start a server and warm it up; at the end every process of it is gone.
 
     Raises:
         StartError: it did not answer within 90 seconds.
@@ -147,7 +173,7 @@ def running(peer: Peer) -> Iterator[Target]:
         )
         try:
             _wait(peer, process, target, log)
-            yield target
+            yield Running(target, mark)
         finally:
             _end(process, mark)
 
