@@ -21,8 +21,8 @@ import torch
 
 from app import operations
 from app.engine.calibration import nets
-from app.engine.engine import Device
 from app.engine.lane import Lane
+from app.engine.worker import Device
 from app.main import create_app
 from app.schemas.requests import SampleRequest
 from app.service import Service
@@ -72,14 +72,14 @@ def bare_forwards(service: Service, count: int) -> Callable[[], None]:
 async def cost_of_a_picture(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
     """Ratios of a picture's time to that of its bare forwards, run just before it; and the times."""
     request = SampleRequest(sampler="ddim", steps=steps, seed=1)
-    engine = service.engine
-    device = engine._device = BeforeEachPicture(engine._device, bare_forwards(service, steps))
+    worker = service.engine.worker
+    device = worker.device = BeforeEachPicture(worker.device, bare_forwards(service, steps))
     ratios, times = [], []
     for _ in range(repeats + 1):
         seconds = await timed(lambda: operations.sample(service, request)) - device.seconds
         ratios.append(seconds / device.seconds)
         times.append(seconds)
-    engine._device = device.device
+    worker.device = device.device
     return ratios[1:], times[1:]
 
 

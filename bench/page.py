@@ -86,7 +86,7 @@ def text(parts: Parts) -> str:
                 for kind, found in ends.items()
             ),
         ),
-        "forward": ", ".join(f"{1e3 * each:.1f}" for each in peers["bare"]["forward_seconds"].values()),
+        "forward": ", ".join(f"{1e3 * each:.1f}" for each in peers["bare"]["in_turn_seconds"].values()),
         "load_low": f"{min(loads):.2f}",
         "load_high": f"{max(loads):.2f}",
         "load_median": f"{statistics.median(loads):.2f}",
@@ -118,7 +118,7 @@ def draw(peers: dict[str, Any], path: Path) -> None:
     """The cumulative distribution of slowdown, measured and predicted, one field for each load."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - takes a second
 
-    forward = peers["bare"]["forward_seconds"]["1"]
+    forward = peers["bare"]["in_turn_seconds"]["1"]
     figure = Figure(figsize=(12, 4.2), layout="constrained")
     fields = figure.subplots(1, len(_loads(peers)), sharey=True, squeeze=False)[0]
     for axes, load in zip(fields, _loads(peers), strict=True):

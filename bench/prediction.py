@@ -78,7 +78,7 @@ def _ends(name: str, requests: list[Request], seconds: dict[int, float]) -> list
 
 def predicted(name: str, load: float, facts: dict[str, Any]) -> dict[str, Any]:
     """As :func:`bench.peers.run.pooled` has it of what was measured: ``slowdown``, and ``latency`` by class."""
-    forward = facts["bare"]["forward_seconds"]["1"]
+    forward = facts["bare"]["in_turn_seconds"]["1"]
     found = latencies(name, load, facts)
     slowdowns = [each / (int(steps) * forward) for steps, these in found.items() for each in these]
     return {"slowdown": spread(slowdowns), "latency": {steps: spread(each) for steps, each in found.items()}}

@@ -25,8 +25,8 @@ from typing import Any
 
 import torch
 
-from app.engine.engine import Device, Engine
 from app.engine.lane import Lane
+from app.engine.worker import Device, Worker
 from app.server import Server, prepared
 from app.settings import Settings
 from bench.peers import common
@@ -53,26 +53,26 @@ class Turn:
 
 
 class InTurns:
-    """Stands between engine and device, and lets the bare loop run between turns of ticks.
+    """Stands between worker and device, and lets the bare loop run between turns of ticks.
 
     Attributes:
         turns: of the server, done; each between two of the bare loop.
         bare: rows a second of the bare loop in its turns, one more.
     """
 
-    def __init__(self, engine: Engine, bare: Callable[[], float]) -> None:
+    def __init__(self, worker: Worker, bare: Callable[[], float]) -> None:
         self.turns: list[Turn] = []
         self.bare: list[float] = []
         self._run_bare = bare
-        self._device: Device = engine._device
-        self._tick = engine._tick
+        self._device: Device = worker.device
+        self._tick = worker.tick
         self._turn = Turn()
         self._began = 0.0
-        engine._device = self
-        engine._tick = self.tick  # type: ignore[method-assign]
+        worker.device = self
+        worker.tick = self.tick  # type: ignore[method-assign]
 
     def tick(self) -> bool:
-        """One of the engine's; every so many of them, the bare loop goes first."""
+        """One of the worker's; every so many of them, the bare loop goes first."""
         if not self.bare or self._turn.ticks == FORWARDS:
             if self.bare:
                 self._turn.seconds = time.perf_counter() - self._began
@@ -96,7 +96,7 @@ class InTurns:
 
 def bare_loop(server: Server, width: int) -> Callable[[], float]:
     """Rows a second of a few forwards in a row, of the network that the server has loaded."""
-    net, inputs = server.service.engine._device.nets.fast, rows(width)  # type: ignore[attr-defined]
+    net, inputs = server.service.engine.worker.device.nets.fast, rows(width)  # type: ignore[attr-defined]
 
     @torch.inference_mode()
     def run() -> float:
@@ -153,7 +153,7 @@ def measure(checkpoint: Path, turns: int) -> InTurns:
         log_level="warning",
     )
     with running(settings) as server, busy(server):
-        found = InTurns(server.service.engine, bare_loop(server, common.CAP))
+        found = InTurns(server.service.engine.worker, bare_loop(server, common.CAP))
         while len(found.turns) < turns:
             time.sleep(0.2)
     return found

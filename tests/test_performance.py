@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import copy
+import itertools
 import json
 
 import pytest
 
 from app.bench.mix import Mix, poisson
-from bench import page, prediction
+from app.engine.lane import Lane
+from bench import page, prediction, saturation
 from bench.claims import claims
 from bench.peers.run import Visit, pooled
 from bench.performance import FOLDER, PARTS
+from tests.engines import FakeDevice, ask, engine_on, plan
 from tests.readme import README
 
 
@@ -124,3 +127,21 @@ def test_turns_are_pooled():
 
 def test_the_readme_shows_the_page():
     assert "docs/performance.md" in README.read_text()
+
+
+def test_saturation_is_taken_between_the_bare_turns_before_and_after():
+    turns = [saturation.Turn(80, 10, 1.0, 0.9), saturation.Turn(80, 10, 2.0, 1.9)]
+    found = saturation.summary(turns, [80.0, 120.0, 80.0])
+    assert found["share"]["median"] == pytest.approx(0.6)  # 80 and 40 rows a second beside 100
+    assert found["served_rows_per_second"] == pytest.approx(160 / 3, abs=0.1)
+    assert (found["rows_per_tick"], found["tick_ms"], found["outside_ticks_ms"]) == (8, 150, 10)
+
+
+async def test_the_bare_loop_goes_between_turns_of_ticks():
+    async with engine_on(FakeDevice()) as engine:
+        calls = itertools.count()
+        turns = saturation.InTurns(engine.worker, lambda: float(next(calls)))
+        await ask(engine, [Lane(plan(10), seed) for seed in range(24)])
+    assert len(turns.turns) >= 2
+    assert all(turn.ticks == saturation.FORWARDS and turn.rows <= 8 * turn.ticks for turn in turns.turns)
+    assert turns.bare[: len(turns.turns) + 1] == list(range(len(turns.turns) + 1))

@@ -155,7 +155,7 @@ def _measured(checkpoint: Checkpoint, device: torch.device, wanted: Wanted) -> C
 
     costs = probe.curve(exact, wanted.max_width, wanted.canonical)
     dtype, error, fast = wanted.dtype or "float32", None, costs
-    if wanted.dtype == "bfloat16" or (wanted.dtype is None and on_cpu and _bfloat16_is_native()):
+    if wanted.dtype == "bfloat16" or (wanted.dtype is None and on_cpu and bfloat16_is_native()):
         halved = folded(layout, torch.bfloat16)
         error = probe.difference(halved, exact)
         times = probe.curve(halved, wanted.max_width, 1)
@@ -257,7 +257,7 @@ def _fastest(seconds: dict[K, Callable[[], float]]) -> K:
     return best if times[usual] >= WORTH * times[best] else usual
 
 
-def _bfloat16_is_native() -> bool:
+def bfloat16_is_native() -> bool:
     """Whether the processor multiplies it, rather than converting forth and back."""
     capable = (getattr(torch.cpu, f"_is_{name}_supported", bool) for name in ("avx512_bf16", "amx_tile"))
     return any(ask() for ask in capable)

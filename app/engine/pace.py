@@ -29,6 +29,10 @@ class Pace:
         self._start = start
         self._own: dict[tuple[bool, int], float] = {}  # of each kind and width, beside ``overall``
 
+    def widths(self, exact: bool) -> Widths:
+        """Of one kind of forward."""
+        return self.forwards.exact if exact else self.forwards.fast
+
     def note(self, exact: bool, width: int, seconds: float) -> None:
         """A tick of this kind and width is over, and took so long."""
         key = (exact and not self._start.shared, width)

@@ -79,8 +79,9 @@ def rows(width: int) -> Rows:
 def line(net: Net, seconds: float) -> dict[str, Any]:
     """The median forward of each width, and the best rows a second.
 
-    Once many of a width in a row, which is the yardstick; and once each width in turn, as in a server that makes
-    forwards of all kinds and whose cache holds what the last one left there. The simulator is given those.
+    Once many of a width in a row, whose best is the capacity; and once each width in turn, as in a server that makes
+    forwards of all kinds and whose cache holds what the last one left there. Those are the yardstick, since no slow
+    moment can weigh on one width alone, and what the simulator is given.
     """
     inputs = {width: rows(width) for width in range(1, common.CAP + 1)}
     in_a_row: dict[int, list[float]] = {width: [] for width in inputs}

@@ -25,11 +25,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from app.bench import load
 from app.bench.command import MIX
 from app.bench.load import LoadError, Record
 from app.bench.mix import Mix, poisson
 from app.bench.report import outcomes, spread
+from app.engine.calibration import bfloat16_is_native
 from bench.peers import common
 from bench.peers.bare import bare
 from bench.peers.table import PEERS, Peer, Running, StartError, running
@@ -158,7 +161,7 @@ def pooled(visits: Sequence[Visit], forward_seconds: float) -> dict[str, Any]:
     """What all visits to each server come to, by load.
 
     Args:
-        forward_seconds: of one row in the bare loop.
+        forward_seconds: of one row, in a bare loop through all widths.
     """
     servers: dict[str, Any] = {}
     for name in dict.fromkeys(visit.server for visit in visits):
@@ -212,7 +215,8 @@ def _rounded(values: dict[str, float]) -> dict[str, float]:
 
 def versions(peers: Sequence[Peer]) -> dict[str, str]:
     """Of everything that matters to the result."""
-    found = {"python": platform.python_version()}
+    native = "with" if bfloat16_is_native() else "without"
+    found = {"cpu": f"{torch.backends.cpu.get_cpu_capability()} {native} bfloat16", "python": platform.python_version()}
     for package in sorted({"torch", "numpy", "httpx", *(name for peer in peers for name in peer.packages)}):
         try:
             found[package] = version(package)
@@ -276,7 +280,6 @@ def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, 
         facts = {"settings": plain, "bare": alone, "requests_per_second": capacity}
     facts["versions"] = versions(peers)
     facts["cores"] = os.cpu_count()
-    forward = facts["bare"]["forward_seconds"]["1"]
     for repeat in range(repeats):
         first = repeat % len(peers)
         for peer in [*peers[first:], *peers[:first]]:
@@ -284,8 +287,9 @@ def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, 
                 continue
             print(f"{peer.name}, repeat {repeat + 1} of {repeats} …", file=sys.stderr, flush=True)
             visits.append(visit(peer, repeat, settings, facts["requests_per_second"]))
-            facts["servers"] = pooled(visits, forward)
             write(out, facts, visits)
+    facts["servers"] = pooled(visits, facts["bare"]["in_turn_seconds"]["1"])
+    write(out, facts, visits)
     return facts
 
 

@@ -106,9 +106,9 @@ def test_measured_on_a_tiny_network(tiny_ckpt, dtype):
 
 def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
     wanted = Wanted(4, 2, threads=1)
-    monkeypatch.setattr(calibration, "_bfloat16_is_native", lambda: False)
+    monkeypatch.setattr(calibration, "bfloat16_is_native", lambda: False)
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
-    monkeypatch.setattr(calibration, "_bfloat16_is_native", lambda: True)
+    monkeypatch.setattr(calibration, "bfloat16_is_native", lambda: True)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.5, 2: 0.9}])
     monkeypatch.setattr(_Probe, "curve", lambda *_: next(curves))
     monkeypatch.setattr(_Probe, "difference", lambda *_: 0.009)

@@ -142,11 +142,11 @@ async def test_a_guided_job_counts_twice_in_the_book():
     async with engine_on(FakeDevice(gated=True)) as engine:
         lanes = [Lane(plan(10), 1, 0, guidance=2.0), Lane(plan(10), 2)]
         job = asyncio.create_task(ask(engine, lanes))
-        await until(lambda: engine._jobs)
+        await until(lambda: engine.worker.jobs)
         assert engine.wait_seconds == pytest.approx(30 * engine.forwards.fast.seconds_per_row)
-        engine._device.gate.release(100)
+        engine.worker.device.gate.release(100)
         await job
-        assert all(rows == 3 for _, rows in engine._observer.forwards[:10])
+        assert all(rows == 3 for _, rows in engine.worker._observer.forwards[:10])
 
 
 async def test_no_room_for_a_single_row_ends_the_engine():

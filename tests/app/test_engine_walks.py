@@ -55,10 +55,10 @@ async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_
     widths = Widths((1, 2, 4, 8), (0.001, 0.0011, 0.0012, 0.0013), (4,))
     async with engine_on(runner, widths) as engine:
         together = await asyncio.gather(*(ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)))
-        shared = len(engine._observer.forwards)
+        shared = len(engine.worker._observer.forwards)
     async with engine_on(runner, widths) as engine:
         alone = [await ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)]
-        rows = sum(rows for _, rows in engine._observer.forwards)
+        rows = sum(rows for _, rows in engine.worker._observer.forwards)
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a.pictures, b.pictures)
     assert shared < rows / 2

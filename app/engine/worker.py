@@ -1,0 +1,181 @@
+"""The device thread: it takes messages, decides tick by tick, advances lanes and tells what became of jobs.
+
+inbox ─ drain ─ schedule ─ advance ─ settle ─ publish ─ drain …
+"""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+
+from app.engine.lane import Job, Lane, Result
+from app.engine.pace import Pace
+from app.engine.runner import OutOfMemoryError
+from app.engine.scheduler import Choice, choose
+from app.engine.ticket import Cancel, Close, Message, Submit
+from app.errors import DeviceMemory, NotFinite, UnstirError
+
+log = logging.getLogger("unstir.engine")
+Outcome = Result | UnstirError
+
+
+class Device(Protocol):
+    """What the engine needs of a runner."""
+
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
+        """One step of every lane; raises OutOfMemoryError with all lanes as they were."""
+
+    def end(self, lane: Lane) -> torch.Tensor:
+        """What a lane came to, [returns, C, H, W] on the CPU; it has done its last step."""
+
+
+class Observer(Protocol):
+    """Who is told what happened; called on the device thread."""
+
+    def forward(self, width: int, rows: int, seconds: float) -> None:
+        """One tick is over."""
+
+    def cancelled(self, seconds: float) -> None:
+        """A job's lanes were let go, so long after that was asked for."""
+
+    def failed(self, kind: str) -> None:
+        """A forward, or what came of it, was no good: oom, nan or exception."""
+
+
+class Worker:
+    """Owns the lanes. Other threads put messages into ``inbox``, and may read ``last_tick`` and what ``pace`` says.
+
+    Attributes:
+        device: that lanes are advanced on.
+        jobs: lanes under way.
+        ended: is set once the thread has ended.
+    """
+
+    def __init__(
+        self,
+        device: Device,
+        pace: Pace,
+        observer: Observer,
+        *,
+        publish: Callable[[Job, Outcome], None],
+        die: Callable[[str], None],
+    ) -> None:
+        """Publish and die are called on this thread: a job's outcome is there; there will be no others, and why."""
+        self.device = device
+        self.pace = pace
+        self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
+        self.jobs: dict[Job, list[Lane]] = {}
+        self.last_tick = time.monotonic()
+        self.ended = threading.Event()
+        self._observer = observer
+        self._publish = publish
+        self._die = die
+
+    def work(self) -> None:
+        """Be the device thread, until told to close."""
+        try:
+            while self.tick():
+                pass
+        except Exception as error:
+            log.exception("the device thread has ended")
+            self._observer.failed("exception")
+            self._die(f"{type(error).__name__}: {error}")
+        finally:
+            self.ended.set()
+
+    def tick(self) -> bool:
+        """Read the inbox and advance some lanes by a step; False once the thread should end."""
+        if not self._drain():
+            return False
+        lanes = [lane for lanes in self.jobs.values() for lane in lanes]
+        choice = choose(lanes, self.pace.forwards, time.monotonic())
+        if self._advance(choice):
+            self._settle(choice.riders)
+        return True
+
+    def _drain(self) -> bool:
+        """Read the inbox empty, blocking on it while there is nothing to do; False once the thread should end."""
+        while True:
+            try:
+                message = self.inbox.get(block=not self.jobs)
+            except queue.Empty:
+                return True
+            self.last_tick = time.monotonic()
+            match message:
+                case Submit(job):
+                    self.jobs[job] = list(job.lanes)
+                    self._refuse_impossible([job])
+                case Cancel(job, since):
+                    self.jobs.pop(job, None)
+                    self._observer.cancelled(self.last_tick - since)
+                case Close():
+                    return False
+
+    def _advance(self, choice: Choice[Lane]) -> bool:
+        began = time.monotonic()
+        riders = choice.riders
+        try:
+            self.device.advance(riders, choice.width, choice.exact)
+        except OutOfMemoryError:
+            self._observer.failed("oom")
+            if not self.pace.halve():
+                raise
+            self._refuse_impossible(list(self.jobs))
+            return False
+        self.last_tick = time.monotonic()
+        seconds = self.last_tick - began
+        for job, lanes in self.jobs.items():
+            for lane in lanes:
+                lane.passed_over += 1
+            if not job.started and any(lane.cursor for lane in lanes):
+                job.started = began
+        for lane in riders:
+            lane.passed_over = 0
+            if lane.job:
+                lane.job.work -= lane.rows
+        self.pace.note(choice.exact, choice.width, seconds)
+        self._observer.forward(choice.width, sum(lane.rows for lane in riders), seconds)
+        return True
+
+    def _settle(self, riders: Iterable[Lane]) -> None:
+        """Answer the jobs whose last lane has ended."""
+        ended = {lane for lane in riders if not lane.remaining}
+        if not ended:
+            return
+        for job, lanes in list(self.jobs.items()):
+            for lane in ended.intersection(lanes):
+                job.ends[job.lanes.index(lane)] = self.device.end(lane)
+                lanes.remove(lane)
+            if not lanes:
+                del self.jobs[job]
+                job.ended = time.monotonic()
+                self._publish(job, self._outcome(job))
+
+    def _outcome(self, job: Job) -> Result | UnstirError:
+        ends = [job.ends[i] for i in range(len(job.lanes))]
+        if not all(end.isfinite().all() for end in ends):
+            self._observer.failed("nan")
+            return NotFinite("the network gave NaN or infinity on this walk; try another seed, or more steps")
+        frames = [lane.frames for lane in job.lanes]
+        return Result(ends, frames, job.started - job.submitted, job.ended - job.started, job.started)
+
+    def _refuse_impossible(self, jobs: Iterable[Job]) -> None:
+        """Fail the jobs that need wider forwards than the device has room for."""
+        for job in jobs:
+            if all(self.pace.widths(lane.exact).least(lane.rows, lane.reproducible) for lane in job.lanes):
+                continue
+            if any(lane.reproducible for lane in job.lanes):
+                detail, remedy = (
+                    "reproducible needs forwards of more rows",
+                    "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH",
+                )
+            else:
+                detail, remedy = "guidance needs 2 rows", "ask without it"
+            del self.jobs[job]
+            self._publish(job, DeviceMemory(f"{detail}, and the device has no room for them; {remedy}"))
