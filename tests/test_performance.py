@@ -137,6 +137,7 @@ def test_saturation_is_taken_between_the_bare_turns_before_and_after():
     assert (found["rows_per_tick"], found["tick_ms"], found["outside_ticks_ms"]) == (8, 150, 10)
 
 
+@pytest.mark.anyio
 async def test_the_bare_loop_goes_between_turns_of_ticks():
     async with engine_on(FakeDevice()) as engine:
         calls = itertools.count()
