@@ -16,6 +16,10 @@ from app.main import create_app
 from app.service import Service
 from app.settings import Settings
 
+# Whoever closes an idle connection first must not be the server: a request that is just being sent would be lost.
+# Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, balancers); uvicorn would for 5.
+KEEP_ALIVE_SECONDS = 75
+
 
 class Server(uvicorn.Server):
     """Drains before it stops: the port stays open, so that /readyz can say why, until accepted work is answered."""
@@ -60,7 +64,14 @@ def prepared(settings: Settings) -> Server:
         server.should_exit = True
 
     app = create_app(settings, on_failure=give_up)
-    config = uvicorn.Config(app, host=settings.host, port=settings.port, log_config=None, access_log=False)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+    )
     server = Server(config)
     server.service = app.state.service
     return server

@@ -260,7 +260,7 @@ def main() -> None:
     if everything or arguments.chaos:
         # Results are forgotten soon, and room is scarce enough that some are refused, too.
         tight = ("--max-queue-seconds", ROOM_SECONDS, "--job-seconds", "5", "--max-jobs", "200")
-        with server("--checkpoint", arguments.checkpoint, *QUIET, *tight) as served:
+        with server("--checkpoint", arguments.checkpoint, "--threads", "1", *QUIET, *tight) as served:
             facts["chaos"] = asyncio.run(chaos(served, arguments.chaos or 10_000, arguments.seed))
     print(json.dumps({**facts, "load_average": round(os.getloadavg()[0], 2)}))
     sys.exit(not all(part["held"] for part in facts.values()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import statistics
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from string import Template
@@ -34,8 +35,8 @@ def text(parts: Parts) -> str:
         "cores": peers["cores"],
         "checkpoint": settings["checkpoint"],
         "mix": _mixed(settings["mix"]),
-        "rate": f"{peers['requests_per_second']:.2f}",
-        "repeats": 1 + max(each["repeat"] for each in peers["visits"]),
+        "rate": _range([round(each, 2) for each in peers["requests_per_second"]]),
+        "repeats": _range(Counter(each["server"] for each in peers["visits"]).values()),
         "seconds": f"{settings['seconds']:g}",
         "claims": _table(
             ("what", "asked", "measured", ""),
@@ -171,6 +172,11 @@ def _alone(alone: dict[str, Any]) -> str:
 
 def _ratio(found: dict[str, float]) -> str:
     return "{median:.2f} ({q1:.2f} to {q3:.2f})".format(**found)
+
+
+def _range(values: Iterable[float]) -> str:
+    low, high = min(values := list(values)), max(values)
+    return f"{low:g}" if low == high else f"{low:g} to {high:g}"
 
 
 def _mixed(mix: str) -> str:

@@ -49,7 +49,7 @@ def latencies(name: str, load: float, facts: dict[str, Any]) -> dict[str, list[f
     found: dict[str, list[float]] = {}
     repeats = {each["repeat"] for each in facts["visits"] if each["server"] == name and str(load) in each["open"]}
     for repeat in sorted(repeats):
-        requests = arrivals(facts["settings"], load, repeat, facts["requests_per_second"])
+        requests = arrivals(facts["settings"], load, repeat, facts["requests_per_second"][repeat])
         for request, ended in zip(requests, _ends(name, requests, seconds), strict=True):
             found.setdefault(str(request.steps), []).append(ended - request.at)
     return found

@@ -57,7 +57,7 @@ def comparison(name, mix="1:1", seconds=(1.0, 1.0)):
     visits = [{"server": name, "repeat": repeat, "open": {"0.5": {}}} for repeat in range(2)]
     return {
         "settings": {"mix": mix, "seconds": 20.0},
-        "requests_per_second": 1.0,
+        "requests_per_second": [1.0, 1.0],
         "bare": {"in_turn_seconds": {str(width + 1): each for width, each in enumerate(seconds)}},
         "visits": visits,
     }

@@ -42,6 +42,7 @@ DEEP = ("unstir", "litserve_loop", "mosec")  # are given the others, too
 PATIENCE = 60.0  # seconds after the last request, from when on its client waits no longer
 CLIENTS, STEPS = 16, 50  # of the closed loop, which keeps every server busy
 SERVER_SECONDS, BARE_SECONDS = 3.0, 1.5  # of each turn meanwhile
+CAPACITY_SECONDS = 30.0  # before each repeat: a shared machine's pace changes within seconds, and within hours
 
 
 @dataclass(frozen=True)
@@ -275,18 +276,20 @@ def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, 
             raise SystemExit(f"{out} was measured with other settings: {facts['settings']}")
     else:
         with bare() as process:
-            alone = process.line()
-        capacity = alone["rows_per_second"] / Mix.parse(settings.mix).mean
-        facts = {"settings": plain, "bare": alone, "requests_per_second": capacity}
+            facts = {"settings": plain, "bare": process.line(), "requests_per_second": []}
     facts["versions"] = versions(peers)
     facts["cores"] = os.cpu_count()
+    capacities: list[float] = facts["requests_per_second"]
     for repeat in range(repeats):
+        if len(capacities) <= repeat:
+            with bare() as process:
+                capacities.append(process.rows_per_second(CAPACITY_SECONDS) / Mix.parse(settings.mix).mean)
         first = repeat % len(peers)
         for peer in [*peers[first:], *peers[:first]]:
             if any((each.server, each.repeat) == (peer.name, repeat) for each in visits):
                 continue
             print(f"{peer.name}, repeat {repeat + 1} of {repeats} …", file=sys.stderr, flush=True)
-            visits.append(visit(peer, repeat, settings, facts["requests_per_second"]))
+            visits.append(visit(peer, repeat, settings, capacities[repeat]))
             write(out, facts, visits)
     facts["servers"] = pooled(visits, facts["bare"]["in_turn_seconds"]["1"])
     write(out, facts, visits)

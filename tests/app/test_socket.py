@@ -132,6 +132,15 @@ def test_a_second_signal_stops_at_once(tiny):
     assert (outcomes[0].status_code, outcomes[0].json()["code"]) == (503, "draining")
 
 
+def test_idle_connections_are_not_the_servers_to_close(tiny):
+    """A client that keeps one for 5 s, as most do, may be sending just as the server closes it."""
+    with server(tiny) as (_, client, _), socket.create_connection((client.base_url.host, client.base_url.port)) as idle:
+        for pause in (6.0, 0.0):
+            idle.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
+            assert idle.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            time.sleep(pause)
+
+
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
