@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.client
 import json
 import re
 import signal
@@ -134,11 +135,16 @@ def test_a_second_signal_stops_at_once(tiny):
 
 def test_idle_connections_are_not_the_servers_to_close(tiny):
     """A client that keeps one for 5 s, as most do, may be sending just as the server closes it."""
-    with server(tiny) as (_, client, _), socket.create_connection((client.base_url.host, client.base_url.port)) as idle:
+    with server(tiny) as (_, client, _):
+        idle = http.client.HTTPConnection(client.base_url.host, client.base_url.port)
+        idle.connect()
+        first = idle.sock
         for pause in (6.0, 0.0):
-            idle.sendall(b"GET /healthz HTTP/1.1\r\nhost: here\r\n\r\n")
-            assert idle.recv(1 << 16).startswith(b"HTTP/1.1 200")
+            idle.request("GET", "/healthz")
+            assert idle.getresponse().read() == b'{"status":"alive"}'
             time.sleep(pause)
+        assert idle.sock is first  # it would have opened another by itself
+        idle.close()
 
 
 @pytest.mark.parametrize(
