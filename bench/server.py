@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import signal
 import socket
 import subprocess
 import sys
@@ -38,14 +37,6 @@ class Served:
     def pid(self) -> int:
         """Of its process."""
         return self.process.pid
-
-    def stop(self) -> None:
-        """Let it stand still, with everything that it is about."""
-        os.kill(self.pid, signal.SIGSTOP)
-
-    def go_on(self) -> None:
-        """After :meth:`stop`."""
-        os.kill(self.pid, signal.SIGCONT)
 
     def metric(self, name: str) -> float:
         """The sum of ``unstir_<name>`` over its labels, now."""
