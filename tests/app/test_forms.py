@@ -14,6 +14,15 @@ pytestmark = pytest.mark.anyio
 PNG = saved(Image.fromarray(np.random.default_rng(0).integers(0, 256, (8, 8), np.uint8)), "PNG")
 
 
+@pytest.fixture
+async def client(client):
+    """Whatever it was sent, it is ready afterwards and answers what is good."""
+    yield client
+    assert (await client.get("/readyz")).status_code == 200
+    response = await client.post("/invert", data={"steps": "2", "check": "false"}, files={"image": ("a.png", PNG)})
+    assert response.status_code == 200, response.text
+
+
 async def raw_form(client, path: str, *parts: tuple[str, bytes], end: bytes = b"--x--\r\n"):
     lines = [b"--x\r\nContent-Disposition: form-data; %b\r\n\r\n%b\r\n" % (kind.encode(), body) for kind, body in parts]
     headers = {"content-type": "multipart/form-data; boundary=x"}
