@@ -32,7 +32,7 @@ from bench.uploads import resident
 
 GAUGES = ("requests_waiting", "requests_running", "rows_waiting", "rows_running", "estimated_wait_seconds")
 QUIET = ("--log-level", "warning")
-ROOM_SECONDS = "4"
+ROOM_SECONDS = "8"
 BROKEN: list[tuple[str, Any, int]] = [
     ("/sample", {"steps": 0}, 422),
     ("/sample", {"sampler": "magic"}, 422),

@@ -37,7 +37,10 @@ def text(parts: Parts) -> str:
         "mix": _mixed(settings["mix"]),
         "rate": _range([round(each, 2) for each in peers["requests_per_second"]]),
         "repeats": _range(Counter(each["server"] for each in peers["visits"]).values()),
-        "seconds": f"{settings['seconds']:g}",
+        "seconds": ", ".join(
+            f"{seconds:g} s at {percent(load)}"
+            for load, seconds in zip(settings["loads"], settings["seconds"], strict=True)
+        ),
         "claims": _table(
             ("what", "asked", "measured", ""),
             ((*claim[:3], "met" if claim.met else "**not met**") for claim in claims(parts)),

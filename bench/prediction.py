@@ -36,7 +36,8 @@ class AnsweredTogether(RequestLevel):
 def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_second: float) -> list[Request]:
     """Those of :func:`bench.peers.run.visit`."""
     seed = 1000 * repeat + round(100 * load)
-    found = poisson(Mix.parse(settings["mix"]), load * requests_per_second, settings["seconds"], seed)
+    seconds = dict(zip(settings["loads"], settings["seconds"], strict=True))[load]
+    found = poisson(Mix.parse(settings["mix"]), load * requests_per_second, seconds, seed)
     return [Request(arrival.at, arrival.steps) for arrival in found]
 
 

@@ -43,16 +43,17 @@ def advance(
     """
     slots, channels = state.shape[1:3]
     at = Columns(slots)
+    # By column: whether a row uses it, whether it is 1 for all, and tensors [B, 1, 1, 1]; or the same numbers thrice.
     used: Any
     ones: Any
-    coef: Sequence[Any]  # K tensors [B, 1, 1, 1], or K numbers
+    coef: Any
     if len(rows) == 1 or (rows == rows[0]).all():
         # One picture, or pictures in step: plain numbers give the same bits with fewer operations.
         used = ones = coef = rows[0].tolist()
         t = torch.full((len(rows),), used[at.T], dtype=state.dtype, device=state.device)
     else:
-        used, ones = np.any(rows, axis=0), np.where(np.all(rows == 1, axis=0), 1, 0)
-        coef = torch.tensor(rows, dtype=state.dtype).to(state.device)[..., None, None, None].unbind(1)  # [B, 1, 1, 1]
+        used, ones = rows.any(axis=0).tolist(), (rows == 1).all(axis=0).tolist()
+        coef = torch.from_numpy(rows.T.copy()).to(state.device, state.dtype)[..., None, None, None]
         t = coef[at.T].flatten()
 
     def total(terms: Sequence[tuple[int, Tensor]]) -> Tensor:
@@ -98,7 +99,7 @@ def _guarded(after: Tensor, before: Tensor, rows: np.ndarray) -> Tensor:
     return after
 
 
-def _clip(x_0: Tensor, rows: np.ndarray, coef: Sequence[Any], used: Any) -> Tensor:
+def _clip(x_0: Tensor, rows: np.ndarray, coef: Any, used: Any) -> Tensor:
     """Clamp each row to its own limit, and threshold those that ask for it by their own quantile."""
     at = Columns
     limits = rows[:, at.LIMIT].tolist()

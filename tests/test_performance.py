@@ -56,7 +56,7 @@ def comparison(name, mix="1:1", seconds=(1.0, 1.0)):
     """What prediction reads of a comparison, of two repeats at one load."""
     visits = [{"server": name, "repeat": repeat, "open": {"0.5": {}}} for repeat in range(2)]
     return {
-        "settings": {"mix": mix, "seconds": 20.0},
+        "settings": {"mix": mix, "loads": [0.5], "seconds": [20.0]},
         "requests_per_second": [1.0, 1.0],
         "bare": {"in_turn_seconds": {str(width + 1): each for width, each in enumerate(seconds)}},
         "visits": visits,

@@ -5,7 +5,7 @@ long lane ride along slows every short one; where it hardly grows, everybody sho
 the prefix of that order is taken that earns the most value per second of the measured forward:
 
     merit of lane i = slowdown_i^AGEING / work_i             slowdown = 1 + (now - since) / (total · seconds per row)
-    value of lane i = merit_i / greatest merit + PRESSURE · √(rows waiting / cap)
+    value of lane i = merit_i / greatest merit + PRESSURE · (rows waiting / cap)^¾
 
 where work is what the lane's whole job still needs and total what it needed when it came. The first term favours jobs
 near their end and those that were slowed most; the second shades into full width as lanes pile up.
@@ -24,10 +24,11 @@ from typing import Generic, Protocol, TypeAlias, TypeVar
 
 # All of these were chosen with ``unstir simulate`` on 10/20/100 steps (60/30/10 %) at loads of 60, 90 and 120 %, over
 # three lines of forward times, two of them of CPUs and one of a card.
-# The greater, the wider forwards are: long jobs gain, short ones lose. On the CPUs at 60 %, 2 makes p95 of 10 steps 6
-# to 11 % shorter and that of 100 steps 14 % longer, and p99 slowdown at 90 %, which is no worse than shortest remaining
-# first at full width, 18 to 22 % more; 4.5 takes 4 to 6 % off that p99, for 3 to 8 % more of the mean. Pressure in
-# proportion to the rows that wait (4 · rows / cap) costs 4 to 7 % of the mean at 90 %.
+# The greater, the wider forwards are: long jobs gain, short ones lose. On the CPUs at 60 %, 2 makes p95 of 10 steps 5
+# to 11 % shorter and that of 100 steps 9 to 14 % longer, and p99 slowdown at 90 %, which is no worse than shortest
+# remaining first at full width, 15 to 27 % more; 3.5 takes 1 to 7 % off that p99, for 1 to 4 % more of the mean.
+# With √(rows / cap) the mean at 60 % is 1 to 5 % more, p95 of 10 steps up to 4 % more, and that of 100 steps 1 to 5 %
+# less; in proportion to rows / cap, p95 of 100 steps is another 1 to 8 % more, and the mean at 90 % 0 to 2 %.
 PRESSURE = 3.0
 # 0 is the shortest job first. ¼ takes 1 % off p99 slowdown at 90 and 120 %, for as much or twice that of the mean; ½
 # takes off 1 to 2 % more, but costs another tenth of the mean at 120 %.
@@ -265,7 +266,7 @@ class _Pace:
 def _add_options(options: list[_Option[L]], order: list[_Ranked[L]], widths: Widths, now: float) -> None:
     """Add what one kind of forward could do for the lanes that may ride in it."""
     greatest = max((ranked[4] for ranked in order), default=0.0) or 1.0
-    pressure = PRESSURE * math.sqrt(sum(ranked[-1].rows for ranked in order) / widths.cap)
+    pressure = PRESSURE * (sum(ranked[-1].rows for ranked in order) / widths.cap) ** 0.75
     ordinary = order
     # Reproducible lanes fix the width; others may join them. Or ordinary lanes ride alone, as wide as pays.
     if any(ranked[-1].reproducible for ranked in order):

@@ -51,13 +51,14 @@ class Settings:
 
     Attributes:
         loads: as fractions of the bare network's capacity.
+        seconds: of each load; more of the first, whose tails are compared class by class, and long requests are few.
         all_loads: give every server all of them.
     """
 
     loads: tuple[float, ...] = (0.6, 0.9, 1.2)
-    seconds: float = 60.0
+    seconds: tuple[float, ...] = (120.0, 60.0, 60.0)
     mix: str = MIX
-    saturated_seconds: float = 40.0
+    saturated_seconds: float = 60.0
     all_loads: bool = False
     checkpoint: str = ""
 
@@ -118,7 +119,8 @@ async def _put_through(
             if each is None:
                 found.closed = await _saturated(server, client, settings)
                 continue
-            arrivals = poisson(mix, each * capacity, settings.seconds, 1000 * found.repeat + round(100 * each))
+            seconds = dict(zip(settings.loads, settings.seconds, strict=True))[each]
+            arrivals = poisson(mix, each * capacity, seconds, 1000 * found.repeat + round(100 * each))
             records = (await load.open_loop(client, arrivals, patience=PATIENCE)).records
             found.open[str(each)] = _facts(records)
             if any(record.unanswered for record in records):
@@ -299,7 +301,7 @@ def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--seconds", type=float, default=Settings.seconds, help="of each load")
+    parser.add_argument("--seconds", default=",".join(map(str, Settings.seconds)), help="of each load")
     parser.add_argument("--saturated-seconds", type=float, default=Settings.saturated_seconds)
     parser.add_argument("--loads", default=",".join(map(str, Settings.loads)), help="fractions of the bare capacity")
     parser.add_argument("--mix", default=MIX)
@@ -313,9 +315,12 @@ def main() -> None:
     names = arguments.peers.split(",")
     if unknown := sorted(set(names) - PEERS.keys()):
         parser.error(f"--peers: no {', '.join(unknown)}; there are {', '.join(PEERS)}")
+    loads, seconds = (tuple(map(float, each.split(","))) for each in (arguments.loads, arguments.seconds))
+    if len(loads) != len(seconds):
+        parser.error("--seconds: as many as there are --loads")
     settings = Settings(
-        tuple(float(each) for each in arguments.loads.split(",")),
-        arguments.seconds,
+        loads,
+        seconds,
         str(Mix.parse(arguments.mix)),
         arguments.saturated_seconds,
         arguments.all_loads,
