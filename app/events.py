@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -23,6 +24,7 @@ from app.visits import Visit
 from model import pictures
 
 EVERY = 0.1  # seconds between two looks
+QUIET = 15.0  # seconds without news after which a comment is sent, so that proxies do not take the stream for dead
 PREVIEWS = 8
 
 
@@ -30,6 +32,7 @@ async def told(visit: Visit, ticket: Ticket, request_id: str) -> AsyncIterator[b
     """The events of a visit that has its place, from now on."""
     engine = visit.service.engine
     seen: tuple[int, int] | None = None
+    spoke = time.monotonic()
     answer = asyncio.ensure_future(visit.reply(formats.JSON))
     try:
         queued = {"position": engine.position(ticket), "eta_ms": round(engine.seconds_left(ticket) * 1e3)}
@@ -45,7 +48,10 @@ async def told(visit: Visit, ticket: Ticket, request_id: str) -> AsyncIterator[b
                     png = await run_in_threadpool(lambda x: pictures.png(pictures.to_uint8(x)), frames[latest])
                     event["preview"] = base64_of(png)
                 yield _event("step", event)
-                seen = done, latest
+                seen, spoke = (done, latest), time.monotonic()
+            elif time.monotonic() - spoke > QUIET:
+                yield b": waiting\n\n"
+                spoke = time.monotonic()
         try:
             reply = answer.result()
         except UnstirError as error:

@@ -68,6 +68,7 @@ class Jobs:
                 f"{len(self._kept)} jobs are under way, and no more are kept; try again later", retry_after=1
             )
         self._kept[job.id] = job
+        job.visit.task.add_done_callback(lambda _: self._unless_failed(job))
         if job.key is not None:
             self._keyed[job.key] = job
 
@@ -95,10 +96,13 @@ class Jobs:
             return None
         if job.digest != digest:
             raise KeyReused(f"Idempotency-Key = {key[:64]}: it came with another request before; take a new key")
+        self._unless_failed(job)
+        return self._keyed.get(key)
+
+    def _unless_failed(self, job: Job) -> None:
+        """Only asynchronous jobs are kept to tell of their failure; an answer under a key may be asked for again."""
         if job.state in ("failed", "cancelled") and not job.asynchronous:
             self.forget(job)
-            return None
-        return job
 
     def forget(self, job: Job) -> None:
         """Let it go; if it is under way, nobody can ask about it any more."""
@@ -113,13 +117,18 @@ class Jobs:
         return len(self._kept), sum(job.size for job in self._kept.values())
 
     def _tidy(self, room: int = 0) -> None:
-        """Forget what is too old, then the oldest that are done while there are too many or they are too large."""
+        """Forget what is too old, then the oldest that are done while there are too many or they are too large.
+
+        However large the newest is by itself, it stays: somebody has waited for it.
+        """
         now = time.monotonic()
         done = [job for job in self._kept.values() if job.visit.task.done()]
+        done.sort(key=lambda job: job.visit.ended or 0.0)
         total = sum(job.size for job in done)
-        for job in sorted(done, key=lambda job: job.visit.ended or 0.0):
+        for job in done:
             old = now - (job.visit.ended or now) > self._settings.job_seconds
-            crowded = len(self._kept) + room > self._settings.max_jobs or total > self._settings.max_job_bytes
+            heavy = total > self._settings.max_job_bytes and job is not done[-1]
+            crowded = len(self._kept) + room > self._settings.max_jobs or heavy
             if not old and not crowded:
                 break
             self.forget(job)

@@ -137,12 +137,12 @@ async def _promised(service: Service, jobs: Jobs, job: Job, headers: dict[str, s
     """202, once it has its place."""
     if not job.asynchronous:
         job.asynchronous = True
-    job.visit.keep()
     try:
         await job.visit.accepted()
     except (UnstirError, asyncio.CancelledError):
         jobs.forget(job)
         raise
+    job.visit.keep()
     headers = {"Location": f"/jobs/{job.id}", "Preference-Applied": "respond-async", **headers}
     return JSONResponse(_described(service, job).model_dump(mode="json", exclude_none=True), 202, headers=headers)
 

@@ -19,6 +19,7 @@ from app.settings import Settings
 # Whoever closes an idle connection first must not be the server: a request that is just being sent would be lost.
 # Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, balancers); uvicorn would for 5.
 KEEP_ALIVE_SECONDS = 75
+LINGER_SECONDS = 5  # for answers on their way, once no work is left; a client that does not read must not hold us up
 
 
 class Server(uvicorn.Server):
@@ -71,6 +72,7 @@ def prepared(settings: Settings) -> Server:
         log_config=None,
         access_log=False,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=LINGER_SECONDS,
     )
     server = Server(config)
     server.service = app.state.service

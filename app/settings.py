@@ -74,7 +74,9 @@ class Settings(BaseSettings):
         description="How long results of asynchronous jobs, and answers under an Idempotency-Key, are kept.",
     )
     max_jobs: int = Field(1024, ge=1, description="Most of them that are kept; the oldest that are done go first.")
-    max_job_bytes: int = Field(64 << 20, ge=1 << 20, description="Most memory that the results kept may take.")
+    max_job_bytes: int = Field(
+        64 << 20, ge=1 << 20, description="Most memory that the results kept may take; the newest stays, however large."
+    )
     max_lanes: int = Field(4096, ge=1, description="Most pictures in flight at once; bounds the memory that they take.")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="Largest request body; larger ones get 413.")
     max_pixels: int = Field(

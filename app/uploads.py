@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import math
-from functools import partial
 
 import anyio
 import numpy as np
@@ -29,7 +29,17 @@ async def picture(service: Service, name: str, content: bytes, fit: Fit) -> Tens
         InvalidField: it is none, or has another size.
         PictureTooLarge: it has too many pixels.
     """
-    return await anyio.to_thread.run_sync(partial(read_picture, service, name, content, fit), limiter=service.decoders)
+    place = object()
+    await service.decoders.acquire_on_behalf_of(place)
+    decoding = asyncio.ensure_future(anyio.to_thread.run_sync(read_picture, service, name, content, fit))
+
+    def leave(done: asyncio.Future[Tensor]) -> None:
+        service.decoders.release_on_behalf_of(place)
+        _ = done.cancelled() or done.exception()  # whoever asked may be gone
+
+    decoding.add_done_callback(leave)
+    # A thread cannot be stopped: if the client goes, the place is taken until it is done.
+    return await asyncio.shield(decoding)
 
 
 def read_picture(service: Service, name: str, content: bytes, fit: Fit) -> Tensor:

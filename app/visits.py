@@ -62,12 +62,15 @@ class Visit:
             UnstirError: it was refused.
         """
         placed = asyncio.ensure_future(self.caller.placed.wait())
+        self._waiting += 1
         try:
             await asyncio.wait({placed, self.task}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            self.cancel()
+            if self._waiting == 1:
+                self.cancel()
             raise
         finally:
+            self._waiting -= 1
             placed.cancel()
         if not self.caller.placed.is_set():
             self.task.result()
@@ -88,6 +91,8 @@ class Visit:
         except asyncio.CancelledError:
             if self._cancelled_by is not None:
                 raise self._cancelled_by from None
+            if self.task.cancelled():  # by somebody else who waited for it
+                raise Cancelled("it was cancelled before it was done; ask for it anew") from None
             raise
         finally:
             self._waiting -= 1

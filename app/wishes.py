@@ -44,21 +44,19 @@ class Wishes:
             InvalidHeader: naming the header, its value and the remedy.
         """
         timeout, key = headers.get("x-request-timeout-ms"), headers.get("idempotency-key")
-        if timeout is not None and not (
-            timeout.isascii() and timeout.isdecimal() and 0 < int(timeout[:12]) <= LONGEST_MS
-        ):
+        if timeout is not None and not 0 < _whole(timeout) <= LONGEST_MS:
             raise InvalidHeader(f"X-Request-Timeout-Ms = {timeout[:40]!r}: send whole milliseconds, 1 to {LONGEST_MS}")
         if key is not None and not _KEY.fullmatch(key):
             raise InvalidHeader(
                 f"Idempotency-Key = {key[:40]!r}: send 1 to 200 printable characters, a UUID for instance"
             )
         urgency = _URGENCY.search(headers.get("priority", ""))
-        if urgency and int(urgency[1][:4]) > 7:
+        if urgency and not 0 <= _whole(urgency[1]) <= 7:
             raise InvalidHeader(f"Priority = {headers['priority'][:40]!r}: u goes from 0, the most urgent, to 7")
         preferences = {part.strip().lower() for part in headers.get("prefer", "").split(",")}
         return cls(
-            seconds=int(timeout) / 1e3 if timeout else None,
-            priority=ORDINARY - int(urgency[1]) if urgency else 0,
+            seconds=_whole(timeout) / 1e3 if timeout else None,
+            priority=ORDINARY - _whole(urgency[1]) if urgency else 0,
             key=key,
             asynchronous="respond-async" in preferences,
         )
@@ -73,6 +71,12 @@ class Wishes:
             sender=f"{host} {self.key or digest}",
             endpoint=request.url.path,
         )
+
+
+def _whole(text: str) -> int:
+    """The number that these ASCII digits are; -1 for anything else, and for more of them than any header may need."""
+    digits = text.lstrip("0")
+    return int(digits or "0") if text and len(digits) <= 12 and text.isascii() and text.isdecimal() else -1
 
 
 def digest_of(path: str, body: BaseModel) -> str:

@@ -39,7 +39,11 @@ class Admission:
         self.max_seconds = max_seconds
         self.promises: list[Promise] = []  # in the order of their times
 
-    def admit(self, seconds: float, waiting: float, now: float, sender: str | None) -> None:
+    def kept(self, now: float) -> int:
+        """How many promises may still be claimed."""
+        return sum(promise.due > now - GRACE for promise in self.promises)
+
+    def admit(self, seconds: float, waiting: float, now: float, sender: str | None, *, claim: bool = True) -> None:
         """Let work in, or refuse it.
 
         It is let in while the work ahead of it takes at most ``max_seconds``, however large it is itself.
@@ -48,6 +52,7 @@ class Admission:
             seconds: of work that is asked for.
             waiting: seconds of work that were let in and are not done.
             sender: as :class:`app.engine.ticket.Terms` has it; None is promised nothing.
+            claim: whether a place that was promised is taken; not if the work must be refused for other reasons.
 
         Raises:
             Overloaded: with the whole seconds after which it will be let in.
@@ -55,7 +60,8 @@ class Admission:
         self.promises = [promise for promise in self.promises if promise.due > now - GRACE]
         kept = next((promise for promise in self.promises if promise.sender == sender and promise.due <= now), None)
         if kept is not None:
-            self.promises.remove(kept)
+            if claim:
+                self.promises.remove(kept)
             return
         ahead, fits = waiting, waiting <= self.max_seconds
         for promise in self.promises:  # what each of them would find ahead, if this one were let in

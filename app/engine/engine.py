@@ -26,6 +26,8 @@ from app.engine.worker import Device, Observer, Outcome, Worker
 from app.errors import Draining, EngineDead, Overloaded
 
 STALL_SECONDS = 30.0
+CLOSE_SECONDS = 5.0  # that a forward may take to end when the process stops
+STOPPED = "the process stopped before this was done; ask another replica"
 
 
 class Engine:
@@ -34,7 +36,7 @@ class Engine:
     def __init__(
         self, device: Device, forwards: Forwards, *, max_queue_seconds: float, max_lanes: int, observer: Observer
     ) -> None:
-        self.draining = False
+        self.draining = self._closed = False
         self.failure: str | None = None
         self._pace = Pace(forwards)
         self.worker = Worker(
@@ -53,8 +55,14 @@ class Engine:
         """Name the running event loop as the one that awaits results; some thread must :meth:`work`."""
         self._loop = asyncio.get_running_loop()
 
-    def reserve(self, lanes: int, row_steps: int, *, exact: bool = False, terms: Terms | None = None) -> Ticket:
+    def reserve(
+        self, lanes: int, row_steps: int, *, steps: int | None = None, exact: bool = False, terms: Terms | None = None
+    ) -> Ticket:
         """Take a place for ``lanes`` pictures at once and ``row_steps`` rows of forwards in all, or refuse at once.
+
+        Args:
+            steps: forwards that it needs one after another, whatever company they have; by default as if all lanes
+                were alike, of one row.
 
         Raises:
             EngineDead, Draining: nothing is accepted any more.
@@ -62,25 +70,31 @@ class Engine:
             Overloaded: with the seconds after which there will be a place.
         """
         terms = terms or Terms()
-        if self.failure:
-            raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
+        self._check_alive()
         if self.draining:
             raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
         now = time.monotonic()
         widths = self._pace.widths(exact)
         seconds = row_steps * widths.seconds_per_row
         if (deadline := terms.deadline) is not None:
-            in_turn = row_steps / lanes * widths.seconds[0]
+            in_turn = (row_steps / lanes if steps is None else steps) * widths.seconds[0]
             check_deadline(max(seconds, in_turn), lambda: self._due_before(deadline, terms.priority), deadline - now)
         wait = self.wait_seconds
-        self._admission.admit(seconds, wait, now, terms.sender)
         held = sum(ticket.lanes for ticket in self._tickets)
-        if held and held + lanes > self._max_lanes:
+        crowded = held > 0 and held + lanes > self._max_lanes
+        self._admission.admit(seconds, wait, now, terms.sender, claim=not crowded)
+        if crowded:
             raise Overloaded(
                 f"{held} pictures are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
                 retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
         return Ticket(self._tickets, self._run, lanes, row_steps, exact, terms)
+
+    def _check_alive(self) -> None:
+        if self.failure:
+            raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
+        if self._closed:
+            raise Draining(STOPPED, retry_after=5)
 
     @property
     def forwards(self) -> Forwards:
@@ -106,8 +120,7 @@ class Engine:
         )
 
     async def _run(self, job: Job) -> Result:
-        if self.failure:
-            raise EngineDead(f"the engine has failed: {self.failure}; the process must be restarted")
+        self._check_alive()
         job.submitted = time.monotonic()
         self._futures[job] = self._loop.create_future()
         self.worker.inbox.put(Submit(job))
@@ -128,8 +141,9 @@ class Engine:
     def lanes(self) -> tuple[int, int]:
         """(pictures that have not begun, pictures under way)."""
         jobs = [ticket.job for ticket in self._tickets if ticket.job is not None]
-        running = sum(0 < lane.cursor < lane.plan.nfe for job in jobs for lane in job.lanes)
-        done = sum(lane.cursor == lane.plan.nfe for job in jobs for lane in job.lanes)
+        steps = [(lane.cursor, lane.plan.nfe) for job in jobs for lane in job.lanes]  # the device thread moves them
+        running = sum(0 < cursor < nfe for cursor, nfe in steps)
+        done = sum(cursor == nfe for cursor, nfe in steps)
         return sum(ticket.lanes for ticket in self._tickets) - running - done, running
 
     @property
@@ -140,7 +154,7 @@ class Engine:
     @property
     def promised(self) -> int:
         """Requests that were refused, and for which a place is kept."""
-        return len(self._admission.promises)
+        return self._admission.kept(time.monotonic())
 
     def position(self, ticket: Ticket) -> int:
         """How many requests of less remaining work are ahead of one that has not begun: about its place in line."""
@@ -164,7 +178,7 @@ class Engine:
             return "draining: accepted work is being finished, nothing new is taken"
         idle = time.monotonic() - self.worker.last_tick
         widest = max(self.forwards.fast.seconds[-1], self.forwards.exact.seconds[-1])
-        if sum(self.lanes) and idle > STALL_SECONDS + 20 * widest:
+        if self._futures and idle > STALL_SECONDS + 20 * widest:
             return f"stalled: work is waiting and no forward has ended for {idle:.0f} s"
         return None
 
@@ -177,14 +191,15 @@ class Engine:
         return len(self._tickets)
 
     def close(self) -> None:
-        """End the device thread after the tick under way; requests still waiting are told so. Can be called again."""
-        self.worker.inbox.put(Close())
-        self.worker.ended.wait()
-        self.failure = self.failure or "it was closed"
+        """Tell requests still waiting that they will not be done, and end the device thread after the tick under way.
+
+        A device that hangs is not waited for any longer than ``CLOSE_SECONDS``. Can be called again.
+        """
+        self.draining = self._closed = True
         for job in list(self._futures):
-            self._complete(
-                job, Draining("the process stopped before this was done; ask another replica", retry_after=5)
-            )
+            self._complete(job, Draining(STOPPED, retry_after=5))
+        self.worker.inbox.put(Close())
+        self.worker.ended.wait(CLOSE_SECONDS)
 
     def _complete(self, job: Job, outcome: Outcome) -> None:
         future = self._futures.get(job)

@@ -60,6 +60,10 @@ class Lane:
     def __post_init__(self) -> None:
         self.exact |= self.reproducible
 
+    def let_go(self) -> None:
+        """Give up what takes memory; it will not advance any more."""
+        self.state = self.generator = self.noise = self.start = None
+
     @property
     def work(self) -> int:
         """Row-steps that the whole job still needs."""

@@ -114,5 +114,5 @@ class Runner:
         """A finished lane's first slots, float32 [returns, C, H, W] on the CPU; the lane gives up its state."""
         assert lane.state is not None, "This is a bug: a lane ended before it began."
         slots = lane.state[: lane.returns].float().cpu().clone()
-        lane.state = lane.generator = lane.start = None
+        lane.let_go()
         return slots

@@ -112,10 +112,15 @@ class Worker:
                     self.jobs[job] = list(job.lanes)
                     self._refuse_impossible([job])
                 case Cancel(job, since):
-                    self.jobs.pop(job, None)
+                    self._drop(job)
                     self._observer.cancelled(self.last_tick - since)
                 case Close():
                     return False
+
+    def _drop(self, job: Job) -> None:
+        """It may be kept for long by whoever asked for it; its states must not be."""
+        for lane in self.jobs.pop(job, ()):
+            lane.let_go()
 
     def _advance(self, choice: Choice[Lane]) -> bool:
         began = time.monotonic()
@@ -177,5 +182,5 @@ class Worker:
                 )
             else:
                 detail, remedy = "guidance needs 2 rows", "ask without it"
-            del self.jobs[job]
+            self._drop(job)
             self._publish(job, DeviceMemory(f"{detail}, and the device has no room for them; {remedy}"))

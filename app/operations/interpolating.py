@@ -75,7 +75,9 @@ async def interpolate(service: Service, request: InterpolateRequest, caller: Cal
     upward = pictures_in * up.nfe if up else 0
     exact = any(end.exact for end in given)
     in_all, at_once = count * walk.nfe + upward, max(count, pictures_in)
-    with placed(service, caller, at_once, in_all, exact=exact or request.reproducible) as ticket:
+    in_turn = walk.plan.nfe + (up.nfe if up else 0)
+    exact = exact or request.reproducible
+    with placed(service, caller, at_once, in_all, steps=in_turn, exact=exact) as ticket:
         given, encoding = await ends.encoded(service, ticket, walk, given, indices)
         frames = await anyio.to_thread.run_sync(
             _between, request, [whole(end.slots) for end in given if end.slots is not None]

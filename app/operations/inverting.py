@@ -114,7 +114,8 @@ async def invert(service: Service, request: InvertRequest, caller: Caller | None
     )
     walk = resolve(service, decode, paired=method.slots == 2)
 
-    with placed(service, caller, 1, plan.nfe + request.check * walk.nfe, exact=True) as ticket:
+    in_all = plan.nfe + request.check * walk.nfe
+    with placed(service, caller, 1, in_all, steps=in_all, exact=True) as ticket:
         picture = await uploads.picture(service, "image", request.image, request.fit)
         lane = Lane(
             plan,

@@ -75,7 +75,9 @@ async def sample(service: Service, request: SampleRequest, caller: Caller | None
     upward = pictures_in * up.nfe if up else 0
     exact = any(end.exact for end in given)
     in_all = request.n * walk.nfe + upward
-    with placed(service, caller, request.n, in_all, exact=exact or request.reproducible) as ticket:
+    in_turn = walk.plan.nfe + (up.nfe if up else 0)
+    exact = exact or request.reproducible
+    with placed(service, caller, request.n, in_all, steps=in_turn, exact=exact) as ticket:
         given, encoding = await ends.encoded(service, ticket, walk, given, [label])
         start = given[0].slots if given else None
         lanes = [

@@ -243,12 +243,14 @@ def watched(lanes: list[Lane], caller: Caller) -> list[Lane]:
 
 
 @contextmanager
-def placed(service: Service, caller: Caller, lanes: int, row_steps: int, *, exact: bool) -> Iterator[Ticket]:
-    """A place in the engine for the length of a story.
+def placed(
+    service: Service, caller: Caller, lanes: int, row_steps: int, *, steps: int, exact: bool
+) -> Iterator[Ticket]:
+    """A place in the engine for the length of a story, see :meth:`app.engine.engine.Engine.reserve`.
 
     Raises:
         Starting, Draining, EngineDead, Overloaded, TooLate: see :mod:`app.errors`.
     """
-    with service.engine.reserve(lanes, row_steps, exact=exact, terms=caller.terms) as ticket:
+    with service.engine.reserve(lanes, row_steps, steps=steps, exact=exact, terms=caller.terms) as ticket:
         ticket.on_submit = lambda: caller.place(ticket)
         yield ticket

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -80,8 +81,11 @@ def sampled(service: Service, answer: Sampled) -> Outcome:
 
 def inverted(service: Service, answer: Inverted) -> Outcome:
     """The latent; as a picture its reconstruction, which is just what /sample answers to ``decode``."""
-    request, trip, way = answer.request, answer.trip, answer.trajectory
+    trip, way = answer.trip, answer.trajectory
     back = sampled(service, trip.back) if trip else None
+    provenance = back.provenance if back and way is None else _replaying(service, answer)
+    request = answer.request.model_copy(update={"image": b""})
+    answer = replace(answer, request=request)  # or what is kept of a job would hold the file that came with it
 
     def reconstruction() -> str | None:
         if back is None or isinstance(back.still, str):
@@ -119,7 +123,7 @@ def inverted(service: Service, answer: Inverted) -> Outcome:
         moving=NO_TRAJECTORY if way_8bit is None else way_8bit,
         array=answer.latent,
         body=reply,
-        provenance=back.provenance if back and way is None else _replaying(service, answer),
+        provenance=provenance,
         spent=answer.spent,
         headers={"X-NFE": str(answer.plan.nfe)},
     )

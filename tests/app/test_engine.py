@@ -10,7 +10,8 @@ import torch
 from app.engine.lane import Lane
 from app.engine.runner import OutOfMemoryError, Runner
 from app.engine.scheduler import Widths
-from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded
+from app.engine.ticket import Terms
+from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded, TooLate
 from model import machine, samplers
 from tests.engines import SCHEDULE, FakeDevice, ask, engine_on, plan, until
 
@@ -237,6 +238,55 @@ async def test_drain_time_ends_and_closing_answers_the_rest():
         device.gate.release()
     with pytest.raises(Draining, match="stopped before"):
         await job
+
+
+async def test_closing_does_not_wait_for_a_device_that_hangs(monkeypatch):
+    monkeypatch.setattr("app.engine.engine.CLOSE_SECONDS", 0.05)
+    device = FakeDevice(gated=True)
+    async with engine_on(device) as engine:
+        job = asyncio.create_task(ask(engine, [Lane(plan(5), 1)]))
+        await until(lambda: device.entered)
+        engine.close()
+        assert not engine.worker.ended.is_set()
+        with pytest.raises(Draining, match="stopped before"):
+            await job
+        with pytest.raises(Draining, match="stopped before"):
+            engine.reserve(1, 1)
+        device.gate.release()
+
+
+async def test_what_is_cancelled_keeps_no_memory():
+    device = FakeDevice(gated=True)
+    async with engine_on(device) as engine:
+        lanes = [Lane(plan(5), seed, start=torch.zeros(1, 1, 2, 2)) for seed in range(2)]
+        job = asyncio.create_task(ask(engine, lanes))
+        await until(lambda: device.entered)
+        for lane in lanes:
+            lane.state = torch.zeros(1, 1, 2, 2)
+        job.cancel()
+        await asyncio.wait({job})
+        device.gate.release()
+        await until(lambda: not engine.worker.jobs)
+        assert [(lane.state, lane.start) for lane in lanes] == [(None, None)] * 2
+
+
+async def test_a_deadline_counts_steps_that_follow_each_other():
+    """Rows of one step share a forward: with guidance 40 rows are 20 forwards, which 30 narrow ones have room for."""
+    async with engine_on(FakeDevice()) as engine:
+        now, forward = asyncio.get_running_loop().time(), engine.forwards.fast.seconds[0]
+        terms = Terms(deadline=now + 30 * forward)
+        assert 40 * engine.forwards.fast.seconds_per_row < 29 * forward
+        engine.reserve(1, 40, steps=20, terms=terms)
+        with pytest.raises(TooLate):
+            engine.reserve(1, 40, terms=terms)
+
+
+async def test_who_has_a_place_and_reads_his_picture_is_not_stalled():
+    async with engine_on(FakeDevice()) as engine:
+        engine.worker.last_tick -= 1e6
+        with engine.reserve(1, 10):
+            assert engine.lanes == (1, 0)
+            assert engine.unready is None
 
 
 async def test_a_stalled_device_is_not_ready(monkeypatch):

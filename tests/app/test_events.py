@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import json
+import threading
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from app.engine.runner import Runner
 from app.main import create_app
 from app.settings import Settings
 from model import pictures
@@ -95,3 +98,21 @@ def test_hanging_up_in_mid_stream_frees_the_lanes(tiny):
         wait_for(lambda: value(client, "unstir_requests_in_flight") == 0, lines)
         wait_for(lambda: value(client, "unstir_requests_finished_total", "client_gone") == 1, lines)
         assert value(client, "unstir_rows_running") == 0
+
+
+async def test_a_quiet_stream_shows_that_it_lives(tiny, settings, monkeypatch):
+    monkeypatch.setattr("app.events.QUIET", 0.05)
+    go, advance = threading.Event(), Runner.advance
+
+    def gated(self, *arguments):
+        assert go.wait(10)
+        advance(self, *arguments)
+
+    monkeypatch.setattr(Runner, "advance", gated)
+    async with serving(create_app(settings)) as client:
+        asking = asyncio.create_task(client.post("/sample", json={"steps": 2}, headers=EVENTS))
+        await asyncio.sleep(0.5)
+        go.set()
+        text = (await asking).text
+    assert "\n\n: waiting\n\n" in text
+    assert "event: completed" in text

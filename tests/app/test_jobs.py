@@ -4,13 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import re
+import time
+from types import SimpleNamespace
 
 import httpx
+import numpy as np
 import pytest
 
 from app.engine.runner import Runner
+from app.errors import NotFinite
 from app.main import create_app
+from app.metrics import Metrics
+from app.operations import Caller
+from app.operations.inverting import Inverted
+from app.schemas.answers import SampleReply
+from app.schemas.requests import SampleRequest
 from app.settings import Settings
+from app.visits import Operation, Visit
+from model import pictures
 from tests.app.test_bad_input import assert_problem
 from tests.app.test_service import metric
 from tests.conftest import save_tiny, serving
@@ -178,6 +189,26 @@ async def test_results_are_bounded_in_bytes(settings):
         assert (await client.get(places[-1])).status_code == 200
 
 
+async def test_the_newest_result_is_kept_however_large(settings):
+    async with serving(create_app(settings.model_copy(update={"max_job_bytes": 1}))) as client:
+        for seed in range(2):
+            place = await begun(client, BODY | {"seed": seed})
+            assert (await finished(client, place))["state"] == "done"
+            assert (await client.get(f"{place}/result")).status_code == 200
+        assert await metric(client, "unstir_jobs") == 1
+
+
+async def test_a_kept_inversion_does_not_keep_the_file(client):
+    file = pictures.png(np.zeros((50, 50, 3), np.uint8))
+    place = (
+        await client.post("/invert?fit=resize&steps=4", content=file, headers={**ASYNC, "content-type": "image/png"})
+    ).headers["location"]
+    assert (await finished(client, place))["state"] == "done"
+    (job,) = client._transport.app.state.jobs._kept.values()
+    kept = [cell.cell_contents for cell in job.visit.task.result().body.__closure__]
+    assert [each.request.image for each in kept if isinstance(each, Inverted)] == [b""]
+
+
 async def test_no_room_for_another_job(tiny, held):
     client, _ = held
     client._transport.app.state.jobs._settings = Settings(checkpoint=tiny, max_jobs=2)
@@ -216,9 +247,42 @@ async def test_requests_of_one_key_at_once_are_one(held):
     assert await metric(client, "unstir_images_total", endpoint="/sample") == 1
 
 
+async def test_who_leaves_while_others_wait_ends_nothing():
+    """Two wait for the same visit, one of them only for its place; that one hangs up before there is any."""
+    go = asyncio.Event()
+
+    async def story(*_):
+        await go.wait()
+        raise NotFinite("as it happens")
+
+    operation = Operation("/sample", SampleRequest, story, lambda *_: None, SampleReply)
+    visit = Visit(SimpleNamespace(metrics=Metrics()), operation, SampleRequest(), Caller(), time.monotonic())
+    stays, leaves = asyncio.ensure_future(visit.outcome()), asyncio.ensure_future(visit.accepted())
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.wait({leaves})
+    go.set()
+    with pytest.raises(NotFinite):
+        await stays
+
+
+async def test_who_waits_alone_for_a_place_and_leaves_ends_it():
+    async def story(*_):
+        await asyncio.Event().wait()
+
+    operation = Operation("/sample", SampleRequest, story, lambda *_: None, SampleReply)
+    visit = Visit(SimpleNamespace(metrics=Metrics()), operation, SampleRequest(), Caller(), time.monotonic())
+    leaves = asyncio.ensure_future(visit.accepted())
+    await asyncio.sleep(0)
+    leaves.cancel()
+    await asyncio.wait({leaves, visit.task})
+    assert visit.task.cancelled()
+
+
 async def test_a_key_whose_request_failed_can_be_tried_again(client):
     late = {"idempotency-key": "k", "x-request-timeout-ms": "5"}
     assert (await client.post("/sample", json=LONG, headers=late)).status_code == 504
+    assert await metric(client, "unstir_jobs") == 0  # nor does it push anything out
     assert (await client.post("/sample", json=LONG, headers={"idempotency-key": "k"})).status_code == 200
 
 
@@ -259,7 +323,10 @@ async def test_the_server_has_a_limit_of_its_own(tiny, settings):
         ("x-request-timeout-ms", "-5"),
         ("x-request-timeout-ms", "9" * 30),
         ("x-request-timeout-ms", "1.5"),
+        ("x-request-timeout-ms", "000000000001" + "0" * 400),
         ("priority", "u=9"),
+        ("priority", "u=00079"),
+        ("priority", "u=" + "1" * 5000),
         ("idempotency-key", "k" * 201),
         ("idempotency-key", "two words"),
     ],

@@ -13,6 +13,7 @@ import time
 import httpx
 import pytest
 
+from app.server import LINGER_SECONDS
 from tests.process import server, unstir, wait_for
 
 
@@ -131,6 +132,19 @@ def test_a_second_signal_stops_at_once(tiny):
         asking.join()
         assert time.monotonic() - began < 10  # the request alone would take longer
     assert (outcomes[0].status_code, outcomes[0].json()["code"]) == (503, "draining")
+
+
+def test_a_client_that_never_ends_its_request_does_not_hold_the_process(tiny):
+    with (
+        server(tiny) as (process, client, _),
+        socket.create_connection((client.base_url.host, client.base_url.port)) as sock,
+    ):
+        sock.sendall(
+            b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n{"
+        )
+        client.get("/healthz")
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=4 * LINGER_SECONDS) == 0
 
 
 def test_idle_connections_are_not_the_servers_to_close(tiny):

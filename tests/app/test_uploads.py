@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import io
 import struct
+import threading
 import zipfile
+from types import SimpleNamespace
 
+import anyio
 import numpy as np
 import pytest
 from PIL import Image
 
+from app import uploads
 from tests.app.test_bad_input import assert_problem
 from tests.app.test_forms import raw_form
+from tests.engines import until
 from tests.fuzz_uploads import npy, png, saved
 
 pytestmark = pytest.mark.anyio
@@ -340,3 +346,17 @@ async def test_a_bare_body_of_another_kind(client):
     for media in ("image/tiff", "image/svg+xml", "image/heic", "application/octet-stream"):
         response = await client.post("/invert", content=PNG, headers={"content-type": media})
         assert_problem(response, 415, "unsupported_media_type", media, "image/png", "multipart/form-data")
+
+
+async def test_whoever_hangs_up_leaves_his_place_when_his_picture_is_decoded(monkeypatch):
+    """A thread cannot be stopped, so that many who hang up must not have more pictures decoded at once."""
+    go, service = threading.Event(), SimpleNamespace(decoders=anyio.CapacityLimiter(2))
+    monkeypatch.setattr(uploads, "read_picture", lambda *_: go.wait(10))
+    asking = [asyncio.ensure_future(uploads.picture(service, "image", b"", "exact")) for _ in range(3)]
+    await until(lambda: service.decoders.statistics().tasks_waiting == 1)
+    for each in asking:
+        each.cancel()
+    await asyncio.wait(asking)
+    assert service.decoders.borrowed_tokens == 2
+    go.set()
+    await until(lambda: service.decoders.borrowed_tokens == 0)
