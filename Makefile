@@ -43,7 +43,7 @@ picture: .venv/.serve  ## Draw the README's pictures from the shipped checkpoint
 	.venv-peers/bin/pip install --quiet --editable . --requirement bench/peers/requirements.txt
 	touch $@
 
-bench-peers: .venv-peers/.ready  ## Measure docs/performance.md again, beside other servers: two hours; RESUME=--resume goes on
+bench-peers: .venv-peers/.ready  ## Measure docs/performance.md again, beside other servers: over three hours; RESUME=--resume goes on
 	.venv-peers/bin/python -m bench.performance $(RESUME)
 
 bench-endings: .venv/.dev  ## Abandon, cancel, repeat and garble 10,000 requests; nothing may be left behind

@@ -12,8 +12,9 @@ from typing import Any
 from app.bench.mix import Mix
 from bench.claims import Parts, claims, percent
 from bench.peers.table import PEERS
-from bench.prediction import latencies, predicted
+from bench.prediction import elsewhere, latencies, offered, predicted
 
+OTHERS = {"20:1,50:1": "20 or 50 steps, half each", "50:1": "50 steps always"}
 TEMPLATE = Path(__file__).with_name("performance.template.md")
 
 
@@ -28,7 +29,8 @@ def text(parts: Parts) -> str:
     peers, engine, saturation, alone, promises = (
         parts[name] for name in ("peers", "engine", "saturation", "alone", "promises")
     )
-    settings, loads = peers["settings"], [each["load_average"] for each in peers["visits"]]
+    png = parts["png"]
+    settings, loads = peers["settings"], [each["load_average"] for each in [*peers["visits"], *png["visits"]]]
     waits = promises["told_to_wait"]
     ends = parts["chaos"]["chaos"]["ends"]
     fields = {
@@ -41,23 +43,27 @@ def text(parts: Parts) -> str:
             f"{seconds:g} s at {percent(load)}"
             for load, seconds in zip(settings["loads"], settings["seconds"], strict=True)
         ),
+        "offered": ", ".join(percent(round(offered(load, peers), 2)) for load in settings["loads"]),
+        "elsewhere": _elsewhere(peers),
         "claims": _table(
             ("what", "asked", "measured", ""),
             ((*claim[:3], "met" if claim.met else "**not met**") for claim in claims(parts)),
         ),
         "mixed": mixed_table(peers),
         "saturated": _table(
-            ("server", "steps a second", "of the bare network"),
             (
-                (
-                    PEERS[name].title,
-                    f"{each['saturated']['row_steps_per_second']:.1f}",
-                    f"{each['saturated']['of_bare']:.3f}",
-                )
+                "server",
+                "steps a second",
+                "of the bare network",
+                "answers in PNG: steps a second",
+                "of the bare network",
+            ),
+            (
+                (PEERS[name].title, *_saturated(each), *_saturated(png["servers"][name]))
                 for name, each in peers["servers"].items()
-                if each["saturated"]
             ),
         ),
+        "png_repeats": _range(Counter(each["server"] for each in png["visits"]).values()),
         "engine_checkpoint": engine["checkpoint"],
         "engine_dtype": engine["dtype"],
         "engine_steps": engine["steps"],
@@ -94,7 +100,9 @@ def text(parts: Parts) -> str:
         "load_low": f"{min(loads):.2f}",
         "load_high": f"{max(loads):.2f}",
         "load_median": f"{statistics.median(loads):.2f}",
-        "load_others": ", ".join(f"{n} {part['load_average']:.2f}" for n, part in parts.items() if n != "peers"),
+        "load_others": ", ".join(
+            f"{n} {part['load_average']:.2f}" for n, part in parts.items() if "load_average" in part
+        ),
         "versions": ", ".join(f"{name} {version}" for name, version in peers["versions"].items()),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
@@ -161,6 +169,19 @@ def _cumulative(values: Sequence[float]) -> tuple[Sequence[float], list[float]]:
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+
+
+def _elsewhere(peers: dict[str, Any]) -> str:
+    parts = []
+    for mix, title in OTHERS.items():
+        pairs = {load: elsewhere(mix, load, peers) for load in (0.6, 0.9)}
+        parts.append(f"{title}, " + " and ".join(f"{_pair(*pair)} at {percent(load)}" for load, pair in pairs.items()))
+    return "; ".join(parts)
+
+
+def _saturated(server: dict[str, Any]) -> tuple[str, str]:
+    found = server["saturated"]
+    return (f"{found['row_steps_per_second']:.1f}", f"{found['of_bare']:.3f}") if found else ("failed", "")
 
 
 def _alone(alone: dict[str, Any]) -> str:

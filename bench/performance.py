@@ -16,35 +16,39 @@ from typing import Any
 from bench import page
 from bench.server import ROOT
 
+COMPARISONS = ("peers", "png")
 FOLDER = ROOT / "docs" / "performance"
 PARTS = {
-    "peers": ["bench.peers.run"],
-    "engine": ["bench.engine"],
-    "saturation": ["bench.saturation"],
-    "alone": ["bench.alone"],
-    "promises": ["bench.promises"],
-    "abandoned": ["bench.endings", "--abandoned", "--repeats", "21"],
-    "bytes": ["bench.same_bytes"],
-    "chaos": ["bench.endings", "--chaos", "10000"],
+    "peers": "bench.peers.run",
+    "png": "bench.peers.run --png --loads= --seconds= --saturated-seconds=30 --repeats=1 --out docs/performance/png.json",
+    "engine": "bench.engine",
+    "saturation": "bench.saturation",
+    "alone": "bench.alone",
+    "promises": "bench.promises",
+    "abandoned": "bench.endings --abandoned --repeats 21",
+    "bytes": "bench.same_bytes",
+    "chaos": "bench.endings --chaos 10000",
 }
 
 
 def measure(name: str, *, resume: bool) -> None:
-    """Run one part; the comparison writes its own file as it goes, and can be resumed within."""
-    module, *options = PARTS[name]
+    """Run one part; comparisons write their own files as they go, and can be resumed within."""
+    module, *options = PARTS[name].split()
     path = FOLDER / f"{name}.json"
-    if resume and path.exists() and name != "peers":
+    if resume and path.exists() and name not in COMPARISONS:
         return
-    if name == "peers" and resume:
-        options = ["--resume"]
+    if name in COMPARISONS and resume:
+        options.append("--resume")
     print(f"{name}: python -m {' '.join([module, *options])} …", file=sys.stderr, flush=True)
     began = time.monotonic()
-    told = subprocess.run(
+    run = subprocess.run(
         [sys.executable, "-m", module, *options], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
-    ).stdout
-    print(told, flush=True)
-    if name != "peers":
-        facts: dict[str, Any] = json.loads(told.splitlines()[-1])
+    )
+    print(run.stdout, flush=True)
+    if name in COMPARISONS:
+        run.check_returncode()
+    else:
+        facts: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
         facts["command"] = " ".join(["python", "-m", module, *options])
         facts["took_seconds"] = round(time.monotonic() - began)
         FOLDER.mkdir(parents=True, exist_ok=True)

@@ -7,6 +7,7 @@ measured figure has on top of it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from statistics import fmean
 from typing import Any
 
 from app.bench.mix import Mix, poisson
@@ -14,7 +15,8 @@ from app.bench.report import spread
 from app.engine.scheduler import Widths
 from app.simulation.policies import FirstCome, RequestLevel, Unstir
 from app.simulation.simulate import Lane, Policy, simulate
-from app.simulation.traffic import Request
+from app.simulation.traffic import Mix as Traffic
+from app.simulation.traffic import Request, capacity
 from bench.peers.table import PEERS
 
 
@@ -39,6 +41,27 @@ def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_se
     seconds = dict(zip(settings["loads"], settings["seconds"], strict=True))[load]
     found = poisson(Mix.parse(settings["mix"]), load * requests_per_second, seconds, seed)
     return [Request(arrival.at, arrival.steps) for arrival in found]
+
+
+def offered(load: float, facts: dict[str, Any]) -> float:
+    """What those requests come to, as a share of the capacity: with so few of them it is a little more or less."""
+    settings, capacities = facts["settings"], facts["requests_per_second"]
+    seconds = dict(zip(settings["loads"], settings["seconds"], strict=True))[load]
+    found = [arrivals(settings, load, repeat, each) for repeat, each in enumerate(capacities)]
+    steps = sum(request.steps for requests in found for request in requests)
+    share: float = steps / (seconds * sum(capacities) * Mix.parse(settings["mix"]).mean)
+    return share
+
+
+def elsewhere(mix: str, load: float, facts: dict[str, Any], requests: int = 1000) -> tuple[float, float]:
+    """Mean slowdown on another mix, in simulation: of Unstir's policy, and of first come, first served."""
+    seconds = {int(width): each for width, each in facts["bare"]["in_turn_seconds"].items()}
+    widths = Widths(tuple(seconds), tuple(seconds.values()))
+    wanted = Traffic.parse(mix)
+    traffic = wanted.requests(requests, load * capacity(widths, wanted.mean), seed=1)
+    policies: tuple[Policy, Policy] = (Unstir(), FirstCome())
+    ours, theirs = (fmean(each.slowdown for each in simulate(traffic, policy, widths).records) for policy in policies)
+    return ours, theirs
 
 
 def latencies(name: str, load: float, facts: dict[str, Any]) -> dict[str, list[float]]:

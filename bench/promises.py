@@ -29,7 +29,7 @@ async def measure(target: load.Target, rate: float, seconds: float, seed: int) -
     waits = sorted(record.retry_after for record in retried if record.retry_after is not None)
     return {
         "requests": len(records),
-        "refused": len(retried),
+        "refused": sum(record.retried or record.status == 429 for record in records),
         "admitted": sum(record.ok for record in retried),
         "told_to_wait": {"shortest": waits[0], "median": waits[len(waits) // 2], "longest": waits[-1]} if waits else {},
     }

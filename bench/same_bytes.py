@@ -1,7 +1,7 @@
 """The same request, the same bytes: unlike requests by the hundred at once, and then each by itself.
 
-Every answer at saturation must equal the solo one byte for byte with ``reproducible``. Without it some must not, or the
-comparison could not fail. The last line is JSON.
+Every answer at saturation must equal the solo one byte for byte with ``reproducible``; answers are float32, so that no
+rounding hides a difference. Without it some must not, or the comparison could not fail. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -51,9 +51,8 @@ async def digests(
     room = asyncio.Semaphore(at_once)
 
     async def ask(path: str, body: dict[str, Any]) -> tuple[int, str]:
-        accept = "application/x-npy" if path != "/sample" else "image/png"
         async with room:
-            answer = await client.post(path, json=body, headers={"accept": accept})
+            answer = await client.post(path, json=body, headers={"accept": "application/x-npy"})
         return answer.status_code, hashlib.sha256(answer.content).hexdigest()
 
     return await asyncio.gather(*(ask(path, body) for path, body in requests))

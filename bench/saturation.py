@@ -170,6 +170,7 @@ def summary(turns: Sequence[Turn], bare: Sequence[float]) -> dict[str, Any]:
         "width": common.CAP,
         "served_rows_per_second": round(sum(turn.rows for turn in turns) / seconds, 1),
         "bare_rows_per_second": round(statistics.harmonic_mean(bare), 1),
+        "total": round(sum(turn.rows for turn in turns) / seconds / statistics.harmonic_mean(bare), 3),
         "share": {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(shares)},
         "rows_per_tick": round(sum(turn.rows for turn in turns) / ticks, 3),
         "tick_ms": round(1e3 * seconds / ticks, 2),

@@ -33,10 +33,11 @@ def test_every_claim_can_fail(parts):
     worse = copy.deepcopy(parts)
     mine = worse["peers"]["servers"]["unstir"]
     for load in mine["loads"].values():
+        load["outcomes"]["unanswered"] += 1
         for found in (load["slowdown"], *load["latency"].values()):
             found.update({key: 1000 * value for key, value in found.items()})
     mine["saturated"]["of_bare"] /= 1000
-    worse["saturation"]["share"]["median"] /= 1000
+    worse["saturation"]["total"] /= 1000
     worse["alone"]["faster"]["float32"]["median"] /= 1000
     worse["promises"]["admitted"] //= 1000
     worse["abandoned"]["abandoned"]["after_ms"] *= 1000
@@ -102,6 +103,20 @@ def test_steps_are_answered_as_they_end(monkeypatch):
     assert prediction.latencies("litserve_loop", 0.5, facts) == {"4": [4.0], "2": [2.5]}
 
 
+def test_what_is_offered_is_what_arrives():
+    facts = comparison("mosec", "2:1")
+    came = sum(len(prediction.arrivals(facts["settings"], 0.5, repeat, 1.0)) for repeat in range(2))
+    assert prediction.offered(0.5, facts) == pytest.approx(came / 40)
+
+
+def test_other_mixes_are_served_as_the_simulator_says():
+    """Nobody waits for long at a hundredth of capacity, and where all are alike, neither policy can do much better."""
+    facts = comparison("unstir", seconds=(0.01, 0.012, 0.014, 0.016))
+    assert prediction.elsewhere("5:1", 0.01, facts) == pytest.approx((1, 1), abs=0.02)
+    ours, theirs = prediction.elsewhere("5:1,50:1", 0.8, facts)
+    assert 1 < ours < theirs
+
+
 def test_turns_are_pooled():
     """Slowdown is over bare forwards, and percentiles are those of all turns together."""
     visits = [
@@ -133,6 +148,7 @@ def test_saturation_is_taken_between_the_bare_turns_before_and_after():
     turns = [saturation.Turn(80, 10, 1.0, 0.9), saturation.Turn(80, 10, 2.0, 1.9)]
     found = saturation.summary(turns, [80.0, 120.0, 80.0])
     assert found["share"]["median"] == pytest.approx(0.6)  # 80 and 40 rows a second beside 100
+    assert found["total"] == pytest.approx(160 / 3 / 90, abs=0.001)  # 90 is the harmonic mean of 80, 120 and 80
     assert found["served_rows_per_second"] == pytest.approx(160 / 3, abs=0.1)
     assert (found["rows_per_tick"], found["tick_ms"], found["outside_ticks_ms"]) == (8, 150, 10)
 

@@ -38,7 +38,7 @@ from bench.peers.bare import bare
 from bench.peers.table import PEERS, Peer, Running, StartError, running
 
 CALM = 0.6  # the load that every server is given; above it, those that batch whole requests take minutes to recover
-DEEP = ("unstir", "litserve_loop", "mosec")  # are given the others, too
+DEEP = ("unstir", "litserve_loop", "mosec", "litserve_request", "bentoml")  # are given the others, too
 PATIENCE = 60.0  # seconds after the last request, from when on its client waits no longer
 CLIENTS, STEPS = 16, 50  # of the closed loop, which keeps every server busy
 SERVER_SECONDS, BARE_SECONDS = 3.0, 1.5  # of each turn meanwhile
@@ -53,6 +53,7 @@ class Settings:
         loads: as fractions of the bare network's capacity.
         seconds: of each load; more of the first, whose tails are compared class by class, and long requests are few.
         all_loads: give every server all of them.
+        png: whether answers are PNGs, rather than numbers.
     """
 
     loads: tuple[float, ...] = (0.6, 0.9, 1.2)
@@ -61,6 +62,7 @@ class Settings:
     saturated_seconds: float = 60.0
     all_loads: bool = False
     checkpoint: str = ""
+    png: bool = False
 
     def loads_of(self, peer: Peer) -> list[float]:
         """Those that this server is given."""
@@ -303,10 +305,13 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--seconds", default=",".join(map(str, Settings.seconds)), help="of each load")
     parser.add_argument("--saturated-seconds", type=float, default=Settings.saturated_seconds)
-    parser.add_argument("--loads", default=",".join(map(str, Settings.loads)), help="fractions of the bare capacity")
+    parser.add_argument(
+        "--loads", default=",".join(map(str, Settings.loads)), help="fractions of the bare capacity; may be none"
+    )
     parser.add_argument("--mix", default=MIX)
     parser.add_argument("--peers", default=",".join(PEERS), help="which, and in which order [all]")
     parser.add_argument("--all-loads", action="store_true", help=f"give loads above {CALM} to everybody")
+    parser.add_argument("--png", action="store_true", help="let everybody answer with PNGs, rather than numbers")
     parser.add_argument("--out", type=Path, default=Path("docs/performance/peers.json"))
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     arguments = parser.parse_args()
@@ -315,7 +320,7 @@ def main() -> None:
     names = arguments.peers.split(",")
     if unknown := sorted(set(names) - PEERS.keys()):
         parser.error(f"--peers: no {', '.join(unknown)}; there are {', '.join(PEERS)}")
-    loads, seconds = (tuple(map(float, each.split(","))) for each in (arguments.loads, arguments.seconds))
+    loads, seconds = (tuple(map(float, filter(None, each.split(",")))) for each in (arguments.loads, arguments.seconds))
     if len(loads) != len(seconds):
         parser.error("--seconds: as many as there are --loads")
     settings = Settings(
@@ -325,7 +330,10 @@ def main() -> None:
         arguments.saturated_seconds,
         arguments.all_loads,
         common.checkpoint().card.name,
+        arguments.png,
     )
+    if arguments.png:
+        os.environ[common.FORM] = "png"  # for the servers that are started
     facts = compare([PEERS[name] for name in names], arguments.repeats, settings, arguments.out, arguments.resume)
     print(table(facts))
 

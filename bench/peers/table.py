@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
 import signal
 import subprocess
@@ -27,6 +28,8 @@ from bench.server import ROOT, free_port
 
 PYTHON = sys.executable
 START_SECONDS = 90
+STEPS, SEED, LIKE = 10, 0, 0.02  # of a picture that all must draw, values in [-1, 1] differing by no more
+LEAST_PNG = 500  # bytes of any picture here, and more than any answer without one
 MARK = "BENCH_MARK"
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -38,6 +41,10 @@ QUIET = {
 
 class StartError(Exception):
     """A server that did not answer in time; the message ends with what it said."""
+
+
+def _array(content: bytes) -> np.ndarray:
+    return common.pixels(content) if content.startswith(common.PNG) else np.load(io.BytesIO(content)).ravel()
 
 
 def _plain(steps: int, seed: int) -> dict[str, Any]:
@@ -53,6 +60,7 @@ class Peer:
         command: that starts it, after the interpreter; ``{port}`` stands for the port.
         path: that is asked.
         body: (steps, seed) to the JSON of a request.
+        accept, accept_png: what it is asked for, where answers are numbers, and where they are PNGs.
         picture: the numbers in an answer, flat.
         packages: whose versions matter.
         step_level: whether rows may join and leave between two forwards.
@@ -65,6 +73,7 @@ class Peer:
     path: str = "/sample"
     body: Callable[[int, int], dict[str, Any]] = _plain
     accept: str = "application/json"
+    accept_png: str = "application/json"
     picture: Callable[[bytes], np.ndarray] = common.picture
     packages: tuple[str, ...] = ()
     step_level: bool = False
@@ -72,8 +81,10 @@ class Peer:
 
     def target(self, port: int) -> Target:
         """Where and what to ask; every answer holds a whole picture."""
-        least = 4 * int(np.prod(common.checkpoint().shape))
-        return Target(f"http://127.0.0.1:{port}{self.path}", self.body, self.accept, least)
+        url = f"http://127.0.0.1:{port}{self.path}"
+        if common.in_png():
+            return Target(url, self.body, self.accept_png, LEAST_PNG)
+        return Target(url, self.body, self.accept, 4 * int(np.prod(common.checkpoint().shape)))
 
 
 def _own(name: str) -> tuple[str, ...]:
@@ -91,7 +102,8 @@ PEERS = {
             ("-m", "app", "serve", "--port", "{port}", *UNSTIR),
             body=lambda steps, seed: {"steps": steps, "seed": seed, "sampler": "ddim"},
             accept="application/x-npy",
-            picture=lambda content: np.load(io.BytesIO(content)).ravel(),
+            accept_png="image/png",
+            picture=_array,
             packages=("fastapi", "uvicorn"),
             step_level=True,
         ),
@@ -155,7 +167,7 @@ def running(peer: Peer) -> Iterator[Running]:
     """Start a server and warm it up; at the end every process of it is gone.
 
     Raises:
-        StartError: it did not answer within 90 seconds.
+        StartError: it did not answer within 90 seconds, or with another picture.
     """
     port, mark = free_port(), uuid.uuid4().hex
     command = [PYTHON, *(part.format(port=port) for part in peer.command)]
@@ -185,7 +197,7 @@ def ask(peer: Peer, target: Target, steps: int, seed: int, seconds: float | None
         httpx.HTTPError: there was no answer, or a refusal.
     """
     answer = httpx.post(
-        target.url, json=target.body(steps, seed), headers={"accept": peer.accept}, timeout=seconds, trust_env=False
+        target.url, json=target.body(steps, seed), headers={"accept": target.accept}, timeout=seconds, trust_env=False
     )
     return peer.picture(answer.raise_for_status().content)
 
@@ -200,9 +212,23 @@ def _wait(peer: Peer, process: subprocess.Popen[bytes], target: Target, log: IO[
             log.seek(0)
             raise StartError(f"{peer.name} did not start:\n{log.read().decode(errors='replace')[-3000:]}")
         time.sleep(0.2)
+    _compare(peer.name, ask(peer, target, STEPS, SEED))
     for _ in range(peer.warm_up // 4):
         with ThreadPoolExecutor(4) as several:
             list(several.map(lambda seed: ask(peer, target, 10, seed), range(4)))
+
+
+def _compare(name: str, found: np.ndarray) -> None:
+    """Everybody must draw the same picture, or some would do less work.
+
+    Raises:
+        StartError: it is another.
+    """
+    request = {"steps": STEPS, "seed": SEED}
+    mine = common.picture(json.dumps(common.answer_all(common.network(), [request])[0]).encode())
+    least = 127.5 * LIKE if common.in_png() else LIKE
+    if found.shape != mine.shape or not np.abs(found.astype(float) - mine.astype(float)).max() <= least:
+        raise StartError(f"{name} draws another picture")
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:
