@@ -10,7 +10,7 @@ import re
 from pathlib import Path
 
 from app.errors import catalogue
-from app.metrics import GAUGES, Metrics
+from app.metrics import GAUGES, LABELS, Metrics
 from app.settings import SHIPPED, Settings
 from bench.peers.table import PEERS
 from model.methods import METHODS
@@ -35,7 +35,7 @@ def errors_table() -> str:
 
 def metrics_table() -> str:
     rows = ["| metric | labels | what it tells |", "|---|---|---|"]
-    rows += [f"| `{name}` | | {text} |" for name, text in GAUGES.items()]
+    rows += [f"| `{name}` | {', '.join(LABELS.get(name, ()))} | {text} |" for name, text in GAUGES.items()]
     for collector in vars(Metrics()).values():
         if hasattr(collector, "_documentation"):
             name = collector._name + ("_total" if collector._type == "counter" else "")
