@@ -20,7 +20,7 @@ COMPARISONS = ("peers", "png")
 FOLDER = ROOT / "docs" / "performance"
 PARTS = {
     "peers": "bench.peers.run",
-    "png": "bench.peers.run --png --loads= --seconds= --saturated-seconds=30 --repeats=1 --out docs/performance/png.json",
+    "png": "bench.peers.run --png --loads= --seconds= --saturated-seconds=30 --repeats=1",
     "engine": "bench.engine",
     "saturation": "bench.saturation",
     "alone": "bench.alone",

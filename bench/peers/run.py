@@ -312,7 +312,7 @@ def main() -> None:
     parser.add_argument("--peers", default=",".join(PEERS), help="which, and in which order [all]")
     parser.add_argument("--all-loads", action="store_true", help=f"give loads above {CALM} to everybody")
     parser.add_argument("--png", action="store_true", help="let everybody answer with PNGs, rather than numbers")
-    parser.add_argument("--out", type=Path, default=Path("docs/performance/peers.json"))
+    parser.add_argument("--out", type=Path, help="[docs/performance/peers.json; png.json with --png]")
     parser.add_argument("--resume", action="store_true", help="continue what --out holds")
     arguments = parser.parse_args()
     # Without a handler the process would be gone before it has stopped its servers.
@@ -334,7 +334,8 @@ def main() -> None:
     )
     if arguments.png:
         os.environ[common.FORM] = "png"  # for the servers that are started
-    facts = compare([PEERS[name] for name in names], arguments.repeats, settings, arguments.out, arguments.resume)
+    out = arguments.out or Path("docs/performance") / ("png.json" if arguments.png else "peers.json")
+    facts = compare([PEERS[name] for name in names], arguments.repeats, settings, out, arguments.resume)
     print(table(facts))
 
 
