@@ -240,6 +240,10 @@ class EngineDead(Failed):
         "The device failed; every waiting request is answered so, `/readyz` says why, the process must be restarted."
     )
 
+    def __init__(self, detail: str, retry_after: float = 10) -> None:  # about what a restart takes
+        super().__init__(detail)
+        self.headers["Retry-After"] = str(max(1, math.ceil(retry_after)))
+
 
 class DeviceMemory(Failed):
     """The device is too small for the width that was promised."""

@@ -22,7 +22,7 @@ from app.replies.formats import FORMATS, Reply
 from app.schemas.answers import InterpolateReply, InvertReply, JobReply, Problem, SampleReply
 from app.schemas.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.service import Service
-from app.visits import Operation, Visit
+from app.visits import Operation, Visit, in_time
 from app.wishes import Wishes, digest_of
 
 router = APIRouter()
@@ -98,10 +98,10 @@ async def _answered(request: Request, operation: Operation) -> Response:
         scope["sampler"] = getattr(body, "sampler", None) or getattr(body, "method", "")
         digest = digest_of(operation.path, body)
         job = jobs.under(wishes.key, digest) if wishes.key else None
+        terms = wishes.terms(request, began, service.settings.max_request_seconds, digest)
         if job is not None:
             visit, again = job.visit, {"Idempotent-Replayed": "true"}
         else:
-            terms = wishes.terms(request, began, service.settings.max_request_seconds, digest)
             caller = Caller(terms, previews=events.PREVIEWS if media_type == formats.EVENTS else 0)
             visit, again = Visit(service, operation, body, caller, began), {}
     if job is None and (wishes.key or wishes.asynchronous):
@@ -115,8 +115,9 @@ async def _answered(request: Request, operation: Operation) -> Response:
         return await _promised(service, jobs, job, again)
     if media_type == formats.EVENTS:
         return await _unless_gone(request, _streamed(visit, request_id))
-    reply = await _unless_gone(request, visit.reply(media_type))
-    return _sent(reply, again)
+    # Whoever waits for a visit that is another's has a deadline of his own.
+    async with in_time(terms.deadline if again else None, began):
+        return _sent(await _unless_gone(request, visit.reply(media_type)), again)
 
 
 def _sent(reply: Reply, headers: dict[str, str] | None = None) -> Response:

@@ -123,7 +123,7 @@ class Visit:
         ending = "internal"
         try:
             with tracing.span(path, REQUEST_ID.get()):
-                async with self._in_time():
+                async with in_time(self.caller.terms.deadline, self.began):
                     answer = await self.operation.story(service, body, self.caller)
                     outcome = await run_in_threadpool(self.operation.outcome, service, answer)
                 tracing.tell(outcome)
@@ -147,18 +147,23 @@ class Visit:
             self.ended = time.monotonic()
             metrics.finished.labels(path, ending).inc()
 
-    @contextlib.asynccontextmanager
-    async def _in_time(self) -> AsyncIterator[None]:
-        deadline = self.caller.terms.deadline
-        try:
-            async with asyncio.timeout_at(deadline):  # the event loop's clock is time.monotonic
-                yield
-        except TimeoutError:
-            allowed = 0.0 if deadline is None else deadline - self.began
-            raise TooLate(
-                f"{allowed * 1e3:.0f} ms were allowed and are over; "
-                "allow more in X-Request-Timeout-Ms, or ask for fewer steps"
-            ) from None
+
+@contextlib.asynccontextmanager
+async def in_time(deadline: float | None, began: float) -> AsyncIterator[None]:
+    """Both on the event loop's clock, which is time.monotonic.
+
+    Raises:
+        TooLate: the deadline has passed.
+    """
+    try:
+        async with asyncio.timeout_at(deadline):
+            yield
+    except TimeoutError:
+        allowed = 0.0 if deadline is None else deadline - began
+        raise TooLate(
+            f"{allowed * 1e3:.0f} ms were allowed and are over; "
+            "allow more in X-Request-Timeout-Ms, or ask for fewer steps"
+        ) from None
 
 
 async def rendered(service: Service, outcome: Outcome, media_type: str) -> Reply:

@@ -137,7 +137,9 @@ def test_turns_are_pooled():
     assert found["loads"]["0.6"]["mean_slowdown_by_repeat"] == [4.0, 6.0]
     assert found["loads"]["0.6"]["latency"]["10"]["p50"] == pytest.approx(2.5)
     assert found["saturated"]["row_steps_per_second"] == 90.5
-    assert found["saturated"]["of_bare"] == pytest.approx((90 + 91) / 2 / 105)
+    assert found["saturated"]["of_bare"] == pytest.approx((90 + 91) / 2 / 105, abs=1e-4)
+    # Two turns of 100 and 110: a standard error of 5 in 105, and that of the server's turns, which last twice as long.
+    assert found["saturated"]["error"] == pytest.approx(5 / 105 * 1.5**0.5 / 2**0.5, abs=1e-4)
 
 
 def test_the_readme_shows_the_page():

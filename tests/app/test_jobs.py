@@ -247,6 +247,17 @@ async def test_requests_of_one_key_at_once_are_one(held):
     assert await metric(client, "unstir_images_total", endpoint="/sample") == 1
 
 
+async def test_a_retry_has_a_deadline_of_its_own(held):
+    client, go = held
+    key = {"idempotency-key": "k"}
+    first = asyncio.create_task(client.post("/sample", json=BODY, headers=key))
+    await until(lambda: sum(client._transport.app.state.service.engine.requests.values()) == 1)
+    late = await client.post("/sample", json=BODY, headers={**key, "x-request-timeout-ms": "100"})
+    assert_problem(late, 504, "too_late", "100 ms were allowed and are over")
+    go.set()
+    assert (await first).status_code == 200
+
+
 async def test_who_leaves_while_others_wait_ends_nothing():
     """Two wait for the same visit, one of them only for its place; that one hangs up before there is any."""
     go = asyncio.Event()

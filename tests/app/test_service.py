@@ -211,6 +211,8 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
     assert_problem(response, kind.status, kind.code, error.detail)
     if issubclass(kind, errors.TryLater):
         assert response.headers["retry-after"] == "2"
+    if kind is errors.EngineDead:
+        assert response.headers["retry-after"] == "10"
 
 
 def test_codes_are_unique_and_every_error_is_explained():
