@@ -37,11 +37,11 @@ def claims(parts: Parts) -> Iterator[Claim]:
         name: each["saturated"]["of_bare"] for name, each in peers.items() if name != "unstir" and each["saturated"]
     }
     best = max(others, key=lambda name: others[name])
-    mine = peers["unstir"]["saturated"]["of_bare"]
+    mine, error = (peers["unstir"]["saturated"][key] for key in ("of_bare", "error"))
     yield Claim(
         f"the same, in the comparison, beside the best of the others ({PEERS[best].title})",
         "≥ 1",
-        f"{mine / others[best]:.3f} ({mine:.3f} and {others[best]:.3f} of the bare network)",
+        f"{mine / others[best]:.3f} ({mine:.3f} and {others[best]:.3f} of the bare network, each ± {error:.3f})",
         mine >= others[best],
     )
     for load, limit in (("0.6", 0.8), ("0.9", 0.5)):

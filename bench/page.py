@@ -181,7 +181,9 @@ def _elsewhere(peers: dict[str, Any]) -> str:
 
 def _saturated(server: dict[str, Any]) -> tuple[str, str]:
     found = server["saturated"]
-    return (f"{found['row_steps_per_second']:.1f}", f"{found['of_bare']:.3f}") if found else ("failed", "")
+    if not found:
+        return "failed", ""
+    return f"{found['row_steps_per_second']:.1f}", f"{found['of_bare']:.2f} ± {found['error']:.2f}"
 
 
 def _alone(alone: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import json
+import math
 import os
 import platform
 import signal
@@ -182,13 +183,21 @@ def pooled(visits: Sequence[Visit], forward_seconds: float) -> dict[str, Any]:
             },
             "saturated": {
                 "row_steps_per_second": statistics.median(each["row_steps_per_second"] for each in closed),
-                "of_bare": statistics.median(shares),
+                "of_bare": round(statistics.mean(shares), 4),
+                "error": round(math.sqrt(sum(_error(each) ** 2 for each in closed)) / len(closed), 4),
             }
             if closed
             else {},
             "failures": [visit.failure for visit in mine if visit.failure],
         }
     return servers
+
+
+def _error(closed: dict[str, Any]) -> float:
+    """About the standard error of a share: what the turns of the bare loop, and of the server beside them, vary by."""
+    turns = closed["bare_rows_per_second"]
+    own = statistics.stdev(turns) / statistics.mean(turns) / math.sqrt(len(turns))
+    return own * math.sqrt(1 + BARE_SECONDS / SERVER_SECONDS)
 
 
 def _pooled_load(runs: Sequence[dict[str, Any]], forward_seconds: float) -> dict[str, Any]:
