@@ -195,7 +195,7 @@ def pooled(visits: Sequence[Visit], forward_seconds: float) -> dict[str, Any]:
 
 def _error(closed: dict[str, Any]) -> float:
     """About the standard error of a share: what the turns of the bare loop, and of the server beside them, vary by."""
-    turns = closed["bare_rows_per_second"]
+    turns: list[float] = closed["bare_rows_per_second"]
     own = statistics.stdev(turns) / statistics.mean(turns) / math.sqrt(len(turns))
     return own * math.sqrt(1 + BARE_SECONDS / SERVER_SECONDS)
 
