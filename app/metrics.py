@@ -80,7 +80,9 @@ class Metrics:
         self.forward_errors = counter(
             "forward_errors_total", "Forwards and walks that came to nothing: oom, nan, exception.", "kind"
         )
-        self.duration = histogram("request_duration_seconds", "Whole time of a request.", milliseconds, "endpoint")
+        self.duration = histogram(
+            "request_duration_seconds", "Whole time of a request.", milliseconds, "endpoint", "sampler"
+        )
         self.queue_time = histogram(
             "queue_time_seconds", "From submission to the first step.", milliseconds, "endpoint"
         )

@@ -61,7 +61,7 @@ class Frame:
             endpoint = getattr(scope.get("route"), "path", "other")
             sampler = scope["state"].get("sampler", "")
             self.metrics.requests.labels(endpoint, sampler, status).inc()
-            self.metrics.duration.labels(endpoint).observe(seconds)
+            self.metrics.duration.labels(endpoint, sampler).observe(seconds)
             method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
             fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
             log.info("%s %s %d %.1f ms", method, path, status, took, extra={"fields": fields})

@@ -94,11 +94,13 @@ async def _answered(request: Request, operation: Operation) -> Response:
     wishes = Wishes.read(request.headers)
     _ = service.engine  # refuses while there is none, before the body is read
     with tracing.joined(request.headers):
-        body = await forms.read(request, operation.request)
+        deadline = wishes.deadline(began, service.settings.max_request_seconds)
+        async with in_time(deadline, began):  # a body may come slowly
+            body = await forms.read(request, operation.request)
         scope["sampler"] = getattr(body, "sampler", None) or getattr(body, "method", "")
         digest = digest_of(operation.path, body)
         job = jobs.under(wishes.key, digest) if wishes.key else None
-        terms = wishes.terms(request, began, service.settings.max_request_seconds, digest)
+        terms = wishes.terms(request, deadline, digest)
         if job is not None:
             visit, again = job.visit, {"Idempotent-Replayed": "true"}
         else:
@@ -116,7 +118,7 @@ async def _answered(request: Request, operation: Operation) -> Response:
     if media_type == formats.EVENTS:
         return await _unless_gone(request, _streamed(visit, request_id))
     # Whoever waits for a visit that is another's has a deadline of his own.
-    async with in_time(terms.deadline if again else None, began):
+    async with in_time(deadline if again else None, began):
         return _sent(await _unless_gone(request, visit.reply(media_type)), again)
 
 

@@ -61,12 +61,16 @@ class Wishes:
             asynchronous="respond-async" in preferences,
         )
 
-    def terms(self, request: Request, began: float, most_seconds: float | None, digest: str) -> Terms:
-        """For the engine."""
+    def deadline(self, began: float, most_seconds: float | None) -> float | None:
+        """When the answer must be ready, on the clock of ``began``; None if never."""
         allowed = [seconds for seconds in (self.seconds, most_seconds) if seconds is not None]
+        return began + min(allowed) if allowed else None
+
+    def terms(self, request: Request, deadline: float | None, digest: str) -> Terms:
+        """For the engine."""
         host = request.client.host if request.client else ""
         return Terms(
-            deadline=began + min(allowed) if allowed else None,
+            deadline=deadline,
             priority=self.priority,
             sender=f"{host} {self.key or digest}",
             endpoint=request.url.path,

@@ -33,17 +33,8 @@ def claims(parts: Parts) -> Iterator[Claim]:
         f"{saturation['total']:.3f} (quartiles of turns {share['q1']:.3f} to {share['q3']:.3f})",
         saturation["total"] >= 0.97,
     )
-    others = {
-        name: each["saturated"]["of_bare"] for name, each in peers.items() if name != "unstir" and each["saturated"]
-    }
-    best = max(others, key=lambda name: others[name])
-    mine, error = (peers["unstir"]["saturated"][key] for key in ("of_bare", "error"))
-    yield Claim(
-        f"the same, in the comparison, beside the best of the others ({PEERS[best].title})",
-        "≥ 1",
-        f"{mine / others[best]:.3f} ({mine:.3f} and {others[best]:.3f} of the bare network, each ± {error:.3f})",
-        mine >= others[best],
-    )
+    yield _beside("requests all alike", parts["side"])
+    yield _beside("requests unlike each other", parts["side-mixed"])
     for load, limit in (("0.6", 0.8), ("0.9", 0.5)):
         ours, theirs = (peers[name]["loads"][load]["slowdown"]["mean"] for name in ("unstir", LIKE))
         yield _ratio(f"mean slowdown at {percent(load)}, beside {PEERS[LIKE].title}", ours, theirs, limit)
@@ -83,6 +74,18 @@ def claims(parts: Parts) -> Iterator[Claim]:
         faster["float32"]["median"] >= 1.3,
     )
     yield from _promises(parts)
+
+
+def _beside(which: str, side: dict[str, Any]) -> Claim:
+    servers = side["servers"]
+    best = max((name for name in servers if name != "unstir"), key=lambda name: servers[name]["of_bare"])
+    (mine, error), (theirs, other) = ((servers[name]["of_bare"], servers[name]["error"]) for name in ("unstir", best))
+    return Claim(
+        f"the same, side by side, {which}, beside the best of the others ({PEERS[best].title})",
+        "≥ 1",
+        f"{mine / theirs:.3f} ({mine:.3f} ± {error:.3f} and {theirs:.3f} ± {other:.3f} of the bare network)",
+        mine >= theirs,
+    )
 
 
 def _promises(parts: Parts) -> Iterator[Claim]:

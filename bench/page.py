@@ -29,7 +29,7 @@ def text(parts: Parts) -> str:
     peers, engine, saturation, alone, promises = (
         parts[name] for name in ("peers", "engine", "saturation", "alone", "promises")
     )
-    png = parts["png"]
+    png, side = parts["png"], parts["side"]
     settings, loads = peers["settings"], [each["load_average"] for each in [*peers["visits"], *png["visits"]]]
     waits = promises["told_to_wait"]
     ends = parts["chaos"]["chaos"]["ends"]
@@ -63,6 +63,9 @@ def text(parts: Parts) -> str:
                 for name, each in peers["servers"].items()
             ),
         ),
+        "side": _side(parts["side"]),
+        "side_mixed": _side(parts["side-mixed"]),
+        "side_turns": f"{side['rounds']} turns of {side['turn_seconds']:g} s",
         "png_repeats": _range(Counter(each["server"] for each in png["visits"]).values()),
         "engine_checkpoint": engine["checkpoint"],
         "engine_dtype": engine["dtype"],
@@ -184,6 +187,19 @@ def _saturated(server: dict[str, Any]) -> tuple[str, str]:
     if not found:
         return "failed", ""
     return f"{found['row_steps_per_second']:.1f}", f"{found['of_bare']:.2f} ± {found['error']:.2f}"
+
+
+def _side(side: dict[str, Any]) -> str:
+    rows = (
+        (
+            PEERS[name].title,
+            f"{each['row_steps_per_second']:.1f}",
+            f"{each['of_bare']:.3f} ± {each['error']:.3f}",
+            ", ".join(f"{share:.3f}" for share in each["of_bare_by_block"]),
+        )
+        for name, each in side["servers"].items()
+    )
+    return _table(("server", "steps a second", "of the bare network", "in parts of the run"), rows)
 
 
 def _alone(alone: dict[str, Any]) -> str:

@@ -13,6 +13,7 @@ import sys
 import time
 from typing import Any
 
+from app.bench.command import MIX
 from bench import page
 from bench.server import ROOT
 
@@ -21,6 +22,8 @@ FOLDER = ROOT / "docs" / "performance"
 PARTS = {
     "peers": "bench.peers.run",
     "png": "bench.peers.run --png --loads= --seconds= --saturated-seconds=30 --repeats=1",
+    "side": "bench.peers.side_by_side",
+    "side-mixed": f"bench.peers.side_by_side --mix {MIX}",
     "engine": "bench.engine",
     "saturation": "bench.saturation",
     "alone": "bench.alone",

@@ -12,7 +12,9 @@ from app.bench.mix import Mix, poisson
 from app.engine.lane import Lane
 from bench import page, prediction, saturation
 from bench.claims import claims
+from bench.peers import side_by_side
 from bench.peers.run import Visit, pooled
+from bench.peers.side_by_side import BLOCKS, Racer
 from bench.performance import FOLDER, PARTS
 from tests.engines import FakeDevice, ask, engine_on, plan
 from tests.readme import README
@@ -36,7 +38,8 @@ def test_every_claim_can_fail(parts):
         load["outcomes"]["unanswered"] += 1
         for found in (load["slowdown"], *load["latency"].values()):
             found.update({key: 1000 * value for key, value in found.items()})
-    mine["saturated"]["of_bare"] /= 1000
+    for side in ("side", "side-mixed"):
+        worse[side]["servers"]["unstir"]["of_bare"] /= 1000
     worse["saturation"]["total"] /= 1000
     worse["alone"]["faster"]["float32"]["median"] /= 1000
     worse["promises"]["admitted"] //= 1000
@@ -51,6 +54,25 @@ def test_the_comparison_cannot_pass_without_a_difference(parts):
     blind = copy.deepcopy(parts)
     blind["bytes"]["control"]["differing"] = 0
     assert sum(claim.met for claim in claims(blind)) == sum(claim.met for claim in claims(parts)) - 1
+
+
+@pytest.mark.parametrize(("every", "at_once"), [(5.0, 8), (0.625, 1)])
+def test_a_rate_counts_from_answer_to_answer(every, at_once):
+    """Eight answers of 50 steps every 5 s, at once or evenly: 80 steps a second between any two moments."""
+    racer = Racer((), answers=[(every * (i // at_once + 1), 50) for i in range(400)])
+    for since, until in [(5.0, 100.0), (7.3, 99.9), (12.0, 41.0)]:
+        assert racer.rate(since, until) == pytest.approx(80.0)
+
+
+def test_side_by_side_everybody_is_measured_by_the_turns_of_the_bare_loop():
+    bare_rows = [100.0] * 24 + [50.0] * 24  # the machine was slow for half of the time, and so was the server
+    racer = Racer(())
+    for rows in bare_rows:
+        racer.answers += [(racer.ran + (i + 1) / (0.9 * rows), 1) for i in range(10)]
+        racer.ran += 10 / (0.9 * rows)
+        racer.ends.append(racer.ran)
+    found = side_by_side.summary({"unstir": racer}, bare_rows)["servers"]["unstir"]
+    assert found["of_bare_by_block"] == pytest.approx([0.9] * BLOCKS, rel=0.01)
 
 
 def comparison(name, mix="1:1", seconds=(1.0, 1.0)):

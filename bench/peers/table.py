@@ -148,6 +148,11 @@ class Running:
     target: Target
     mark: str
 
+    @property
+    def pids(self) -> list[int]:
+        """Its processes, as of now."""
+        return _marked(self.mark)
+
     def stop(self) -> None:
         """Let all of it stand still, with everything that it is about."""
         self._send(signal.SIGSTOP)
@@ -157,7 +162,7 @@ class Running:
         self._send(signal.SIGCONT)
 
     def _send(self, what: signal.Signals) -> None:
-        for pid in _marked(self.mark):
+        for pid in self.pids:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, what)
 

@@ -320,6 +320,19 @@ async def test_a_deadline_that_passes_frees_the_lanes(held):
     assert (await client.post("/sample", json=BODY)).status_code == 200
 
 
+async def test_the_deadline_counts_while_the_body_comes(client):
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(10)
+        yield b"}"
+
+    began = time.monotonic()
+    headers = {"content-type": "application/json", "x-request-timeout-ms": "100"}
+    late = await client.post("/sample", content=slow(), headers=headers)
+    assert_problem(late, 504, "too_late", "100 ms were allowed and are over")
+    assert time.monotonic() - began < 5
+
+
 async def test_the_server_has_a_limit_of_its_own(tiny, settings):
     async with serving(create_app(settings.model_copy(update={"max_request_seconds": 0.01}))) as client:
         for headers in ({}, {"x-request-timeout-ms": "100000"}):

@@ -142,6 +142,7 @@ async def test_counters_count(client):
     assert await metric(client, "unstir_requests_total", endpoint="/sample", code="200") == 2
     assert await metric(client, "unstir_requests_total", endpoint="/sample", code="422") == 1
     assert await metric(client, "unstir_request_duration_seconds_count", endpoint="/sample") == 3
+    assert await metric(client, "unstir_request_duration_seconds_count", sampler="ddpm") == 1
     assert await metric(client, "unstir_queue_time_seconds_count") == 2
     forwards = await metric(client, "unstir_forwards_total")
     assert await metric(client, "unstir_forward_duration_seconds_count") == forwards
