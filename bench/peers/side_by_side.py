@@ -31,7 +31,7 @@ from bench.peers.bare import bare
 from bench.peers.run import CLIENTS, DEEP, STEPS, versions
 from bench.peers.table import PEERS, running
 
-TURN_SECONDS, ROUNDS = 1.0, 144
+TURN_SECONDS, ROUNDS = 1.0, 100
 BLOCKS = 6  # of rounds; how much these differ says what the whole may be off by
 TOGETHER = 0.5  # seconds within which the answers of one batch come
 
@@ -187,7 +187,7 @@ def summary(racers: dict[str, Racer], bare_rows: Sequence[float]) -> dict[str, A
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 100 [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 60 [%(default)s]")
     parser.add_argument("--mix", default=f"{STEPS}:1", help="steps of the requests, and their weights [%(default)s]")
     parser.add_argument("--peers", default=",".join(DEEP), help="which [%(default)s]")
     arguments = parser.parse_args()
