@@ -79,11 +79,16 @@ def claims(parts: Parts) -> Iterator[Claim]:
 def _beside(which: str, side: dict[str, Any]) -> Claim:
     servers = side["servers"]
     best = max((name for name in servers if name != "unstir"), key=lambda name: servers[name]["of_bare"])
-    (mine, error), (theirs, other) = ((servers[name]["of_bare"], servers[name]["error"]) for name in ("unstir", best))
+    mine, theirs = (servers[name]["of_bare"] for name in ("unstir", best))
+    errors = [servers[name]["error"] for name in ("unstir", best)]
+    told = [
+        f"{share:.3f}" + (f" ± {error:.3f}" if error is not None else "")
+        for share, error in zip((mine, theirs), errors, strict=True)
+    ]
     return Claim(
         f"the same, side by side, {which}, beside the best of the others ({PEERS[best].title})",
         "≥ 1",
-        f"{mine / theirs:.3f} ({mine:.3f} ± {error:.3f} and {theirs:.3f} ± {other:.3f} of the bare network)",
+        f"{mine / theirs:.3f} ({told[0]} and {told[1]} of the bare network)",
         mine >= theirs,
     )
 

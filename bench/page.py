@@ -29,7 +29,7 @@ def text(parts: Parts) -> str:
     peers, engine, saturation, alone, promises = (
         parts[name] for name in ("peers", "engine", "saturation", "alone", "promises")
     )
-    png, side = parts["png"], parts["side"]
+    png, side, unlike = parts["png"], parts["side"], parts["side-mixed"]
     settings, loads = peers["settings"], [each["load_average"] for each in [*peers["visits"], *png["visits"]]]
     waits = promises["told_to_wait"]
     ends = parts["chaos"]["chaos"]["ends"]
@@ -65,7 +65,8 @@ def text(parts: Parts) -> str:
         ),
         "side": _side(parts["side"]),
         "side_mixed": _side(parts["side-mixed"]),
-        "side_turns": f"{side['rounds']} turns of {side['turn_seconds']:g} s",
+        "side_starts": f"{side['starts']} starts of all, {side['rounds']} turns of {side['turn_seconds']:g} s",
+        "unlike_starts": f"{unlike['starts']}, of {unlike['rounds']} turns",
         "png_repeats": _range(Counter(each["server"] for each in png["visits"]).values()),
         "engine_checkpoint": engine["checkpoint"],
         "engine_dtype": engine["dtype"],
@@ -194,12 +195,12 @@ def _side(side: dict[str, Any]) -> str:
         (
             PEERS[name].title,
             f"{each['row_steps_per_second']:.1f}",
-            f"{each['of_bare']:.3f} ± {each['error']:.3f}",
-            ", ".join(f"{share:.3f}" for share in each["of_bare_by_block"]),
+            f"{each['of_bare']:.3f}" + (f" ± {each['error']:.3f}" if each["error"] is not None else ""),
+            ", ".join(f"{share:.3f}" for share in each["of_bare_by_start"]),
         )
         for name, each in side["servers"].items()
     )
-    return _table(("server", "steps a second", "of the bare network", "in parts of the run"), rows)
+    return _table(("server", "steps a second", "of the bare network", "after each start"), rows)
 
 
 def _alone(alone: dict[str, Any]) -> str:

@@ -23,7 +23,7 @@ PARTS = {
     "peers": "bench.peers.run",
     "png": "bench.peers.run --png --loads= --seconds= --saturated-seconds=30 --repeats=1",
     "side": "bench.peers.side_by_side",
-    "side-mixed": f"bench.peers.side_by_side --mix {MIX}",
+    "side-mixed": f"bench.peers.side_by_side --mix {MIX} --starts 1 --rounds 100",
     "engine": "bench.engine",
     "saturation": "bench.saturation",
     "alone": "bench.alone",

@@ -93,25 +93,29 @@ def inversion_table() -> str:
     return "\n".join(rows)
 
 
-PERFORMANCE = README.parent / "docs" / "performance" / "peers.json"
+PERFORMANCE = README.parent / "docs" / "performance"
 
 
 def performance_table() -> str:
+    peers, alike, unlike = (
+        json.loads((PERFORMANCE / f"{name}.json").read_text())["servers"] for name in ("peers", "side", "side-mixed")
+    )
     head = [
         "server",
         "mean slowdown at 60 %",
         "at 90 %",
         "p95, 10 steps at 60 %",
         "p95, 100 steps at 60 %",
-        "saturated",
+        "saturated, alike",
+        "unlike",
     ]
     rows = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
-    for name, found in json.loads(PERFORMANCE.read_text())["servers"].items():
+    for name, found in peers.items():
         loads = found["loads"]
         slowdowns = [f"{loads[load]['slowdown']['mean']:.1f}" if load in loads else "" for load in ("0.6", "0.9")]
         tails = [f"{loads['0.6']['latency'][steps]['p95']:.2f} s" for steps in ("10", "100")]
-        share = f"{found['saturated']['of_bare']:.2f}" if found["saturated"] else ""
-        rows.append(f"| {' | '.join([PEERS[name].title, *slowdowns, *tails, share])} |")
+        shares = [f"{side[name]['of_bare']:.2f}" if name in side else "" for side in (alike, unlike)]
+        rows.append(f"| {' | '.join([PEERS[name].title, *slowdowns, *tails, *shares])} |")
     return "\n".join(rows)
 
 

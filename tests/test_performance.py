@@ -14,7 +14,7 @@ from bench import page, prediction, saturation
 from bench.claims import claims
 from bench.peers import side_by_side
 from bench.peers.run import Visit, pooled
-from bench.peers.side_by_side import BLOCKS, Racer
+from bench.peers.side_by_side import Racer
 from bench.performance import FOLDER, PARTS
 from tests.engines import FakeDevice, ask, engine_on, plan
 from tests.readme import README
@@ -58,21 +58,27 @@ def test_the_comparison_cannot_pass_without_a_difference(parts):
 
 @pytest.mark.parametrize(("every", "at_once"), [(5.0, 8), (0.625, 1)])
 def test_a_rate_counts_from_answer_to_answer(every, at_once):
-    """Eight answers of 50 steps every 5 s, at once or evenly: 80 steps a second between any two moments."""
-    racer = Racer((), answers=[(every * (i // at_once + 1), 50) for i in range(400)])
-    for since, until in [(5.0, 100.0), (7.3, 99.9), (12.0, 41.0)]:
-        assert racer.rate(since, until) == pytest.approx(80.0)
+    """Eight answers of 50 steps every 5 s, at once or evenly, are 80 steps a second, whenever one stops looking."""
+    for count, ran in ((21, 14.0), (40, 29.2), (400, 251.7)):
+        racer = Racer((), ran, answers=[(1.0 + every * (i // at_once + 1), 50) for i in range(count)])
+        assert racer.found["rate"] == pytest.approx(80.0)
 
 
-def test_side_by_side_everybody_is_measured_by_the_turns_of_the_bare_loop():
-    bare_rows = [100.0] * 24 + [50.0] * 24  # the machine was slow for half of the time, and so was the server
-    racer = Racer(())
-    for rows in bare_rows:
-        racer.answers += [(racer.ran + (i + 1) / (0.9 * rows), 1) for i in range(10)]
-        racer.ran += 10 / (0.9 * rows)
-        racer.ends.append(racer.ran)
-    found = side_by_side.summary({"unstir": racer}, bare_rows)["servers"]["unstir"]
-    assert found["of_bare_by_block"] == pytest.approx([0.9] * BLOCKS, rel=0.01)
+def test_a_batch_that_is_just_being_answered_is_left_out():
+    """Half of the third batch was answered when the server was stopped for good: all of it was done, nearly."""
+    answers = [(moment, 50) for moment in (5.0, 10.0) for _ in range(8)] + [(15.0, 50)] * 4
+    assert Racer((), 15.1, answers=answers).found["rate"] == pytest.approx(80.0)
+
+
+def test_side_by_side_each_start_is_measured_by_its_own_bare_loop():
+    """The machine was slow after the second start, and so was the server."""
+    starts = [
+        {"bare": bare, "servers": {"unstir": {"rate": 0.9 * bare, "answers": 9, "broken": 0, "seconds": 25.0}}}
+        for bare in (100.0, 50.0)
+    ]
+    found = side_by_side.summary(starts)["servers"]["unstir"]
+    assert found["of_bare_by_start"] == [0.9, 0.9]
+    assert (found["of_bare"], found["error"], found["answers"]) == (0.9, 0.0, 18)
 
 
 def comparison(name, mix="1:1", seconds=(1.0, 1.0)):

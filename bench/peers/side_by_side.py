@@ -2,8 +2,8 @@
 
 A shared machine's pace changes by a tenth within seconds, which is more than good servers differ by. So all are
 started, all but one are stopped, and every second it is another one's turn, in an order drawn anew for each round;
-the bare network has turns like everybody. Answers are counted against the time that their server ran. The last line is
-JSON.
+the bare network has turns like everybody. Answers are counted against the time that their server ran. All are started
+several times over, since processes differ by luck, too. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -31,8 +31,7 @@ from bench.peers.bare import bare
 from bench.peers.run import CLIENTS, DEEP, STEPS, versions
 from bench.peers.table import PEERS, running
 
-TURN_SECONDS, ROUNDS = 1.0, 100
-BLOCKS = 6  # of rounds; how much these differ says what the whole may be off by
+STARTS, ROUNDS, TURN_SECONDS = 5, 25, 1.0
 TOGETHER = 0.5  # seconds within which the answers of one batch come
 
 
@@ -46,14 +45,12 @@ class Racer:
         broken: requests on connections that it closed when it woke up, since by the clock they had been idle for long;
             they are sent again.
         answers: at which moments of this time, and how many steps each was of.
-        ends: of each round, ``ran`` after it.
     """
 
     pids: Sequence[int]
     ran: float = 0.0
     broken: int = 0
     answers: list[tuple[float, int]] = field(default_factory=list)
-    ends: list[float] = field(default_factory=list)
     _since: float | None = None
 
     @property
@@ -73,7 +70,6 @@ class Racer:
         await asyncio.sleep(TURN_SECONDS)
         self.send(signal.SIGSTOP)
         self.ran, self._since = self.clock, None
-        self.ends.append(self.ran)
 
     async def keep_busy(self, client: load.Client, works: Iterator[int]) -> None:
         """One client, who asks for the next of these works as soon as there is an answer.
@@ -93,14 +89,25 @@ class Racer:
             else:
                 self.broken += 1
 
-    def rate(self, since: float, until: float) -> float:
-        """Steps a second between two moments of the time that it ran: from the last answer before the one to that
-        before the other, so that nothing begun is counted, nor anything missed that was done but not yet answered."""
-        before = max((moment for moment, _ in self.answers if moment <= since), default=0.0)
-        within = [each for each in self.answers if before < each[0] <= until]
-        if not within:
-            raise LoadError(f"no answer in {until - since:.0f} s that a server ran")
-        return sum(steps for _, steps in within) / (max(within)[0] - before)
+    @property
+    def found(self) -> dict[str, float]:
+        """Steps a second from the end of the first batch to that of the last, so that filling up is not counted, nor
+        anything missed that was done but not yet answered.
+
+        Raises:
+            LoadError: there were too few answers.
+        """
+        began = self._end_of_batch(self.answers[0][0]) if self.answers else self.ran
+        last = max((moment for moment, _ in self.answers if moment <= self.ran - TOGETHER), default=0.0)
+        if last <= began:
+            raise LoadError(f"{len(self.answers)} answers in {self.ran:.0f} s that a server ran")
+        ended = self._end_of_batch(last)
+        rate = sum(steps for moment, steps in self.answers if began < moment <= ended) / (ended - began)
+        return {"rate": rate, "answers": len(self.answers), "broken": self.broken, "seconds": self.ran}
+
+    def _end_of_batch(self, moment: float) -> float:
+        """The last answer that comes together with the one of this moment."""
+        return max(each for each, _ in self.answers if each <= moment + TOGETHER)
 
 
 def drawn(mix: Mix) -> Iterator[int]:
@@ -110,7 +117,7 @@ def drawn(mix: Mix) -> Iterator[int]:
         yield mix.draw(source)
 
 
-async def measure(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, Any]:
+async def one_start(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, Any]:
     """Start all, take turns, and see what came of it.
 
     Raises:
@@ -123,6 +130,7 @@ async def measure(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, Any]
         for name in names:
             server = stack.enter_context(running(PEERS[name]))
             racers[name] = Racer(server.pids)
+            stack.callback(racers[name].send, signal.SIGKILL)  # who is stopped would not hear that it should end
             racers[name].send(signal.SIGSTOP)
             clients[name] = await stack.enter_async_context(load.connected(server.target))
         alone = stack.enter_context(bare())
@@ -138,62 +146,57 @@ async def measure(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, Any]
             bare_rows.append(await asyncio.to_thread(alone.rows_per_second, TURN_SECONDS))
 
         turns, order = [bare_turn, *(racer.turn for racer in racers.values())], random.Random("side by side")
-        for each in range(rounds):
+        for _ in range(rounds):
             for turn in order.sample(turns, len(turns)):
                 await turn()
-            if each % 10 == 9:
-                print(f"{each + 1} of {rounds} rounds", file=sys.stderr, flush=True)
         for task in tasks:
             task.cancel()
-    return {"mix": str(mix), **summary(racers, bare_rows)}
+    # Turns are of equal time, not of equal work, so that rates have an arithmetic mean.
+    return {"bare": statistics.mean(bare_rows), "servers": {name: racer.found for name, racer in racers.items()}}
 
 
-def summary(racers: dict[str, Racer], bare_rows: Sequence[float]) -> dict[str, Any]:
-    """What all turns come to: steps a second, and of the bare network, whose rows are steps, too.
-
-    Turns are of equal time, not of equal work, so that rates have an arithmetic mean.
-    """
-    capacity = statistics.mean(bare_rows)
-    bounds = [len(bare_rows) * block // BLOCKS for block in range(BLOCKS + 1)]
+def summary(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """What all starts come to: steps a second, and of the bare network, whose rows are steps, too."""
     servers = {}
-    for name, racer in racers.items():
-        first = racer.answers[0][0] + TOGETHER  # the first batch is cut off: filling up is not what is asked about
-        ends = [first, *(racer.ends[bound - 1] for bound in bounds[1:])]
-        shares = [
-            racer.rate(ends[block], ends[block + 1]) / statistics.mean(bare_rows[bounds[block] : bounds[block + 1]])
-            for block in range(BLOCKS)
-        ]
-        rate = racer.rate(first, racer.ran)
+    for name in starts[0]["servers"]:
+        found = [each["servers"][name] for each in starts]
+        shares = [each["servers"][name]["rate"] / each["bare"] for each in starts]
         servers[name] = {
-            "row_steps_per_second": round(rate, 2),
-            "of_bare": round(rate / capacity, 4),
-            "of_bare_by_block": [round(share, 4) for share in shares],
-            "error": round(statistics.stdev(shares) / math.sqrt(BLOCKS), 4),
-            "answers": len(racer.answers),
-            "broken": racer.broken,
-            "seconds": round(racer.ran, 1),
+            "row_steps_per_second": round(statistics.mean(each["rate"] for each in found), 2),
+            "of_bare": round(statistics.mean(shares), 4),
+            "of_bare_by_start": [round(share, 4) for share in shares],
+            "error": round(statistics.stdev(shares) / math.sqrt(len(shares)), 4) if len(shares) > 1 else None,
+            **{key: sum(each[key] for each in found) for key in ("answers", "broken")},
+            "seconds": round(sum(each["seconds"] for each in found), 1),
         }
-    return {
-        "servers": servers,
-        "bare_rows_per_second": round(capacity, 2),
-        "rounds": len(bare_rows),
-        "turn_seconds": TURN_SECONDS,
-        "clients": CLIENTS,
-        "load_average": round(os.getloadavg()[0], 2),
-        "checkpoint": common.checkpoint().card.name,
-        "versions": versions([PEERS[name] for name in racers]),
-    }
+    return {"servers": servers, "bare_rows_per_second": round(statistics.mean(each["bare"] for each in starts), 2)}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=ROUNDS, help="at least 60 [%(default)s]")
+    parser.add_argument("--starts", type=int, default=STARTS, help="of all servers [%(default)s]")
+    parser.add_argument("--rounds", type=int, default=ROUNDS, help="after each start; at least 20 [%(default)s]")
     parser.add_argument("--mix", default=f"{STEPS}:1", help="steps of the requests, and their weights [%(default)s]")
     parser.add_argument("--peers", default=",".join(DEEP), help="which [%(default)s]")
     arguments = parser.parse_args()
     # Without a handler the process would be gone before it has ended its servers, and leave them stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    print(json.dumps(asyncio.run(measure(arguments.peers.split(","), Mix.parse(arguments.mix), arguments.rounds))))
+    names, mix, starts = arguments.peers.split(","), Mix.parse(arguments.mix), []
+    for each in range(arguments.starts):
+        print(f"start {each + 1} of {arguments.starts} …", file=sys.stderr, flush=True)
+        starts.append(asyncio.run(one_start(names, mix, arguments.rounds)))
+    facts = {
+        "mix": str(mix),
+        **summary(starts),
+        "starts": arguments.starts,
+        "rounds": arguments.rounds,
+        "turn_seconds": TURN_SECONDS,
+        "clients": CLIENTS,
+        "load_average": round(os.getloadavg()[0], 2),
+        "checkpoint": common.checkpoint().card.name,
+        "versions": versions([PEERS[name] for name in names]),
+    }
+    print(json.dumps(facts))
 
 
 if __name__ == "__main__":
