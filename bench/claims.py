@@ -79,18 +79,18 @@ def claims(parts: Parts) -> Iterator[Claim]:
 def _beside(which: str, side: dict[str, Any]) -> Claim:
     servers = side["servers"]
     best = max((name for name in servers if name != "unstir"), key=lambda name: servers[name]["of_bare"])
-    mine, theirs = (servers[name]["of_bare"] for name in ("unstir", best))
-    errors = [servers[name]["error"] for name in ("unstir", best)]
-    told = [
-        f"{share:.3f}" + (f" ± {error:.3f}" if error is not None else "")
-        for share, error in zip((mine, theirs), errors, strict=True)
-    ]
+    mine, theirs = servers["unstir"], servers[best]
     return Claim(
         f"the same, side by side, {which}, beside the best of the others ({PEERS[best].title})",
         "≥ 1",
-        f"{mine / theirs:.3f} ({told[0]} and {told[1]} of the bare network)",
-        mine >= theirs,
+        f"{mine['of_bare'] / theirs['of_bare']:.3f} ({of_bare(mine)} and {of_bare(theirs)} of the bare network)",
+        mine["of_bare"] >= theirs["of_bare"],
     )
+
+
+def of_bare(found: dict[str, Any]) -> str:
+    """A share of the bare network's rows a second, with its standard error if there were several starts."""
+    return f"{found['of_bare']:.3f}" + (f" ± {found['error']:.3f}" if found["error"] is not None else "")
 
 
 def _promises(parts: Parts) -> Iterator[Claim]:

@@ -10,7 +10,7 @@ from string import Template
 from typing import Any
 
 from app.bench.mix import Mix
-from bench.claims import Parts, claims, percent
+from bench.claims import Parts, claims, of_bare, percent
 from bench.peers.table import PEERS
 from bench.prediction import elsewhere, latencies, offered, predicted
 
@@ -195,7 +195,7 @@ def _side(side: dict[str, Any]) -> str:
         (
             PEERS[name].title,
             f"{each['row_steps_per_second']:.1f}",
-            f"{each['of_bare']:.3f}" + (f" ± {each['error']:.3f}" if each["error"] is not None else ""),
+            of_bare(each),
             ", ".join(f"{share:.3f}" for share in each["of_bare_by_start"]),
         )
         for name, each in side["servers"].items()
