@@ -55,10 +55,13 @@ bench-bytes: .venv/.dev  ## Ask 1,000 unlike requests at once and one by one, an
 bench: .venv/.dev  ## Measure what the engine costs and what it saves
 	$(BIN)/python -m bench.engine
 
+gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card, in 8 minutes
+	$(BIN)/python -m bench.gpu
+
 memory: .venv/.dev  ## Upload 200 of the largest allowed pictures, and watch the server's memory
 	$(BIN)/python -m bench.uploads
 
 fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 	$(BIN)/python -m tests.fuzz_uploads --files 20000
 
-.PHONY: help install serve test test-slow check golden picture bench bench-peers bench-endings bench-bytes memory fuzz
+.PHONY: help install serve test test-slow check golden picture bench bench-peers bench-endings bench-bytes gpu-check memory fuzz

@@ -11,6 +11,7 @@ from typing import Any
 
 from app.bench.mix import Mix
 from bench.claims import Parts, claims, of_bare, percent
+from bench.gpu import page as gpu
 from bench.peers.table import PEERS
 from bench.prediction import elsewhere, latencies, offered, predicted
 
@@ -108,6 +109,7 @@ def text(parts: Parts) -> str:
             f"{n} {part['load_average']:.2f}" for n, part in parts.items() if "load_average" in part
         ),
         "versions": ", ".join(f"{name} {version}" for name, version in peers["versions"].items()),
+        **gpu.fields(parts.get("gpu")),
     }
     return Template(TEMPLATE.read_text(encoding="utf-8")).substitute(fields)
 

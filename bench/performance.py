@@ -18,6 +18,7 @@ from bench import page
 from bench.server import ROOT
 
 COMPARISONS = ("peers", "png")
+GPU = "gpu"  # measured by `make gpu-check`, on a machine with a card
 FOLDER = ROOT / "docs" / "performance"
 PARTS = {
     "peers": "bench.peers.run",
@@ -58,6 +59,17 @@ def measure(name: str, *, resume: bool) -> None:
         path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
 
 
+def read() -> dict[str, dict[str, Any]]:
+    """All that was measured, by part; with what :mod:`bench.gpu` found, where it had a card."""
+    names = [*PARTS, *([GPU] if (FOLDER / f"{GPU}.json").exists() else [])]
+    return {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names}
+
+
+def render() -> None:
+    """Write the page anew, without its picture, which shows nothing of a card."""
+    (FOLDER.parent / "performance.md").write_text(page.text(read()), encoding="utf-8")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="which parts, with commas between them [all]")
@@ -69,9 +81,7 @@ def main() -> None:
         parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(PARTS)}")
     for name in [] if arguments.render else names:
         measure(name, resume=arguments.resume)
-    page.write(
-        {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in PARTS}, FOLDER.parent
-    )
+    page.write(read(), FOLDER.parent)
 
 
 if __name__ == "__main__":

@@ -61,6 +61,7 @@ def _erring(net: UNet, double: UNet, seed: int) -> Net:
     def said(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         answer = net(x, t, y)
         error = (answer - double(x.double(), t, y)).square().mean((1, 2, 3), keepdim=True).sqrt()
-        return answer + error.float() * torch.randn(answer.shape, generator=generator)
+        wrong: Tensor = answer + error.float() * torch.randn(answer.shape, generator=generator)
+        return wrong
 
     return said

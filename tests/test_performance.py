@@ -4,25 +4,24 @@ from __future__ import annotations
 
 import copy
 import itertools
-import json
 
 import pytest
 
 from app.bench.mix import Mix, poisson
 from app.engine.lane import Lane
-from bench import page, prediction, saturation
+from bench import page, performance, prediction, saturation
 from bench.claims import claims
 from bench.peers import side_by_side
 from bench.peers.run import Visit, pooled
 from bench.peers.side_by_side import Racer
-from bench.performance import FOLDER, PARTS
+from bench.performance import FOLDER
 from tests.engines import FakeDevice, ask, engine_on, plan
 from tests.readme import README
 
 
 @pytest.fixture(scope="module")
 def parts():
-    return {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in PARTS}
+    return performance.read()
 
 
 def test_the_page_is_made_of_its_figures(parts):

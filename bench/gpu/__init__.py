@@ -1,0 +1,1 @@
+"""`make gpu-check`: what holds on the card of this machine, and what it costs there."""

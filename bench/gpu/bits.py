@@ -1,0 +1,90 @@
+"""Whether a reproducible walk has the same bits in any company, and what that costs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from app.engine.lane import Lane
+from bench.gpu import beside, clock
+from bench.gpu.bench import Bench
+from bench.gpu.engine import Rides, Served
+from bench.gpu.networks import Network
+from model.folded import Folded
+
+
+def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
+    """Walks of one seed, alone and in several companies; and exact forwards by cuDNN's choice of algorithms."""
+    served = beside.load(bench, network)
+    found |= company(served, bench.of(12, 3)) | {"alike": list(served.calibration.alike)}
+    found["control"] = fast_differs(served)
+    found["determinism"] = price(bench, served)
+
+
+def company(served: Served, steps: int) -> dict[str, Any]:
+    """Where the same walk rides otherwise than alone in the canonical width, and comes out with other bits.
+
+    Of every width that calibration found to give the same bits: with others, in another slot, and joining others that
+    are half-way. The walk draws noise at every step.
+    """
+    plan, others = served.plan("ddim", steps, eta=1.0), served.plan("dpmpp_2m", 2 * steps)
+    rides, canonical = Rides(served.runner), served.wanted.canonical
+
+    def mine() -> Lane:
+        return served.lane(plan, 7, reproducible=True)
+
+    def strangers(count: int) -> list[Lane]:
+        return [served.lane(others, 100 + i, reproducible=True) for i in range(count)]
+
+    (alone,) = rides.walk([mine()], canonical, exact=True)
+    ends: dict[str, Tensor] = {"again": rides.walk([mine()], canonical, exact=True)[0]}
+    for width in served.calibration.alike:
+        (ends[f"alone, width {width}"],) = rides.walk([mine()], width, exact=True)
+        ends[f"in company, width {width}"] = rides.walk([mine(), *strangers(width - 1)], width, exact=True)[0]
+        ends[f"in the last slot, width {width}"] = rides.walk([*strangers(width - 1), mine()], width, exact=True)[-1]
+        before = strangers(width - 1)
+        for _ in range(steps if before else 0):
+            rides.tick(before, width, exact=True)
+        rides.land()
+        late = mine()
+        for _ in range(steps):
+            rides.tick([*before, late], width, exact=True)
+        rides.land()
+        ends[f"joining later, width {width}"] = served.runner.end(late)
+    return {"compared": len(ends), "differing": [name for name, end in ends.items() if not torch.equal(end, alone)]}
+
+
+@torch.inference_mode()
+def fast_differs(served: Served) -> bool:
+    """Whether forwards that promise nothing do differ by width: if not, equality above would prove little."""
+    x, t, y = served.rows(served.widths[-1])
+    wide = served.nets.fast(x, t, y)[:1].clone()
+    narrow = served.nets.fast(x[:1], t[:1], None if y is None else y[:1])
+    return not torch.equal(wide, narrow)
+
+
+@torch.inference_mode()
+def price(bench: Bench, served: Served) -> dict[str, Any]:
+    """Seconds of a float32 forward of the canonical width with and without deterministic algorithms, in turns."""
+    found = served.checkpoint
+    net = Folded(found.net, found.schedule.T)
+    rows = served.rows(served.wanted.canonical)
+    before = torch.backends.cudnn.deterministic
+
+    def timed(deterministic: bool) -> float:
+        torch.backends.cudnn.deterministic = deterministic
+        return clock.seconds(lambda: net(*rows), bench.of(20, 2), bench.device)
+
+    try:
+        times = clock.in_rounds(
+            {"on": lambda: timed(True), "off": lambda: timed(False)}, bench.of(15, 2), 0.5 * bench.left()
+        )
+    finally:
+        torch.backends.cudnn.deterministic = before
+    return {
+        "width": served.wanted.canonical,
+        **{name: clock.summary(each) for name, each in times.items()},
+        "price": clock.ratios(times["on"], times["off"]),
+    }

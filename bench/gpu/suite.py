@@ -1,0 +1,41 @@
+"""The tests of the CUDA path, in a process of their own."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from typing import Any
+
+from bench.gpu.bench import Bench
+from bench.server import ROOT
+
+FOLDER = "tests/cuda"
+ENDS = ("passed", "failed", "errors", "skipped")
+
+
+def measure(bench: Bench, found: dict[str, Any]) -> None:
+    """How many pass, fail and are skipped; without a card they are only collected."""
+    if not (ROOT / FOLDER).is_dir():
+        found["left_out"] = f"there is no {FOLDER}"
+        return
+    here = bench.device.type == "cuda"
+    command = [sys.executable, "-m", "pytest", FOLDER, "-p", "no:cacheprovider", *([] if here else ["--collect-only"])]
+    output = bench.folder / "tests.txt"
+    found["command"] = " ".join(["python", *command[1:]])
+    with output.open("w") as file:
+        try:
+            run = subprocess.run(command, cwd=ROOT, stdout=file, stderr=subprocess.STDOUT, check=False)
+            found["status"] = run.returncode
+        finally:
+            found["tail"] = output.read_text(errors="replace").splitlines()[-25:]
+    if here:
+        found |= counts(found["tail"][-1] if found["tail"] else "")
+    else:
+        found["left_out"] = "needs a card; collected only"
+
+
+def counts(line: str) -> dict[str, int]:
+    """Of pytest's last line, as ``2 failed, 12 passed, 1 skipped, 1 error in 3.21s``."""
+    told = {word.rstrip("s"): int(number) for number, word in re.findall(r"(\d+) ([a-z]+)", line)}
+    return {end: told.get(end.rstrip("s"), 0) for end in ENDS}
