@@ -9,6 +9,7 @@ import threading
 import torch
 
 from app.engine.engine import Engine
+from app.engine.flight import Flight
 from app.engine.lane import Lane
 from app.engine.scheduler import Forwards, Widths
 from model import samplers
@@ -39,13 +40,16 @@ class Log:
 class FakeDevice:
     """Advances cursors; the picture is the seed. ``gate`` holds every forward until it is released."""
 
+    ahead = 0
+
     def __init__(self, fail=None, gated: bool = False) -> None:
         self.fail = fail
         self.gate = threading.Semaphore(0) if gated else None
         self.seen: list[list[Lane]] = []
         self.entered = 0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Flight:
+        flight = Flight(torch.device("cpu"))
         self.entered += 1
         if self.gate:
             assert self.gate.acquire(timeout=10)
@@ -54,6 +58,8 @@ class FakeDevice:
             self.fail(lanes, width)
         for lane in lanes:
             lane.cursor += 1
+        flight.depart()
+        return flight
 
     def end(self, lane: Lane) -> torch.Tensor:
         return torch.full((1, 1, 2, 2), float(lane.seed))
