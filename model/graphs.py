@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,7 @@ class Graphed:
             if self._pool is None:
                 self._pool = memory_pool()
             with self.arithmetic.applied():
-                said, replay = captured(lambda x=x, told=told: self.net.forward(x, told), self._pool)  # type: ignore[misc]
+                said, replay = captured(partial(self.net.forward, x, told), self._pool)
             self._forwards[width] = _Forward(x, told, said, replay)
 
     def told(self, t: Tensor, y: Tensor | None = None) -> Tensor:

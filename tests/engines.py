@@ -65,6 +65,49 @@ class FakeDevice:
         return torch.full((1, 1, 2, 2), float(lane.seed))
 
 
+class Ahead(FakeDevice):
+    """Works by itself, like a card: cursors move at once, and what was done is there when its tick has landed.
+
+    Attributes:
+        told, over: ticks begun, and those of them that have landed.
+        most: of the ticks that were under way at once.
+    """
+
+    ahead = 1
+
+    def __init__(self, fail=None, gated: bool = False) -> None:
+        super().__init__(fail)
+        self.landings = threading.Semaphore(0) if gated else None
+        self.told = self.over = self.most = 0
+        self.land_error: Exception | None = None
+
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> _Landing:
+        super().advance(lanes, width, exact)
+        self.told += 1
+        self.most = max(self.most, self.told - self.over)
+        return _Landing(self, self.told, [lane for lane in lanes if not lane.remaining])
+
+    def end(self, lane: Lane) -> torch.Tensor:
+        assert lane.state is not None, "asked for before it has landed"
+        return lane.state
+
+
+class _Landing:
+    def __init__(self, device: Ahead, number: int, ended: list[Lane]) -> None:
+        self.device, self.number, self.ended = device, number, ended
+
+    def wait(self) -> float:
+        if self.device.landings:
+            assert self.device.landings.acquire(timeout=10)
+        if self.device.land_error:
+            raise self.device.land_error
+        self.device.over += 1
+        assert self.device.over == self.number, "ticks must land in their order"
+        for lane in self.ended:
+            lane.state = torch.full((1, 1, 2, 2), float(lane.seed))
+        return 0.001
+
+
 @contextlib.asynccontextmanager
 async def engine_on(device, widths: Widths = WIDTHS, max_queue_seconds: float = 10.0, max_lanes: int = 100):
     engine = Engine(
