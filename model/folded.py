@@ -96,7 +96,10 @@ class Folded:
                 h = self._layer(cast(Block, up), i, torch.cat([h, skips.pop()], dim=1), shares)
             if up.upsamplers is not None:
                 h = self._others[up.upsamplers[0]](h)  # type: ignore[index]
-        return self._conv_out(self._norm_out(h)).float()
+        said = self._conv_out(self._norm_out(h))
+        if self.layout == "fused":  # kernels want plain memory: in one pass, then
+            return said.to(torch.float32, memory_format=torch.contiguous_format)
+        return said.float()
 
     def _layer(self, block: Block, i: int, x: Tensor, shares: dict[Any, Tensor]) -> Tensor:
         resnet = block.resnets[i]

@@ -149,10 +149,10 @@ def _by_kernels(
     kernels: Kernels, state: Tensor, u: Tensor, output: Tensor, z: Tensor | None, c: _Coefficients
 ) -> tuple[Tensor, Tensor]:
     assert c.table is not None, "This is a bug: kernels without a table."
-    u, given = u.contiguous(), None
+    u, output, given = u.contiguous(), output.contiguous(), None
     if c.used[Columns.QUANTILE]:
         given = _thresholded(kernels.predict(u, output, c.table), c.rows)
-    after, x_0 = kernels.update(state, u, output.contiguous(), z, c.table, given)
+    after, x_0 = kernels.update(state, u, output, z, c.table, given)
     if c.used[Columns.WATCH]:
         kernels.guard(after, state, c.table)
     return after, x_0
