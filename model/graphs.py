@@ -94,6 +94,7 @@ class Graphed:
         """As :meth:`model.folded.Folded.told`."""
         return self.net.told(t, y)
 
+    @torch.inference_mode()
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         """As :meth:`model.folded.Folded.forward`; the result is overwritten by the next forward of the same width."""
         graph = self._forwards.get(len(x))

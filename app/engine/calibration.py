@@ -97,6 +97,8 @@ def calibrated(checkpoint: Checkpoint, device: torch.device, wanted: Wanted, kep
         began = time.perf_counter()
         with torch.inference_mode():
             found = _measured(checkpoint, device, wanted)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # of graphs that were made to be measured
         log.info("calibrated in %.1f s", time.perf_counter() - began)
         _write(file, found)
     if device.type == "cpu":
@@ -221,6 +223,8 @@ def bfloat16_is_native() -> bool:
 def _circumstances(checkpoint: Checkpoint, device: torch.device, wanted: Wanted) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor()} {os.cpu_count()}"
     told = [FORMAT, checkpoint.card.sha256, device.type, name, torch.__version__, torch.get_num_threads()]
+    if device.type == "cuda":
+        told.append(kernels.usable(device))
     return hashlib.sha256(json.dumps([*told, asdict(wanted)]).encode()).hexdigest()[:16]
 
 

@@ -127,12 +127,30 @@ class Probe:
         return float(worst.sqrt())
 
     def alike(self, net: Net, canonical: int, widths: Iterable[int]) -> tuple[int, ...]:
-        """The widths at which each row, whatever its slot, has the bits that it has at the canonical one."""
+        """The widths at which each row, whatever its slot, has the bits that it has at the canonical one.
+
+        Where slots or neighbours change a row's bits at that width already, a narrower one takes its place; a forward
+        of one row has neither.
+        """
+        narrower = sorted((width for width in widths if width < canonical), reverse=True)
+        canonical = next((width for width in (canonical, *narrower) if self.steady(net, width)), 1)
         found = [canonical]
         for width in widths:
             if width != canonical and all(self._same_bits(net, canonical, width, seed) for seed in range(2)):
                 found.append(width)
         return tuple(sorted(found))
+
+    def steady(self, net: Net, width: int) -> bool:
+        """Whether a row of so many has the same bits in every slot and any company."""
+        x, t, y = self.rows(width)
+        said = net(x, t, y)
+        for shift in {1, width // 2} - {0, width}:
+            moved = net(x.roll(shift, 0), t.roll(shift, 0), None if y is None else y.roll(shift, 0))
+            if not torch.equal(moved.roll(-shift, 0), said):
+                return False
+        others, _, _ = self.rows(width, seed=1)
+        others[0] = x[0]
+        return torch.equal(net(others, t, y)[0], said[0])
 
     def _same_bits(self, net: Net, one: int, other: int, seed: int) -> bool:
         narrow, wide = sorted((one, other))

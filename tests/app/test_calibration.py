@@ -81,6 +81,21 @@ def test_widths_of_other_bits_are_told_apart(tiny_ckpt):
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    ("moody", "found"),
+    [
+        (lambda x: torch.cat([x[:2], x[2:] * (1 + 2e-7)]), (1, 2)),  # the third slot on
+        (lambda x: x * (1 + 0.01 * x.mean() * (len(x) > 2)), (1, 2)),  # company
+        (lambda x: x.flip(0).cumsum(0).flip(0), (1,)),
+        (lambda x: x, (1, 2, 4)),
+    ],
+    ids=["slots", "company", "both", "steady"],
+)
+def test_where_slots_or_company_matter_a_narrower_width_is_canonical(tiny_ckpt, moody, found):
+    assert Probe(tiny_ckpt, CPU).alike(lambda x, t, y: moody(x), 4, [1, 2, 4]) == found
+
+
+@torch.inference_mode()
 def test_the_error_of_a_form_is_relative_and_that_of_the_worst_row(tiny_ckpt):
     probe = Probe(tiny_ckpt, CPU)
 
