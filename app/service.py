@@ -21,6 +21,7 @@ from model.checkpoint import Checkpoint
 from model.habits import Habits
 
 log = logging.getLogger("unstir")
+WIDEST = {"cpu": 16, "cuda": 256}  # rows of a forward that are tried, where no setting says how many
 
 
 class DeviceError(ValueError):
@@ -54,9 +55,13 @@ class Service:
         """
         settings = self.settings
         device = pick_device(settings.device)
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+        elif settings.dtype == "tf32":
+            raise DeviceError("dtype = tf32: only CUDA devices have it; use auto, float32 or bfloat16")
         loaded = checkpoint.load(settings.checkpoint, device)
         wanted = Wanted(
-            settings.max_width,
+            settings.max_width or WIDEST[device.type],
             settings.reproducible_width,
             settings.threads,
             None if settings.dtype == "auto" else settings.dtype,
@@ -72,7 +77,7 @@ class Service:
         self.habits = Habits.from_config(loaded.scheduler_config)
         self.schedule = loaded.schedule
         self._loaded = Engine(
-            Runner(loaded, device, nets(loaded, found)),
+            Runner(loaded, device, nets(loaded, device, found)),
             forwards,
             max_queue_seconds=settings.max_queue_seconds,
             max_lanes=settings.max_lanes,

@@ -36,17 +36,20 @@ class Settings(BaseSettings):
         "that is faster; fewer where others need the cores, since threads that wait for a busy core cost far more than "
         "they give.",
     )
-    dtype: Literal["auto", "float32", "bfloat16"] = Field(
+    dtype: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         "auto",
-        description="Of ordinary forwards on a CPU; auto takes bfloat16 where the processor has it, it is faster, and "
-        "each ε stays within 1 %. `reproducible` requests, inversions and what begins in a picture or a .npy are "
-        "float32 in any case, and share forwards with the others only if these are, too.",
+        description="Of ordinary forwards; auto takes bfloat16, or else a card's tf32, where the device has it, it is "
+        "faster, and each ε stays within 1 %. `reproducible` requests, inversions and what begins in a picture or a "
+        ".npy are float32 in any case, and share forwards with the others only if these are, too.",
     )
     cache: str = Field(
         "~/.cache/unstir", description="Folder that keeps what was measured at the start; empty measures at each start."
     )
-    max_width: int = Field(
-        16, ge=2, le=1024, description="Most rows of one forward; raise it on a card, lower it if memory is short."
+    max_width: int | None = Field(
+        None,
+        ge=2,
+        le=1024,
+        description="Most rows of one forward, by default 16 on a CPU and 256 on a card; lower it if memory is short.",
     )
     reproducible_width: int = Field(
         4,

@@ -22,7 +22,7 @@ import torch
 from app import operations
 from app.engine.calibration import nets
 from app.engine.lane import Lane
-from app.engine.worker import Device
+from app.engine.worker import Device, Landing
 from app.main import create_app
 from app.schemas.requests import SampleRequest
 from app.service import Service
@@ -39,15 +39,16 @@ class BeforeEachPicture:
 
     def __init__(self, device: Device, bare: Callable[[], None]) -> None:
         self.device = device
+        self.ahead = device.ahead
         self.bare = bare
         self.seconds = 0.0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
         if not lanes[0].cursor:
             began = time.perf_counter()
             self.bare()
             self.seconds = time.perf_counter() - began
-        self.device.advance(lanes, width, exact)
+        return self.device.advance(lanes, width, exact)
 
     def end(self, lane: Lane) -> torch.Tensor:
         return self.device.end(lane)
@@ -55,7 +56,8 @@ class BeforeEachPicture:
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     """Of the network as the engine has it."""
-    net, device = nets(service.checkpoint, service.calibration).fast, service.device
+    device = service.device
+    net = nets(service.checkpoint, device, service.calibration).fast
     x = torch.randn(1, *service.checkpoint.shape, device=device)
     t = torch.zeros(1, device=device)
     y = torch.zeros(1, dtype=torch.int64, device=device) if service.checkpoint.net.config.num_class_embeds else None

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from app.engine.lane import Lane
-from app.engine.worker import Device, Worker
+from app.engine.worker import Device, Landing, Worker
 from app.server import Server, prepared
 from app.settings import Settings
 from bench.peers import common
@@ -65,6 +65,7 @@ class InTurns:
         self.bare: list[float] = []
         self._run_bare = bare
         self._device: Device = worker.device
+        self.ahead = 0
         self._tick = worker.tick
         self._turn = Turn()
         self._began = 0.0
@@ -81,13 +82,13 @@ class InTurns:
             self._turn, self._began = Turn(), time.perf_counter()
         return self._tick()
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
         """As the device does it, and timed."""
-        began = time.perf_counter()
-        self._device.advance(lanes, width, exact)
-        self._turn.in_ticks += time.perf_counter() - began
+        landing = self._device.advance(lanes, width, exact)
+        self._turn.in_ticks += landing.wait()
         self._turn.ticks += 1
         self._turn.rows += sum(lane.rows for lane in lanes)
+        return landing
 
     def end(self, lane: Lane) -> torch.Tensor:
         """As the device does it."""

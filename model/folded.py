@@ -1,22 +1,22 @@
 """The network as inference wants it: the function of :class:`model.unet.UNet`, with what never changes done beforehand.
 
 What timestep and class add to each residual block takes few values, so it is looked up; the three projections of an
-attention are one; convolutions may keep their weights in the order in which oneDNN reads them. ``unet.py`` stays the
-text to read, and the two agree to rounding.
+attention are one; convolutions may keep their weights in the order in which oneDNN reads them, and on a CUDA device
+what lies between them is fused (``folds.py``). ``unet.py`` stays the text to read, and the two agree to rounding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from model.unet import Attention, Block, Downsample, ResnetBlock, UNet, Upsample, timestep_embedding
+from model import folds, staging
+from model.folds import Layout
+from model.unet import Block, ResnetBlock, UNet, timestep_embedding
 
-Layout = Literal["plain", "channels_last", "packed"]
 LARGEST_TABLE = 128 << 20  # bytes; a network that needs more computes its classes' share at each step
 
 
@@ -28,7 +28,7 @@ class Folded:
 
     Attributes:
         layout: ``plain`` pictures are [B, C, H, W] in memory, ``channels_last`` [B, H, W, C]; ``packed`` is that with
-            weights reordered for oneDNN.
+            weights reordered for oneDNN, ``fused`` that with kernels that need a CUDA device.
     """
 
     def __init__(
@@ -41,73 +41,85 @@ class Folded:
             dtype: of weights and activations; what comes in and goes out is float32.
         """
         self.config = net.config
+        self.device = net.conv_in.weight.device
         self.dtype = dtype
         self.layout: Layout = layout
         self._net = net
         self._order = [module for module in net.modules() if isinstance(module, ResnetBlock)]
         self._project = torch.cat([block.time_emb_proj.weight for block in self._order])  # [S, E]
-        self._shift = torch.cat([block.time_emb_proj.bias for block in self._order])  # [S]
+        self._shift = torch.cat([self._told_at_rest(block) for block in self._order])  # [S]
         self._table = self._tabulated(timesteps)
-        self._resnets = {block: _resnet(block, dtype, layout) for block in self._order}
+        self._resnets = {block: folds.resnet(block, dtype, layout) for block in self._order}
         self._others = {
             module: fold(module, dtype, layout)
             for module in net.modules()
-            if (fold := _FOLDS.get(type(module))) is not None
+            if (fold := folds.FOLDS.get(type(module))) is not None
         }
-        self._conv_in = _convolution(net.conv_in, dtype, layout)
-        self._norm_out, self._conv_out = _norm(net.conv_norm_out, dtype), _convolution(net.conv_out, dtype, layout)
+        self._conv_in = folds.convolution(net.conv_in, dtype, layout)
+        self._norm_out = folds.norm(net.conv_norm_out, dtype, layout, silu=True)
+        self._conv_out = folds.convolution(net.conv_out, dtype, layout)
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As :meth:`model.unet.UNet.forward`; float32 out."""
+        return self.forward(x, self.told(t, y))
+
+    def forward(self, x: Tensor, told: Tensor) -> Tensor:
+        """All that depends on the pictures, float32 [B, out_channels, H, W]; nothing in it waits for the device.
+
+        Args:
+            x: [B, C, H, W].
+            told: [B, S], what :meth:`told` says of their timesteps and classes.
+        """
         config = self.config
         if config.center_input_sample:
             x = 2 * x - 1
         x = x.to(self.dtype, memory_format=torch.contiguous_format if self.layout == "plain" else torch.channels_last)
         widths = [block.time_emb_proj.out_features for block in self._order]
-        told = dict(zip(self._order, torch.split(self._conditions(t, y), widths, dim=1), strict=True))
+        shares = dict(zip(self._order, torch.split(told, widths, dim=1), strict=True))
 
         h = self._conv_in(x)
         skips = [h]
         for down in self._net.down_blocks:
             for i in range(len(down.resnets)):  # type: ignore[arg-type]
-                h = self._layer(cast(Block, down), i, h, told)
+                h = self._layer(cast(Block, down), i, h, shares)
                 skips.append(h)
             if down.downsamplers is not None:
                 h = self._others[down.downsamplers[0]](h)  # type: ignore[index]
                 skips.append(h)
         mid = self._net.mid_block
-        h = self._resnets[mid.resnets[0]](h, told[mid.resnets[0]])  # type: ignore[index]
+        h = self._resnets[mid.resnets[0]](h, shares[mid.resnets[0]])  # type: ignore[index]
         if mid.add_attention:
             h = self._others[mid.attentions[0]](h)
-        h = self._resnets[mid.resnets[1]](h, told[mid.resnets[1]])  # type: ignore[index]
+        h = self._resnets[mid.resnets[1]](h, shares[mid.resnets[1]])  # type: ignore[index]
         for up in self._net.up_blocks:
             for i in range(len(up.resnets)):  # type: ignore[arg-type]
-                h = self._layer(cast(Block, up), i, torch.cat([h, skips.pop()], dim=1), told)
+                h = self._layer(cast(Block, up), i, torch.cat([h, skips.pop()], dim=1), shares)
             if up.upsamplers is not None:
                 h = self._others[up.upsamplers[0]](h)  # type: ignore[index]
-        return self._conv_out(_silu(self._norm_out(h))).float()
+        said = self._conv_out(self._norm_out(h))
+        if self.layout == "fused":  # kernels want plain memory: in one pass, then
+            return said.to(torch.float32, memory_format=torch.contiguous_format)
+        return said.float()
 
-    def _layer(self, block: Block, i: int, x: Tensor, told: dict[Any, Tensor]) -> Tensor:
+    def _layer(self, block: Block, i: int, x: Tensor, shares: dict[Any, Tensor]) -> Tensor:
         resnet = block.resnets[i]
-        x = self._resnets[resnet](x, told[resnet])  # type: ignore[index]
+        x = self._resnets[resnet](x, shares[resnet])  # type: ignore[index]
         return self._others[block.attentions[i]](x) if block.attention else x
 
     # What timestep and class say to the residual blocks: [B, S], the outputs of all their projections side by side.
 
-    def _tabulated(self, timesteps: int) -> Tensor | None:
-        """[T, K, S] of all that can be looked up, or None."""
-        classes = self.config.num_class_embeds or 1
-        if 4 * timesteps * classes * len(self._shift) > LARGEST_TABLE:
-            return None
-        t = torch.arange(timesteps, device=self._shift.device)
-        with torch.inference_mode():
-            ys = range(classes) if self.config.num_class_embeds else [None]
-            columns = [self._computed(t, None if y is None else torch.full_like(t, y)) for y in ys]
-            return torch.stack(columns, dim=1).to(self.dtype)
+    def told(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """[B, S] on the network's device, for :meth:`forward`.
 
-    def _conditions(self, t: Tensor, y: Tensor | None) -> Tensor:
+        Args:
+            t: [B] timesteps; best on the host, which has to know which of them can be looked up.
+            y: int64 [B] or float [B, K] as the network takes them; likewise.
+        """
+        device = self.device
         if self._table is None:
-            return self._computed(t, y).to(self.dtype)
+            t, y = staging.to_device(t, device), None if y is None else staging.to_device(y, device)
+            return self._computed(t, y).to(self._said_in)
+        t, y = t.cpu(), None if y is None else y.cpu()
         index = t.long()
         known = index == t
         k: Tensor | int = 0
@@ -116,10 +128,36 @@ class Folded:
             known = known & (weight == 1) & (y.sum(dim=1) == 1)
         elif y is not None:
             k = y
-        told = self._table[index.clamp(0, len(self._table) - 1), k]
+        T, classes, S = self._table.shape
+        place = index.clamp(0, T - 1) * classes + k
+        told = self._table.view(T * classes, S).index_select(0, staging.to_device(place, device))
         for i in (~known).nonzero().flatten().tolist():
-            told[i] = self._computed(t[i : i + 1], None if y is None else y[i : i + 1])[0]
+            one, label = (each if each is None else staging.to_device(each[i : i + 1], device) for each in (t, y))
+            told[i] = self._computed(cast(Tensor, one), label)[0]
         return told
+
+    def _tabulated(self, timesteps: int) -> Tensor | None:
+        """[T, K, S] of all that can be looked up, or None."""
+        classes = self.config.num_class_embeds or 1
+        if 4 * timesteps * classes * len(self._shift) > LARGEST_TABLE:
+            return None
+        t = torch.arange(timesteps, device=self.device)
+        with torch.inference_mode():
+            ys = range(classes) if self.config.num_class_embeds else [None]
+            columns = [self._computed(t, None if y is None else torch.full_like(t, y)) for y in ys]
+            return torch.stack(columns, dim=1).to(self._said_in)
+
+    @property
+    def _said_in(self) -> torch.dtype:
+        """Kernels add in float32 anyway."""
+        return torch.float32 if self.layout == "fused" else self.dtype
+
+    def _told_at_rest(self, block: ResnetBlock) -> Tensor:
+        """What a block is told whatever timestep and class are."""
+        bias = block.time_emb_proj.bias
+        if self.layout != "fused" or block.scale_shift or block.conv1.bias is None:
+            return bias
+        return bias + block.conv1.bias
 
     def _computed(self, t: Tensor, y: Tensor | None) -> Tensor:
         config, net = self.config, self._net
@@ -130,88 +168,3 @@ class Folded:
         if config.num_class_embeds is not None:
             emb = emb + net.class_share(y)
         return F.linear(F.silu(emb), self._project, self._shift)
-
-
-Function = Callable[[Tensor], Tensor]
-
-
-def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=True)  # of a fresh tensor, always
-
-
-def _norm(norm: nn.GroupNorm, dtype: torch.dtype) -> Function:
-    weight, bias = norm.weight.to(dtype), norm.bias.to(dtype)
-    groups, eps = norm.num_groups, norm.eps
-    return lambda x: F.group_norm(x, groups, weight, bias, eps)
-
-
-def _linear(weight: Tensor, bias: Tensor, dtype: torch.dtype) -> Function:
-    weight, bias = weight.to(dtype), bias.to(dtype)
-    return lambda x: F.linear(x, weight, bias)
-
-
-def _convolution(conv: nn.Conv2d, dtype: torch.dtype, layout: Layout) -> Function:
-    bias = None if conv.bias is None else conv.bias.to(dtype)
-    stride, padding = list(conv.stride), [int(p) for p in conv.padding]
-    if layout == "plain":
-        weight = conv.weight.to(dtype)
-        return lambda x: F.conv2d(x, weight, bias, stride, padding)
-    weight = conv.weight.to(dtype, memory_format=torch.channels_last)
-    if layout == "channels_last":
-        return lambda x: F.conv2d(x, weight, bias, stride, padding)
-    onednn = torch.ops.mkldnn  # what inductor calls, too
-    packed = onednn._reorder_convolution_weight(weight, padding, stride, [1, 1], 1)
-    return lambda x: onednn._convolution_pointwise(x, packed, bias, padding, stride, [1, 1], 1, "none", [], "")
-
-
-def _resnet(block: ResnetBlock, dtype: torch.dtype, layout: Layout) -> Callable[[Tensor, Tensor], Tensor]:
-    norm1, norm2 = _norm(block.norm1, dtype), _norm(block.norm2, dtype)
-    conv1, conv2 = _convolution(block.conv1, dtype, layout), _convolution(block.conv2, dtype, layout)
-    shortcut = None if block.conv_shortcut is None else _convolution(block.conv_shortcut, dtype, layout)
-    scale_shift, output_scale = block.scale_shift, block.output_scale
-
-    def forward(x: Tensor, told: Tensor) -> Tensor:
-        h = conv1(_silu(norm1(x)))
-        told = told[:, :, None, None]
-        if scale_shift:
-            scale, shift = told.chunk(2, dim=1)
-            h = torch.addcmul(shift, norm2(h), 1 + scale)
-        else:
-            h = norm2(h.add_(told))
-        h = conv2(_silu(h)).add_(x if shortcut is None else shortcut(x))
-        return h if output_scale == 1.0 else h.div_(output_scale)
-
-    return forward
-
-
-def _attention(module: nn.Module, dtype: torch.dtype, _: Layout) -> Function:
-    attention = cast(Attention, module)
-    norm = None if attention.group_norm is None else _norm(attention.group_norm, dtype)
-    three = (attention.to_q, attention.to_k, attention.to_v)
-    qkv = _linear(torch.cat([p.weight for p in three]), torch.cat([p.bias for p in three]), dtype)
-    last = cast(nn.Linear, attention.to_out[0])
-    out, heads, output_scale = _linear(last.weight, last.bias, dtype), attention.heads, attention.output_scale
-
-    def forward(x: Tensor) -> Tensor:
-        b, c, height, width = x.shape
-        tokens = (x if norm is None else norm(x)).permute(0, 2, 3, 1).reshape(b, height * width, c)
-        q, k, v = qkv(tokens).view(b, height * width, 3, heads, c // heads).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(b, height * width, c)
-        h = x + out(mixed).view(b, height, width, c).permute(0, 3, 1, 2)
-        return h if output_scale == 1.0 else h.div_(output_scale)
-
-    return forward
-
-
-def _downsample(module: nn.Module, dtype: torch.dtype, layout: Layout) -> Function:
-    down = cast(Downsample, module)
-    conv = _convolution(down.conv, dtype, layout)
-    return conv if down.padding else lambda x: conv(F.pad(x, (0, 1, 0, 1)))
-
-
-def _upsample(module: nn.Module, dtype: torch.dtype, layout: Layout) -> Function:
-    conv = _convolution(cast(Upsample, module).conv, dtype, layout)
-    return lambda x: conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
-
-
-_FOLDS = {Attention: _attention, Downsample: _downsample, Upsample: _upsample}

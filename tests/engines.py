@@ -9,6 +9,7 @@ import threading
 import torch
 
 from app.engine.engine import Engine
+from app.engine.flight import Flight
 from app.engine.lane import Lane
 from app.engine.scheduler import Forwards, Widths
 from model import samplers
@@ -39,13 +40,16 @@ class Log:
 class FakeDevice:
     """Advances cursors; the picture is the seed. ``gate`` holds every forward until it is released."""
 
+    ahead = 0
+
     def __init__(self, fail=None, gated: bool = False) -> None:
         self.fail = fail
         self.gate = threading.Semaphore(0) if gated else None
         self.seen: list[list[Lane]] = []
         self.entered = 0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Flight:
+        flight = Flight(torch.device("cpu"))
         self.entered += 1
         if self.gate:
             assert self.gate.acquire(timeout=10)
@@ -54,9 +58,54 @@ class FakeDevice:
             self.fail(lanes, width)
         for lane in lanes:
             lane.cursor += 1
+        flight.depart()
+        return flight
 
     def end(self, lane: Lane) -> torch.Tensor:
         return torch.full((1, 1, 2, 2), float(lane.seed))
+
+
+class Ahead(FakeDevice):
+    """Works by itself, like a card: cursors move at once, and what was done is there when its tick has landed.
+
+    Attributes:
+        told, over: ticks begun, and those of them that have landed.
+        most: of the ticks that were under way at once.
+    """
+
+    ahead = 1
+
+    def __init__(self, fail=None, gated: bool = False) -> None:
+        super().__init__(fail)
+        self.landings = threading.Semaphore(0) if gated else None
+        self.told = self.over = self.most = 0
+        self.land_error: Exception | None = None
+
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> _Landing:
+        super().advance(lanes, width, exact)
+        self.told += 1
+        self.most = max(self.most, self.told - self.over)
+        return _Landing(self, self.told, [lane for lane in lanes if not lane.remaining])
+
+    def end(self, lane: Lane) -> torch.Tensor:
+        assert lane.state is not None, "asked for before it has landed"
+        return lane.state
+
+
+class _Landing:
+    def __init__(self, device: Ahead, number: int, ended: list[Lane]) -> None:
+        self.device, self.number, self.ended = device, number, ended
+
+    def wait(self) -> float:
+        if self.device.landings:
+            assert self.device.landings.acquire(timeout=10)
+        if self.device.land_error:
+            raise self.device.land_error
+        self.device.over += 1
+        assert self.device.over == self.number, "ticks must land in their order"
+        for lane in self.ended:
+            lane.state = torch.full((1, 1, 2, 2), float(lane.seed))
+        return 0.001
 
 
 @contextlib.asynccontextmanager

@@ -13,31 +13,27 @@ import logging
 import os
 import platform
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Literal, TypeVar, get_args
+from typing import TypeVar
 
 import torch
-from torch import Tensor
 
+from app.engine.forms import Dtype, Form, Nets, capture, form
+from app.engine.probe import Probe
 from app.engine.scheduler import Widths
+from model import kernels
 from model.checkpoint import Checkpoint
-from model.folded import Folded, Layout
-from model.machine import Net
+from model.folds import Layout
+from model.machine import Kernels
 
-Dtype = Literal["float32", "bfloat16"]
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 LARGEST_ERROR = 0.01  # of ε in bfloat16: rms of the difference over rms of ε, at any noise level; 0.004 as shipped
+SAME = 1e-4  # the same, of one float32 form beside another: sums in another order make 1e-6 of it
 WORTH = 1.05  # a choice that is not the usual one must be faster by so much
-ROUNDS = 7  # through all widths
-FORMAT = 4  # of the file
+FORMAT = 5  # of the file
 K = TypeVar("K")
 log = logging.getLogger("unstir.engine")
-
-
-class TooSmallError(Exception):
-    """The device has no room for the forwards that it must make."""
 
 
 @dataclass(frozen=True)
@@ -62,7 +58,7 @@ class Calibration:
     Attributes:
         threads: of a forward on the CPU.
         dtype: of ordinary forwards; exact ones are float32.
-        error: of bfloat16 as :data:`LARGEST_ERROR` has it; None where it was not tried.
+        error: of bfloat16, or what was tried last, as :data:`LARGEST_ERROR` has it; None where nothing was.
         fast, exact: seconds of a forward by width, rising, up to the widest that is worth having.
         alike: widths, the canonical one among them, at which a row of an exact forward has the same bits.
     """
@@ -89,14 +85,6 @@ class Calibration:
         return [*lines, f"exact forwards give the same bits at widths {', '.join(map(str, self.alike))}"]
 
 
-@dataclass(frozen=True)
-class Nets:
-    """The network in the forms that it is used in; where one will do, both are the same object."""
-
-    fast: Net
-    exact: Net
-
-
 def calibrated(checkpoint: Checkpoint, device: torch.device, wanted: Wanted, kept: Path | None) -> Calibration:
     """Read it from the folder ``kept`` if it was measured before under the same circumstances, else measure.
 
@@ -109,6 +97,8 @@ def calibrated(checkpoint: Checkpoint, device: torch.device, wanted: Wanted, kep
         began = time.perf_counter()
         with torch.inference_mode():
             found = _measured(checkpoint, device, wanted)
+        if device.type == "cuda":
+            torch.cuda.empty_cache()  # of graphs that were made to be measured
         log.info("calibrated in %.1f s", time.perf_counter() - began)
         _write(file, found)
     if device.type == "cpu":
@@ -116,137 +106,104 @@ def calibrated(checkpoint: Checkpoint, device: torch.device, wanted: Wanted, kep
     return found
 
 
-def nets(checkpoint: Checkpoint, found: Calibration) -> Nets:
-    """The network in the forms that were found to be best."""
-    exact = Folded(checkpoint.net, checkpoint.schedule.T, torch.float32, found.layout)
-    if found.dtype == "float32":
-        return Nets(exact, exact)
-    return Nets(Folded(checkpoint.net, checkpoint.schedule.T, torch.bfloat16, found.layout), exact)
+def nets(checkpoint: Checkpoint, device: torch.device, found: Calibration) -> Nets:
+    """The network in the forms that were found to be best, ready for forwards of the widths that were."""
+    exact = form(checkpoint, device, found.layout, "float32", exact=True)
+    fast = exact
+    if found.dtype != "float32":
+        fast = form(checkpoint, device, found.layout, found.dtype, exact=False)
+    for each, widths in {exact: found.exact, fast: found.fast}.items():
+        for width in sorted(widths, reverse=True):
+            try:
+                capture(each, [width])
+            except torch.OutOfMemoryError as error:  # the engine finds out by itself when it tries
+                torch.cuda.empty_cache()
+                log.warning("no room to prepare forwards of %d rows: %s", width, error)
+    return Nets(fast, exact, _updates(device, found.layout))
+
+
+def _updates(device: torch.device, layout: Layout) -> Kernels | None:
+    if device.type != "cuda" or layout != "fused":
+        return None
+    from model.kernels import rows  # noqa: PLC0415 - it needs Triton
+
+    return rows
 
 
 def _measured(checkpoint: Checkpoint, device: torch.device, wanted: Wanted) -> Calibration:
-    probe = _Probe(checkpoint, device)
+    probe = Probe(checkpoint, device)
+    usual = wanted.threads or torch.get_num_threads()
+    torch.set_num_threads(usual)
+    if device.type == "cuda":
+        layout, threads = _layout_on_card(checkpoint, device, probe), usual
+    else:
+        layout, threads = _layout_on_cpu(checkpoint, device, wanted, probe)
+    exact = form(checkpoint, device, layout, "float32", exact=True)
+    costs = probe.curve(exact, wanted.max_width, wanted.canonical)
+    dtype: Dtype = "float32"
+    error, fast = None, costs
+    for other in _worth_trying(device, wanted.dtype):
+        halved = form(checkpoint, device, layout, other, exact=False)
+        error = probe.difference(halved, exact)
+        times = probe.curve(halved, wanted.max_width, 1)
+        gain = min(s / w for w, s in costs.items()) / min(s / w for w, s in times.items())
+        if wanted.dtype or (error <= LARGEST_ERROR and gain >= WORTH):
+            dtype, fast = other, times
+            break
+    return Calibration(threads, layout, dtype, error, fast, costs, probe.alike(exact, wanted.canonical, costs))
 
-    def folded(layout: Layout, dtype: torch.dtype = torch.float32) -> Folded:
-        return Folded(checkpoint.net, checkpoint.schedule.T, dtype, layout)
 
-    def timed(net: Net, threads: int) -> Callable[[], float]:
+def _layout_on_cpu(checkpoint: Checkpoint, device: torch.device, wanted: Wanted, probe: Probe) -> tuple[Layout, int]:
+    """Layout and threads: the fastest of those that leave the bits of reproducible answers alone.
+
+    Others may not be chosen by the clock, or a busy moment at the start would change them.
+    """
+
+    def timed(net: Form, threads: int) -> Callable[[], float]:
         def measure() -> float:
             torch.set_num_threads(threads)
             return probe.seconds(net, wanted.canonical)
 
         return measure
 
-    # What is faster may be chosen by the clock only where it leaves the bits of reproducible answers alone, or a busy
-    # moment at the start would change them.
-    on_cpu = device.type == "cpu"
-    usual = wanted.threads or torch.get_num_threads()
-    torch.set_num_threads(usual)
-    forms: dict[tuple[Layout, int], Net] = {("channels_last", usual): (plain := folded("channels_last"))}
-    if on_cpu and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
-        forms["packed", usual] = folded("packed")
-    if on_cpu and wanted.threads is None:
-        forms |= {(layout, usual // 2): net for (layout, _), net in list(forms.items()) if usual > 1}
+    usual = torch.get_num_threads()
+    plain = form(checkpoint, device, "channels_last", "float32", exact=True)
+    tried: dict[tuple[Layout, int], Form] = {("channels_last", usual): plain}
+    if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        tried["packed", usual] = form(checkpoint, device, "packed", "float32", exact=True)
+    if wanted.threads is None:
+        tried |= {(layout, usual // 2): net for (layout, _), net in list(tried.items()) if usual > 1}
     bits = probe.bits(plain, wanted.canonical, usual)
-    forms = {form: net for form, net in forms.items() if torch.equal(bits, probe.bits(net, wanted.canonical, form[1]))}
-    layout, threads = _fastest({form: timed(net, form[1]) for form, net in forms.items()})
-    exact = forms[layout, threads]
+    tried = {how: net for how, net in tried.items() if torch.equal(bits, probe.bits(net, wanted.canonical, how[1]))}
+    layout, threads = _fastest({how: timed(net, how[1]) for how, net in tried.items()})
     torch.set_num_threads(threads)
-
-    costs = probe.curve(exact, wanted.max_width, wanted.canonical)
-    dtype, error, fast = wanted.dtype or "float32", None, costs
-    if wanted.dtype == "bfloat16" or (wanted.dtype is None and on_cpu and bfloat16_is_native()):
-        halved = folded(layout, torch.bfloat16)
-        error = probe.difference(halved, exact)
-        times = probe.curve(halved, wanted.max_width, 1)
-        gain = min(s / w for w, s in costs.items()) / min(s / w for w, s in times.items())
-        if wanted.dtype or (error <= LARGEST_ERROR and gain >= WORTH):
-            dtype, fast = "bfloat16", times
-    return Calibration(threads, layout, dtype, error, fast, costs, probe.alike(exact, wanted.canonical, costs))
+    return layout, threads
 
 
-class _Probe:
-    """Runs forwards of made-up rows, and times them or compares their bits."""
+def _layout_on_card(checkpoint: Checkpoint, device: torch.device, probe: Probe) -> Layout:
+    """``fused`` unless its kernels cannot be used here; never by the clock, since their bits are others."""
+    if not kernels.usable(device):
+        log.warning("%s: Triton is missing or does not know this card; forwards will be slower", device)
+        return "channels_last"
+    plain, fused = (form(checkpoint, device, layout, "float32", exact=True) for layout in ("channels_last", "fused"))
+    try:
+        error = probe.difference(fused, plain)
+    except Exception as failure:  # whatever a compiler may raise
+        log.warning("%s: Triton's kernels cannot be used; forwards will be slower: %s", device, failure)
+        return "channels_last"
+    if error <= SAME:
+        return "fused"
+    log.warning("%s: Triton's kernels are off by %.1e; forwards will be slower", device, error)
+    return "channels_last"
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device) -> None:
-        self.shape, self.device = checkpoint.shape, device
-        self.classes = checkpoint.net.config.num_class_embeds
-        self.T = checkpoint.schedule.T
 
-    def rows(self, width: int, seed: int = 0) -> tuple[Tensor, Tensor, Tensor | None]:
-        """The first of more rows are those of fewer."""
-        generator = torch.Generator().manual_seed(seed)
-        x = torch.stack([torch.randn(self.shape, generator=generator) for _ in range(width)])
-        t = torch.arange(width).mul(self.T // 8 + 1).remainder(self.T).float()
-        y = None if self.classes is None else torch.arange(width).remainder(self.classes).to(self.device)
-        return x.to(self.device), t.to(self.device), y
-
-    def seconds(self, net: Net, width: int, forwards: int = 3) -> float:
-        """The best of a few forwards in a row."""
-        rows = self.rows(width)
-        times: list[float] = []
-        for _ in range(forwards):
-            began = time.perf_counter()
-            net(*rows).sum().item()  # .item() waits for the device
-            times.append(time.perf_counter() - began)
-        return min(times)
-
-    def bits(self, net: Net, width: int, threads: int) -> Tensor:
-        """What the network says of made-up rows, with so many threads."""
-        torch.set_num_threads(threads)
-        return net(*self.rows(width))
-
-    def curve(self, net: Net, max_width: int, canonical: int) -> dict[int, float]:
-        """Seconds by width: doubling ones and the canonical one, up to the widest that gives 99 % of the best rows/s.
-
-        Whether a forward is that wide is decided tick by tick, so that one width too many is no loss, while one too few
-        would be, for as long as the process lives. Widths take turns, because in service, too, a forward seldom finds
-        in the cache what one of its own width left there (up to a fifth of one row's time), and so that a slow moment
-        does not bend the line.
-        """
-        costs: dict[int, float] = {}
-        doubling = [2**k for k in range(max_width.bit_length()) if 2**k <= max_width]
-        for width in sorted({*doubling, canonical}):
-            try:
-                costs[width] = self.seconds(net, width)
-            except torch.OutOfMemoryError:
-                torch.cuda.empty_cache()
-                break
-            best = max(w / s for w, s in costs.items())
-            if width > canonical and width / costs[width] < 0.8 * best:
-                break
-        if canonical not in costs:
-            raise TooSmallError(f"{self.device} has no room for a forward of {canonical} rows")
-        turns = [{width: self.seconds(net, width, forwards=1) for width in costs} for _ in range(ROUNDS)]
-        costs = {width: min(turn[width] for turn in turns) for width in costs}
-        best = max(w / s for w, s in costs.items())
-        cap = max(w for w, s in costs.items() if w / s >= 0.99 * best)
-        return {w: s for w, s in costs.items() if w <= max(cap, canonical)}
-
-    def difference(self, net: Net, exact: Net) -> float:
-        """Of two forms of the network: rms of what they differ by over rms of what they say, at the worst row."""
-        rows = self.rows(8)
-        said = exact(*rows).flatten(1)
-        worst = ((net(*rows).flatten(1) - said).square().mean(1) / said.square().mean(1)).max()
-        return float(worst.sqrt())
-
-    def alike(self, net: Net, canonical: int, widths: Iterable[int]) -> tuple[int, ...]:
-        """The widths at which each row, whatever its slot, has the bits that it has at the canonical one."""
-        found = [canonical]
-        for width in widths:
-            if width != canonical and all(self._same_bits(net, canonical, width, seed) for seed in range(2)):
-                found.append(width)
-        return tuple(sorted(found))
-
-    def _same_bits(self, net: Net, one: int, other: int, seed: int) -> bool:
-        narrow, wide = sorted((one, other))
-        x, t, y = self.rows(wide, seed)
-        together = net(x, t, y)
-        for first in range(0, wide, narrow):
-            part = slice(min(first, wide - narrow), min(first, wide - narrow) + narrow)
-            if not torch.equal(net(x[part], t[part], None if y is None else y[part]), together[part]):
-                return False
-        return True
+def _worth_trying(device: torch.device, wanted: Dtype | None) -> list[Dtype]:
+    """What ordinary forwards may be computed in besides float32, the likely best first."""
+    if wanted is not None:
+        return [wanted] if wanted != "float32" else []
+    if device.type == "cuda":
+        return ["bfloat16", "tf32"] if torch.cuda.get_device_capability(device) >= (8, 0) else []
+    return ["bfloat16"] if bfloat16_is_native() else []
 
 
 def _fastest(seconds: dict[K, Callable[[], float]]) -> K:
@@ -266,6 +223,8 @@ def bfloat16_is_native() -> bool:
 def _circumstances(checkpoint: Checkpoint, device: torch.device, wanted: Wanted) -> str:
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else f"{platform.processor()} {os.cpu_count()}"
     told = [FORMAT, checkpoint.card.sha256, device.type, name, torch.__version__, torch.get_num_threads()]
+    if device.type == "cuda":
+        told.append(kernels.usable(device))
     return hashlib.sha256(json.dumps([*told, asdict(wanted)]).encode()).hexdigest()[:16]
 
 

@@ -48,9 +48,11 @@ class Pace:
         return self.forwards.exact if exact else self.forwards.fast
 
     def note(self, exact: bool, width: int, seconds: float) -> None:
-        """A tick of this kind and width is over, and took so long."""
+        """A tick of this kind and width is over, and took so long; one that was given up meanwhile says nothing."""
         mine = (exact and not self._start.shared, width)
         widths = self._start.exact if exact else self._start.fast
+        if width not in widths.sizes:
+            return
         off = seconds / (widths.time(width) * self.overall * self._own[mine])
         much, little = _within(off, LARGEST), _within(off, LARGEST_OWN)
         self._ticks += 1

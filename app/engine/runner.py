@@ -1,18 +1,29 @@
-"""The device: it holds the network, pads lanes to a width, and hands plans to the row machine. It knows no requests."""
+"""The device: it holds the network, pads lanes to a width, and hands plans to the row machine. It knows no requests.
+
+On a CUDA device nothing here waits: a step's coefficients, noise and classes go there from pinned memory, its forward
+is a graph, and what comes back is read when its flight has landed. The host prepares a tick while the device is busy
+with the one before.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.calibration import Nets
+from app.engine.flight import Flight
+from app.engine.forms import Nets
 from app.engine.lane import Lane
-from model import latents, machine
+from model import latents, machine, staging
 from model.checkpoint import Checkpoint
+from model.folded import Folded
+from model.plan import Columns
+
+DRAWERS = 8  # threads that draw noise for a CUDA device, which would otherwise wait for it at large widths
 
 
 class OutOfMemoryError(Exception):
@@ -20,18 +31,29 @@ class OutOfMemoryError(Exception):
 
 
 class Runner:
-    """Advances lanes on one device. All methods are called from one thread at a time."""
+    """Advances lanes on one device. All methods are called from one thread at a time.
+
+    Attributes:
+        ahead: ticks that may be enqueued while an earlier one is under way.
+    """
 
     def __init__(self, checkpoint: Checkpoint, device: torch.device, nets: Nets | None = None) -> None:
+        if nets is None:
+            plain = Folded(checkpoint.net, checkpoint.schedule.T)
+            nets = Nets(plain, plain)
         self.checkpoint = checkpoint
-        self.nets = nets or Nets(checkpoint.net, checkpoint.net)
+        self.nets = nets
         self.device = device
         self.shape = checkpoint.shape
         self.conditional = checkpoint.net.config.num_class_embeds is not None
+        self.ahead = 1 if device.type == "cuda" else 0
+        self._drawers = ThreadPoolExecutor(DRAWERS, "noise") if device.type == "cuda" else None
 
     @torch.inference_mode()
-    def advance(self, lanes: Sequence[Lane], width: int, exact: bool = False) -> None:
+    def advance(self, lanes: Sequence[Lane], width: int, exact: bool = False) -> Flight:
         """Take every lane one step of its plan, in one forward of ``width`` rows.
+
+        Cursors have moved when this returns; ``frames`` and :meth:`end` are there when the flight has landed.
 
         Args:
             lanes: different lanes, none of them at its end, that take 1 to ``width`` rows together.
@@ -40,79 +62,113 @@ class Runner:
         Raises:
             OutOfMemoryError: the forward does not fit; all lanes are as they were.
         """
+        flight = Flight(self.device)
         try:
-            new = self._forward(lanes, width, exact)
+            new = self._forward(lanes, width, exact, flight)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
         for i, lane in enumerate(lanes):
             lane.state, lane.noise = new[i, : lane.plan.slots], None
             lane.cursor += 1
+            if not lane.remaining:
+                lane.state = staging.to_host(lane.state[: lane.returns])
+        flight.depart()
+        return flight
 
-    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool) -> Tensor:
+    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool, flight: Flight) -> Tensor:
         """The next states, [B, R, C, H, W], lanes first; can be tried again, since noise once drawn is kept."""
         slots = max(lane.plan.slots for lane in lanes)
-        for lane in lanes:
-            if lane.state is None:
-                lane.generator = latents.generator(lane.seed)
-                lane.state = torch.zeros(lane.plan.slots, *self.shape, device=self.device)
-                # Drawn in any case: the noise that follows is then the same, wherever the walk begins.
-                x_T = latents.draw(lane.generator, self.shape)
-                start = x_T[None] if lane.start is None else lane.start
-                lane.state[: len(start)] = start.to(self.device)
+        self._begin([lane for lane in lanes if lane.state is None])
 
         # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
         padded = [*lanes, *[lanes[0]] * (width - sum(lane.rows for lane in lanes))]
         rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
-
-        def noise() -> Tensor:
-            z = torch.zeros(len(padded), *self.shape)
-            for i, lane in enumerate(lanes):
-                if lane.plan.steps[lane.cursor].noisy:
-                    if lane.noise is None:
-                        lane.noise = latents.draw(lane.generator, self.shape)  # type: ignore[arg-type]
-                    z[i] = lane.noise
-            return z.to(self.device)
-
         if len(lanes) == len(padded) and all(lane.plan.slots == slots for lane in lanes):
             state = torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
         else:
             state = torch.zeros(len(padded), slots, *self.shape, device=self.device)
             for i, lane in enumerate(lanes):
                 state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
-        y = self._classes(padded) if self.conditional else None
-        net = self.nets.exact if exact else self.nets.fast
-        null = self.checkpoint.card.null_class
-        if null is not None and any(lane.rows == 2 for lane in lanes):
-            scale = torch.ones(len(padded), device=self.device)
-            scale[: len(lanes)] = torch.tensor([lane.guidance for lane in lanes], device=self.device)
-            net = machine.guided(net, scale, null)
-        return machine.advance(net, state, rows, y, noise, show=partial(self._show, lanes))
+        return machine.advance(
+            self._net(padded, len(lanes), rows[:, Columns.T], exact),
+            state,
+            rows,
+            noise=partial(self._noise, lanes, len(padded)),
+            show=partial(self._show, lanes, flight),
+            kernels=self.nets.updates,
+        )
 
-    def _classes(self, lanes: Sequence[Lane]) -> Tensor:
+    def _begin(self, lanes: Sequence[Lane]) -> None:
+        """Give lanes their first states."""
+        for lane in lanes:
+            lane.generator = latents.generator(lane.seed)
+        # Drawn in any case: the noise that follows is then the same, wherever the walk begins.
+        for lane, x_T in zip(lanes, self._drawn(lanes), strict=True):
+            state = torch.zeros(lane.plan.slots, *self.shape)
+            start = x_T[None] if lane.start is None else lane.start
+            state[: len(start)] = start
+            lane.state = staging.to_device(state, self.device)
+
+    def _drawn(self, lanes: Iterable[Lane]) -> Iterable[Tensor]:
+        """The next noise of each lane's own, in their order."""
+
+        def drawn(lane: Lane) -> Tensor:
+            return latents.draw(lane.generator, self.shape)  # type: ignore[arg-type]
+
+        return map(drawn, lanes) if self._drawers is None else self._drawers.map(drawn, lanes)
+
+    def _noise(self, lanes: Sequence[Lane], count: int) -> Tensor:
+        """z [count, C, H, W], zero for rows that draw none."""
+        noisy = [i for i, lane in enumerate(lanes) if lane.plan.steps[lane.cursor].noisy]
+        new = [lanes[i] for i in noisy if lanes[i].noise is None]
+        for lane, drawn in zip(new, self._drawn(new), strict=True):
+            lane.noise = drawn
+        z = torch.zeros(count, *self.shape)
+        for i in noisy:
+            z[i] = lanes[i].noise  # type: ignore[assignment]
+        return staging.to_device(z, self.device)
+
+    def _net(self, padded: Sequence[Lane], lanes: int, t: np.ndarray, exact: bool) -> machine.Net:
+        """The network for these rows, padding behind the lanes, and behind both the twins of those with guidance."""
+        form = self.nets.exact if exact else self.nets.fast
+        guidance = machine.Guidance([lane.guidance for lane in padded[:lanes]], self.device)
+        twins = guidance.asking
+        assert not twins or self.checkpoint.card.null_class is not None, "This is a bug: guidance without a null class."
+        told = form.told(torch.from_numpy(t[[*range(len(t)), *twins]]).float(), self._classes(padded, len(twins)))
+        channels = self.shape[0]
+        return lambda u, _t, _y: guidance.blended(form.forward(guidance.doubled(u), told), channels)
+
+    def _classes(self, lanes: Sequence[Lane], twins: int) -> Tensor | None:
         """int64 [B]; or float32 [B, K], weights of every class embedding, where some lane mixes them."""
-        labels = [lane.label for lane in lanes]
+        if not self.conditional:
+            return None
+        labels = [*(lane.label for lane in lanes), *[self.checkpoint.card.null_class] * twins]
         if not any(isinstance(label, tuple) for label in labels):
-            return torch.tensor(labels, device=self.device)
-        weights = torch.zeros(len(lanes), self.checkpoint.net.config.num_class_embeds or 0)
+            return torch.tensor(labels)
+        weights = torch.zeros(len(labels), self.checkpoint.net.config.num_class_embeds or 0)
         for row, label in zip(weights, labels, strict=True):
             if isinstance(label, tuple):
                 row[:] = torch.tensor(label)
             elif label is not None:
                 row[label] = 1
-        return weights.to(self.device)
+        return weights
 
     @staticmethod
-    def _show(lanes: Sequence[Lane], x_0: Tensor) -> None:
+    def _show(lanes: Sequence[Lane], flight: Flight, x_0: Tensor) -> None:
         """Keep what was asked for; a step that is tried again shows the same."""
+
+        def take_home(lane: Lane, cursor: int, seen: Tensor) -> None:
+            lane.frames[cursor] = seen.float().clone()
+
         for i, lane in enumerate(lanes):
             if lane.cursor in lane.keep:
-                seen = x_0[i] if lane.look == "x_0" else lane.state[0]  # type: ignore[index]
-                lane.frames[lane.cursor] = seen.float().cpu().clone()
+                seen = staging.to_host(x_0[i] if lane.look == "x_0" else lane.state[0])  # type: ignore[index]
+                flight.landing.append(partial(take_home, lane, lane.cursor, seen))
 
     def end(self, lane: Lane) -> Tensor:
-        """A finished lane's first slots, float32 [returns, C, H, W] on the CPU; the lane gives up its state."""
+        """A finished lane's first slots, float32 [returns, C, H, W] on the host; the lane gives up its state."""
         assert lane.state is not None, "This is a bug: a lane ended before it began."
-        slots = lane.state[: lane.returns].float().cpu().clone()
+        slots = lane.state[: lane.returns].float().clone()
         lane.let_go()
         return slots

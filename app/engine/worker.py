@@ -1,6 +1,9 @@
 """The device thread: it takes messages, decides tick by tick, advances lanes and tells what became of jobs.
 
-inbox ─ drain ─ schedule ─ advance ─ settle ─ publish ─ drain …
+    inbox ─ drain ─ schedule ─ advance ─ settle ─ publish ─ drain …
+
+Where the device works by itself, the tick that is settled is not the one that was just begun but the one before: the
+thread prepares a tick while the device is busy with another, and the device never waits for it.
 """
 
 from __future__ import annotations
@@ -9,8 +12,9 @@ import logging
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterable
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 import torch
 
@@ -25,14 +29,35 @@ log = logging.getLogger("unstir.engine")
 Outcome = Result | UnstirError
 
 
-class Device(Protocol):
-    """What the engine needs of a runner."""
+class Landing(Protocol):
+    """A tick that a device was told to do."""
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> None:
-        """One step of every lane; raises OutOfMemoryError with all lanes as they were."""
+    def wait(self) -> float:
+        """Seconds that the device took, once it is over."""
+
+
+class Device(Protocol):
+    """What the engine needs of a runner.
+
+    Attributes:
+        ahead: ticks that it may be told to do while an earlier one is not over.
+    """
+
+    ahead: int
+
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
+        """Begin one step of every lane; cursors move at once. Raises OutOfMemoryError with all lanes as they were."""
 
     def end(self, lane: Lane) -> torch.Tensor:
-        """What a lane came to, [returns, C, H, W] on the CPU; it has done its last step."""
+        """What a lane came to, [returns, C, H, W] on the CPU; its last tick is over."""
+
+
+class _Tick(NamedTuple):
+    """One that is under way."""
+
+    landing: Landing
+    choice: Choice[Lane]
+    ended: list[Lane]
 
 
 class Observer(Protocol):
@@ -73,6 +98,7 @@ class Worker:
         self.jobs: dict[Job, list[Lane]] = {}
         self.last_tick = time.monotonic()
         self.ended = threading.Event()
+        self._under_way: deque[_Tick] = deque()
         self._observer = observer
         self._publish = publish
         self._die = die
@@ -93,17 +119,19 @@ class Worker:
         """Read the inbox and advance some lanes by a step; False once the thread should end."""
         if not self._drain():
             return False
-        lanes = [lane for lanes in self.jobs.values() for lane in lanes]
-        choice = choose(lanes, self.pace.forwards, time.monotonic())
-        if self._advance(choice):
-            self._settle(choice.riders)
+        lanes = [lane for lanes in self.jobs.values() for lane in lanes if lane.remaining]
+        ahead = self.device.ahead
+        if not lanes or not self._advance(choose(lanes, self.pace.forwards, time.monotonic())):
+            ahead = 0
+        while len(self._under_way) > ahead:
+            self._land()
         return True
 
     def _drain(self) -> bool:
         """Read the inbox empty, blocking on it while there is nothing to do; False once the thread should end."""
         while True:
             try:
-                message = self.inbox.get(block=not self.jobs)
+                message = self.inbox.get(block=not self.jobs and not self._under_way)
             except queue.Empty:
                 return True
             self.last_tick = time.monotonic()
@@ -123,18 +151,20 @@ class Worker:
             lane.let_go()
 
     def _advance(self, choice: Choice[Lane]) -> bool:
+        """Tell the device; False if it has no room for that."""
         began = time.monotonic()
         riders = choice.riders
         try:
-            self.device.advance(riders, choice.width, choice.exact)
+            landing = self.device.advance(riders, choice.width, choice.exact)
         except OutOfMemoryError:
+            while self._under_way:  # what they hold may be what is missing
+                self._land()
             self._observer.failed("oom")
             if not self.pace.halve():
                 raise
             self._refuse_impossible(list(self.jobs))
             return False
-        self.last_tick = time.monotonic()
-        seconds = self.last_tick - began
+        self._under_way.append(_Tick(landing, choice, [lane for lane in riders if not lane.remaining]))
         for job, lanes in self.jobs.items():
             for lane in lanes:
                 lane.passed_over += 1
@@ -144,15 +174,20 @@ class Worker:
             lane.passed_over = 0
             if lane.job:
                 lane.job.work -= lane.rows
-        self.pace.note(choice.exact, choice.width, seconds)
-        self._observer.forward(choice.width, sum(lane.rows for lane in riders), seconds)
         return True
 
-    def _settle(self, riders: Iterable[Lane]) -> None:
+    def _land(self) -> None:
+        """Wait for the oldest tick under way, and settle it."""
+        landing, choice, ended = self._under_way.popleft()
+        seconds = landing.wait()
+        self.last_tick = time.monotonic()
+        self.pace.note(choice.exact, choice.width, seconds)
+        self._observer.forward(choice.width, sum(lane.rows for lane in choice.riders), seconds)
+        if ended:
+            self._settle(set(ended))
+
+    def _settle(self, ended: set[Lane]) -> None:
         """Answer the jobs whose last lane has ended."""
-        ended = {lane for lane in riders if not lane.remaining}
-        if not ended:
-            return
         for job, lanes in list(self.jobs.items()):
             for lane in ended.intersection(lanes):
                 job.ends[job.lanes.index(lane)] = self.device.end(lane)

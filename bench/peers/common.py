@@ -32,6 +32,7 @@ from model.samplers import SAMPLERS
 CAP = 8  # rows of a forward, for every server that batches
 PATIENCE = 3600  # seconds; more than any run takes, for servers that limit a request's time
 KEPT = Path("~/.cache/unstir").expanduser()
+CPU = torch.device("cpu")
 CHECKPOINT = Path(os.environ.get("UNSTIR_CHECKPOINT", Path(__file__).resolve().parents[2] / "weights" / "avatars-32"))
 
 FORM = "BENCH_FORM"  # names the variable that says png where answers are to be that
@@ -53,7 +54,7 @@ def network() -> Network:
     It is the network in the very form in which Unstir serves it, so that none is ahead by its forward alone.
     """
     wanted = Wanted(max_width=CAP, canonical=4, threads=1, dtype="float32")
-    return nets(checkpoint(), calibrated(checkpoint(), torch.device("cpu"), wanted, KEPT)).exact
+    return nets(checkpoint(), CPU, calibrated(checkpoint(), CPU, wanted, KEPT)).exact
 
 
 def null_class(rows: int) -> Tensor | None:

@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from app.engine import calibration
-from app.engine.calibration import Calibration, TooSmallError, Wanted, _fastest, _Probe, calibrated, nets
+from app.engine.calibration import Calibration, Wanted, _fastest, calibrated, nets
+from app.engine.probe import Probe, TooSmallError
 from model.checkpoint import load
 
 CPU = torch.device("cpu")
@@ -51,7 +52,7 @@ def test_one_slow_moment_does_not_decide():
     ids=["nearly-as-good", "falls", "flat", "never-pays"],
 )
 def test_the_cap_is_the_widest_of_the_best_throughput(tiny_ckpt, monkeypatch, seconds, expected):
-    probe = _Probe(tiny_ckpt, CPU)
+    probe = Probe(tiny_ckpt, CPU)
     monkeypatch.setattr(probe, "seconds", lambda net, width, forwards=3: seconds[width])
     assert tuple(probe.curve(tiny_ckpt.net, 16, 4)) == expected
 
@@ -62,7 +63,7 @@ def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
             raise torch.OutOfMemoryError("no room")
         return 1.0
 
-    probe = _Probe(tiny_ckpt, CPU)
+    probe = Probe(tiny_ckpt, CPU)
     monkeypatch.setattr(probe, "seconds", seconds)
     assert tuple(probe.curve(tiny_ckpt.net, 16, 2)) == (1, 2)
     with pytest.raises(TooSmallError, match="forward of 4 rows"):
@@ -75,13 +76,28 @@ def test_widths_of_other_bits_are_told_apart(tiny_ckpt):
         """A network whose rows differ in the last bit where there are eight of them."""
         return x * (1 + 2e-7 * (len(x) == 8))
 
-    probe = _Probe(tiny_ckpt, CPU)
+    probe = Probe(tiny_ckpt, CPU)
     assert probe.alike(moody, 4, [1, 2, 4, 8]) == (1, 2, 4)
 
 
 @torch.inference_mode()
+@pytest.mark.parametrize(
+    ("moody", "found"),
+    [
+        (lambda x: torch.cat([x[:2], x[2:] * (1 + 2e-7)]), (1, 2)),  # the third slot on
+        (lambda x: x * (1 + 0.01 * x.mean() * (len(x) > 2)), (1, 2)),  # company
+        (lambda x: x.flip(0).cumsum(0).flip(0), (1,)),
+        (lambda x: x, (1, 2, 4)),
+    ],
+    ids=["slots", "company", "both", "steady"],
+)
+def test_where_slots_or_company_matter_a_narrower_width_is_canonical(tiny_ckpt, moody, found):
+    assert Probe(tiny_ckpt, CPU).alike(lambda x, t, y: moody(x), 4, [1, 2, 4]) == found
+
+
+@torch.inference_mode()
 def test_the_error_of_a_form_is_relative_and_that_of_the_worst_row(tiny_ckpt):
-    probe = _Probe(tiny_ckpt, CPU)
+    probe = Probe(tiny_ckpt, CPU)
 
     def off(x, t, y):
         factor = torch.ones(len(x), 1, 1, 1)
@@ -98,7 +114,7 @@ def test_measured_on_a_tiny_network(tiny_ckpt, dtype):
     assert 4 in found.exact
     assert 4 in found.alike
     assert set(found.alike) <= set(found.exact)
-    forms = nets(tiny_ckpt, found)
+    forms = nets(tiny_ckpt, CPU, found)
     assert (forms.fast is forms.exact) == (dtype == "float32")
     assert (found.error is None) == (dtype == "float32")
     assert any("same bits at widths" in line for line in found.told)
@@ -110,12 +126,12 @@ def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
     monkeypatch.setattr(calibration, "bfloat16_is_native", lambda: True)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.5, 2: 0.9}])
-    monkeypatch.setattr(_Probe, "curve", lambda *_: next(curves))
-    monkeypatch.setattr(_Probe, "difference", lambda *_: 0.009)
+    monkeypatch.setattr(Probe, "curve", lambda *_: next(curves))
+    monkeypatch.setattr(Probe, "difference", lambda *_: 0.009)
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "bfloat16"
-    monkeypatch.setattr(_Probe, "difference", lambda *_: 0.011)
+    monkeypatch.setattr(Probe, "difference", lambda *_: 0.011)
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
-    monkeypatch.setattr(_Probe, "difference", lambda *_: 0.001)
+    monkeypatch.setattr(Probe, "difference", lambda *_: 0.001)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.99, 2: 1.79}])
     assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
 

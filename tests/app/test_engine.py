@@ -81,7 +81,7 @@ async def test_out_of_memory_halves_the_width_and_nobody_notices(tiny_ckpt):
         def advance(self, lanes, width, exact):
             if width > 2:
                 raise OutOfMemoryError("too wide")
-            super().advance(lanes, width, exact)
+            return super().advance(lanes, width, exact)
 
     lanes = [[Lane(samplers.ddpm(SCHEDULE, 10), seed, 0)] for seed in range(8)]
     expected = [machine.sample(tiny_ckpt.net, lane.plan, [lane.seed], (1, 8, 8), torch.tensor([0])) for [lane] in lanes]
@@ -99,11 +99,11 @@ async def test_a_step_that_is_tried_again_sees_the_same_noise(tiny_ckpt, monkeyp
     expected = machine.sample(tiny_ckpt.net, plan, [5], (1, 8, 8), torch.tensor([0]))
     advance, failures = machine.advance, iter([False, True, False, True])
 
-    def sometimes(net, state, rows, y, noise, show):
+    def sometimes(net, state, rows, noise, **others):
         if next(failures, False):
             noise()  # drawn, and then the update finds no room
             raise torch.OutOfMemoryError("no room")
-        return advance(net, state, rows, y, noise, show)
+        return advance(net, state, rows, noise=noise, **others)
 
     monkeypatch.setattr(machine, "advance", sometimes)
     async with engine_on(Runner(tiny_ckpt, torch.device("cpu"))) as engine:

@@ -48,7 +48,7 @@ def rows(net: UNet, width: int = 5):
     return x, torch.tensor([0.0, 3, 999, 500, 7])[:width], y
 
 
-@pytest.mark.parametrize("layout", ["plain", "channels_last", "packed"])
+@pytest.mark.parametrize("layout", ["plain", "channels_last", "packed", "fused"])
 @pytest.mark.parametrize("shape", SHAPES)
 @torch.inference_mode()
 def test_it_is_the_same_function(shape, layout):

@@ -1,0 +1,132 @@
+"""Compile, without a card, what the wrappers of model.kernels would launch: ``python -m tests.compile_kernels SM...``.
+
+The interpreter forgives much that the compiler does not. So each wrapper is called with tensors on the CPU, its
+launches are caught on their way, and what they would have compiled is compiled for the given capabilities. Prints a
+JSON line a kernel: its name, capability, registers, spilled bytes, and the multiply-adds in its PTX and machine code.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+
+from model.kernels import rows
+from model.kernels.norm import norm
+from model.kernels.residual import residual
+from model.plan import Columns
+
+TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}
+SCALARS = {int: "i32", float: "fp32"}
+# C, H, W, groups: one launch and two, of groups that are powers of two and of others; and the largest tiles.
+SHAPES = [(128, 32, 32, 32), (128, 64, 64, 32), (672, 8, 8, 32), (96, 128, 128, 32), (448, 32, 32, 32)]
+
+
+def caught(call) -> list[tuple]:
+    """(kernel, arguments by name, options) of each launch that ``call`` makes."""
+    launches = []
+
+    def run(kernel, *args, grid, warmup, **named):
+        names = kernel.arg_names
+        given = dict(zip(names, args, strict=False)) | {k: v for k, v in named.items() if k in names}
+        launches.append((kernel, given, {k: v for k, v in named.items() if k not in names}))
+
+    launch, triton.runtime.jit.JITFunction.run = triton.runtime.jit.JITFunction.run, run
+    try:
+        call()
+    finally:
+        triton.runtime.jit.JITFunction.run = launch
+    return launches
+
+
+def compiled(kernel, given: dict, options: dict, capability: int):
+    """As the launch would have it: aligned pointers are known to be, but for those that are not specialized."""
+    signature, constants, attributes = {}, {}, {}
+    for place, parameter in enumerate(kernel.params):
+        value = given[parameter.name]
+        if parameter.is_constexpr or value is None:
+            signature[parameter.name] = "constexpr"
+            constants[(place,)] = value
+        elif isinstance(value, torch.Tensor):
+            signature[parameter.name] = POINTERS[value.dtype]
+            if not (parameter.do_not_specialize or parameter.do_not_specialize_on_alignment):
+                attributes[(place,)] = [["tt.divisibility", 16]]
+        else:
+            signature[parameter.name] = SCALARS[type(value)]
+            if isinstance(value, int) and value % 16 == 0 and not parameter.do_not_specialize:
+                attributes[(place,)] = [["tt.divisibility", 16]]
+    source = ASTSource(kernel, signature, constants, attributes)
+    return triton.compile(source, target=GPUTarget("cuda", capability, 32), options=options)
+
+
+def calls() -> list:
+    """Every wrapper in every form."""
+    every = []
+    for dtype in (torch.bfloat16, torch.float32):
+        for C, H, W, groups in SHAPES:
+            x = torch.empty(2, C, H, W, dtype=dtype).to(memory_format=torch.channels_last)
+            w, told = torch.empty(C), torch.empty(2, 4 * C, dtype=dtype)
+            for more in ({}, {"add": told[:, C : 2 * C]}, {"scale_shift": told[:, : 2 * C], "add": torch.empty(1, C)}):
+                every.append(lambda x=x, w=w, g=groups, more=more: norm(x, w, w, g, 1e-5, silu=bool(more), **more))
+        for scale in (1.0, 2**0.5):
+            every.append(lambda x=x, w=w, scale=scale: residual(x, x, w, scale))
+    for R in (1, 5):
+        state, u, coef = torch.empty(2, R, 3, 8, 8), torch.empty(2, 3, 8, 8), torch.zeros(2, Columns(R).width)
+        twice = torch.empty(2, 6, 8, 8)
+        every += [
+            lambda s=state, u=u, c=coef: rows.update(s, u, u, None, c),
+            lambda s=state, u=u, c=coef: rows.update(s, u, u, u, c),
+            lambda s=state, u=u, c=coef: rows.update(s, u, u, u, c, x_0=u),
+            lambda s=state, u=u, c=coef, o=twice: rows.update(s, u, o, u, c),
+            lambda s=state, c=coef: rows.guard(s, s, c),
+        ]
+    every.append(lambda: rows.predict(u, u, coef))
+    return every
+
+
+def report(kernel, given: dict, binary, capability: int) -> dict:
+    with tempfile.TemporaryDirectory() as folder:
+        cubin = Path(folder) / "kernel.cubin"
+        cubin.write_bytes(binary.asm["cubin"])
+        usage = subprocess.run(
+            [TOOLS / "cuobjdump", "--dump-resource-usage", cubin], capture_output=True, text=True, check=True
+        ).stdout
+        code = subprocess.run([TOOLS / "nvdisasm", cubin], capture_output=True, text=True, check=True).stdout
+    numbers = dict(part.split(":") for line in usage.splitlines() if "REG:" in line for part in line.split())
+    return {
+        "kernel": kernel.fn.__name__,
+        "capability": capability,
+        "registers": int(numbers["REG"]),
+        "spilled": int(numbers["LOCAL"]) + int(numbers["STACK"]),
+        "shared": binary.metadata.shared,
+        "warps": binary.metadata.num_warps,
+        "fma": binary.asm["ptx"].count("fma.rn"),
+        "ffma": code.count("FFMA"),
+        "bounds": {k: v for k, v in given.items() if isinstance(v, (int, float))},
+        "given": sorted(k for k, v in given.items() if v is not None),
+        "wide": max([int(w) for w in (1, 2, 4) if f".v{w}." in binary.asm["ptx"]], default=1),
+    }
+
+
+def main(capabilities: list[int]) -> None:
+    seen = set()
+    for call in calls():
+        for kernel, given, options in caught(call):
+            for capability in capabilities:
+                binary = compiled(kernel, given, options, capability)
+                if binary.hash not in seen:
+                    seen.add(binary.hash)
+                    print(json.dumps(report(kernel, given, binary, capability)), flush=True)
+
+
+if __name__ == "__main__":
+    main([int(argument) for argument in np.asarray(sys.argv[1:])])

@@ -1,0 +1,172 @@
+"""What only a card can show: that graphs, kernels and streams do there what the CPU's tests say they do."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+
+import pytest
+import torch
+
+from app.engine.calibration import Wanted, calibrated, nets
+from app.engine.lane import Lane
+from app.engine.runner import Runner
+from app.engine.scheduler import Forwards
+from model import checkpoint, machine, samplers, staging
+from model.folded import Folded
+from model.graphs import Arithmetic, Graphed
+from model.plan import Clip
+from tests import rounding
+from tests.app.test_engine_walks import unlike_requests
+from tests.engines import ask, engine_on
+from tests.model.test_folded import SHAPES, network, rows
+
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), pytest.mark.anyio]
+CARD = torch.device("cuda")
+
+
+@pytest.fixture(scope="module")
+def ckpt(tiny):
+    return checkpoint.load(tiny, CARD)
+
+
+@pytest.fixture(scope="module")
+def found(ckpt):
+    return calibrated(ckpt, CARD, Wanted(max_width=32, canonical=4), None)
+
+
+@pytest.fixture(scope="module")
+def prepared(ckpt, found):
+    return nets(ckpt, CARD, found)
+
+
+@pytest.fixture
+def runner(ckpt, prepared):
+    return Runner(ckpt, CARD, prepared)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "fused"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_a_replayed_forward_has_the_bits_of_a_launched_one(shape, dtype, layout):
+    net = network(**SHAPES[shape]).to(CARD)
+    fold = Folded(net, 1000, dtype, layout)
+    graphed = Graphed(fold, Arithmetic())
+    graphed.capture([1, 5])
+    x, t, y = (None if each is None else each.to(CARD) for each in rows(net))
+    for _ in range(3):
+        with Arithmetic().applied():
+            assert torch.equal(graphed(x, t, y), fold(x, t, y))
+        x = torch.randn_like(x)
+
+
+@pytest.mark.parametrize("layout", ["channels_last", "fused"])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.inference_mode()
+def test_the_card_computes_the_same_function(shape, layout):
+    """Without tf32: to 1e-5 of an output of about 1, sums in another order."""
+    net = network(**SHAPES[shape])
+    x, t, y = rows(net)
+    said = net(x, t, y)
+    there = Graphed(Folded(net.to(CARD), 1000, layout=layout), Arithmetic())
+    there.capture([5])
+    assert (there(x.to(CARD), t, y).cpu() - said).abs().max() < 1e-5
+
+
+def test_calibration_takes_the_fused_form_and_doubling_widths(found):
+    assert found.layout == "fused"
+    assert {1, 2, 4} <= found.exact.keys()
+    assert 4 in found.alike
+
+
+async def test_rows_do_not_depend_on_neighbours_slots_or_joins(runner, found):
+    """The same reproducible walks: one after another; all at once; joining one by one while others are under way."""
+    widths = Forwards(found.widths(exact=False), found.widths(exact=True))
+
+    async def served(how):
+        async with engine_on(runner, widths.exact) as engine:
+            return await how(engine, unlike_requests(runner.checkpoint))
+
+    async def in_turn(engine, requests):
+        return [await ask(engine, lanes) for lanes in requests]
+
+    async def at_once(engine, requests):
+        return await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
+
+    async def joining(engine, requests):
+        tasks = []
+        for lanes in requests:
+            tasks.append(asyncio.create_task(ask(engine, lanes)))
+            await asyncio.sleep(0.003)
+        return await asyncio.gather(*tasks)
+
+    solo = await served(in_turn)
+    for how in (at_once, joining):
+        for one, other in zip(solo, await served(how), strict=True):
+            assert torch.equal(one.pictures, other.pictures)
+
+
+async def test_every_walk_is_as_near_to_the_exact_one_as_a_plain_loop_on_the_cpu(runner, found, tiny_ckpt):
+    """In float32; see tests/rounding.py for what that adds to a walk."""
+    async with engine_on(runner, found.widths(exact=True)) as engine:
+        requests = unlike_requests(tiny_ckpt)
+        results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
+    for lanes, result in zip(requests, results, strict=True):
+
+        def walk(net, dtype, lanes=lanes):
+            seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
+            net = machine.guided(net, torch.tensor([lane.guidance for lane in lanes]), null=3)
+            return rounding.sampled(net, lanes[0].plan, seeds, labels, tiny_ckpt.shape, dtype)
+
+        exact, most = rounding.bound(tiny_ckpt.net, walk)
+        assert (result.pictures - exact).abs().max() < most
+
+
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode")
+def test_no_tick_waits_for_the_card(runner):
+    """Whatever would wait raises. Thresholding by quantile is left out: it reads a quantile of each row."""
+    schedule = runner.checkpoint.schedule
+    walks = [
+        samplers.ddim(schedule, 6, clip=Clip(1.0)),
+        samplers.ddpm(schedule, 6),
+        samplers.dpmpp_2m(schedule, 6, spacing="karras"),
+        samplers.unipc(schedule, 6),
+    ]
+    guidance = itertools.cycle([1.0, 3.0])
+    lanes = [Lane(walk, i, i % 3, guidance=next(guidance), keep=frozenset({1, 3})) for i, walk in enumerate(walks)]
+    runner.advance(lanes, 8).wait()
+    torch.cuda.synchronize()
+    try:
+        torch.cuda.set_sync_debug_mode("error")
+        flights = [runner.advance(lanes, 8) for _ in range(5)]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert all(flight.wait() > 0 for flight in flights)
+    for lane in lanes:
+        assert lane.frames.keys() == {1, 3}
+        if not lane.remaining:
+            assert runner.end(lane).isfinite().all()
+
+
+def test_what_is_copied_home_is_there_when_its_event_is_over():
+    big = torch.randn(64, 1 << 20, device=CARD)
+    for _ in range(5):
+        big = big.roll(1, 1)
+        home, ended = staging.to_host(big[:4]), torch.cuda.Event()
+        ended.record()
+        ended.synchronize()
+        assert torch.equal(home, big[:4].cpu())
+
+
+def test_tf32_is_for_those_who_ask_for_it(ckpt, tiny_ckpt):
+    """A product of numbers that need more than 10 bits of mantissa shows which it was."""
+    asked = calibrated(ckpt, CARD, Wanted(max_width=8, canonical=4, dtype="tf32"), None)
+    assert asked.dtype == "tf32"
+    forms = nets(ckpt, CARD, asked)
+    x = torch.randn(4, *ckpt.shape, generator=torch.Generator().manual_seed(0))
+    t, y = torch.tensor([1.0, 300, 600, 999]), torch.tensor([0, 1, 2, 3])
+    said = tiny_ckpt.net(x, t, y)
+    fast, exact = (float((form(x.to(CARD), t, y).cpu() - said).abs().max()) for form in (forms.fast, forms.exact))
+    assert exact < 1e-5
+    assert fast > exact
