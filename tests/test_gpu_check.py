@@ -14,10 +14,10 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from app.engine.calibration import Nets
+from app.engine.forms import Nets
 from app.engine.lane import Lane
 from bench.gpu import beside, clock, engine, floor, kernels, networks, numbers, page, pipelines, served, suite
-from bench.gpu.__main__ import SHARES, take, wrong
+from bench.gpu.__main__ import SHARES, Report, take, wrong
 from bench.gpu.bench import Bench
 from bench.gpu.claims import ASKED, NOT_YET, claims
 from bench.server import ROOT
@@ -181,12 +181,12 @@ class Flight:
         return 0.0
 
 
-@pytest.mark.parametrize("ahead", [1, 2, 3])
+@pytest.mark.parametrize("ahead", [0, 1, 3])
 def test_as_many_ticks_fly_as_the_runner_takes(ahead):
     runner = Flights(ahead)
     lanes = [Lane(plan(steps), 0) for steps in (5, 7)]
     assert len(engine.Rides(runner).walk(lanes, 2)) == 2
-    assert (runner.most, runner.ended, [lane.cursor for lane in lanes]) == (ahead, lanes, [5, 7])
+    assert (runner.most, runner.ended, [lane.cursor for lane in lanes]) == (ahead + 1, lanes, [5, 7])
 
 
 def test_a_part_that_takes_too_long_keeps_what_it_found(tmp_path):
@@ -204,6 +204,16 @@ def test_a_part_that_takes_too_long_keeps_what_it_found(tmp_path):
         take(part, found, bench_on(tmp_path, 0.2))
         assert (found["first"], found[key]) == (1, value)
         assert found["took_seconds"] < 5
+
+
+def test_parts_stay_until_they_are_found_anew_on_the_same_card(tmp_path):
+    path = tmp_path / "gpu.json"
+    for card, merge, kept in (("A", True, []), ("A", True, ["tests"]), ("A", False, []), ("B", True, [])):
+        report = Report(path, {"circumstances": {"card": card}, "tiny": False}, merge=merge)
+        assert list(report.facts["parts"]) == kept
+        report.part("tests")["passed"] = 1
+        report.tell("tests")
+        assert json.loads(path.read_text())["parts"] == {"tests": {"passed": 1}}
 
 
 def test_patience_within_patience():
@@ -254,7 +264,7 @@ def test_kernels_are_told_apart_by_their_names():
         "sm90_xmma_fprop_implicit_gemm_bf16": kernels.Kernel(0.5, 2),
         "void at::native::vectorized_elementwise_kernel<4>": kernels.Kernel(0.1, 1),
         "void cudnn::ops::nchwToNhwcKernel": kernels.Kernel(0.05, 1),
-        "group_norm_silu": kernels.Kernel(0.15, 1),
+        "_whole": kernels.Kernel(0.15, 1),
         "pytorch_flash::flash_fwd_kernel": kernels.Kernel(0.1, 1),
     }
     found = kernels.account(busy, 1.0)
@@ -350,6 +360,10 @@ def figures():
         "bits": {"compared": 9, "differing": [], "control": True},
         "served": {
             "share": 0.95,
+            "clients": 64,
+            "pictures_of_a_request": 16,
+            "mix": "10:1",
+            "seconds": 12.0,
             "pictures_per_second": 950.0,
             "bare_pictures_per_second": 1000.0,
             "requests": 500,
@@ -435,6 +449,7 @@ def test_the_page_shows_what_was_measured(figures):
     # 88.7 MB over 4e12 are 22 µs, fifty times of which are 1.1 ms.
     assert re.search(r"one, ms \| 1 \| 1\.109 \| 25\.000 \| 500\.000 \| 50\.000 \|", fields["gpu_pictures"])
     assert re.search(r"a second \| 512 \| 1,125\.6 \| 512\.0 \| 170\.7 \| 365\.7 \|", fields["gpu_pictures"])
+    assert "64 clients" in fields["gpu_more"]
     assert "| `gemm` | 40 | 10.000 | 55.6 % |" in fields["gpu_more"]
 
 

@@ -38,7 +38,7 @@ def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
     found["forward"] = {str(width): clock.summary(times) for width, times in forwards.items()}
     bench.tell("ticks")
     found["tick"] = {
-        str(width): engine.ticks(bench, served, width, 0.1 * bench.left()) for width in sorted({1, widest})
+        str(width): engine.ticks(bench, served, width, 0.06 * bench.left()) for width in sorted({1, widest})
     }
     bench.tell("diffusers")
     found["left_out"] = {}

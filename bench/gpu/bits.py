@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from app.engine import forms
 from app.engine.lane import Lane
 from bench.gpu import beside, clock
 from bench.gpu.bench import Bench
 from bench.gpu.engine import Rides, Served
 from bench.gpu.networks import Network
-from model.folded import Folded
 
 
 def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
-    """Walks of one seed, alone and in several companies; and exact forwards by cuDNN's choice of algorithms."""
+    """Walks of one seed, alone and in several companies; and what exact forwards cost beside those of any algorithm."""
     served = beside.load(bench, network)
     found |= company(served, bench.of(12, 3)) | {"alike": list(served.calibration.alike)}
     found["control"] = fast_differs(served)
@@ -30,7 +31,7 @@ def company(served: Served, steps: int) -> dict[str, Any]:
     are half-way. The walk draws noise at every step.
     """
     plan, others = served.plan("ddim", steps, eta=1.0), served.plan("dpmpp_2m", 2 * steps)
-    rides, canonical = Rides(served.runner), served.wanted.canonical
+    rides, canonical = Rides(served.runner), served.calibration.alike[0]
 
     def mine() -> Lane:
         return served.lane(plan, 7, reproducible=True)
@@ -60,31 +61,27 @@ def company(served: Served, steps: int) -> dict[str, Any]:
 def fast_differs(served: Served) -> bool:
     """Whether forwards that promise nothing do differ by width: if not, equality above would prove little."""
     x, t, y = served.rows(served.widths[-1])
-    wide = served.nets.fast(x, t, y)[:1].clone()
+    wide = served.nets.fast(x, t, y)[:1]
     narrow = served.nets.fast(x[:1], t[:1], None if y is None else y[:1])
     return not torch.equal(wide, narrow)
 
 
 @torch.inference_mode()
 def price(bench: Bench, served: Served) -> dict[str, Any]:
-    """Seconds of a float32 forward of the canonical width with and without deterministic algorithms, in turns."""
-    found = served.checkpoint
-    net = Folded(found.net, found.schedule.T)
-    rows = served.rows(served.wanted.canonical)
-    before = torch.backends.cudnn.deterministic
+    """Seconds of a float32 forward whose algorithms are deterministic, and of one that may have any, in turns.
 
-    def timed(deterministic: bool) -> float:
-        torch.backends.cudnn.deterministic = deterministic
-        return clock.seconds(lambda: net(*rows), bench.of(20, 2), bench.device)
-
-    try:
-        times = clock.in_rounds(
-            {"on": lambda: timed(True), "off": lambda: timed(False)}, bench.of(15, 2), 0.5 * bench.left()
-        )
-    finally:
-        torch.backends.cudnn.deterministic = before
+    In both float32 is multiplied as such. On a CPU they are the same.
+    """
+    width, layout = served.wanted.canonical, served.calibration.layout
+    x, t, y = served.rows(width)
+    turns = {}
+    for name, exact in (("deterministic", True), ("any", False)):
+        net = forms.form(served.checkpoint, bench.device, layout, "float32", exact=exact)
+        forms.capture(net, [width])
+        turns[name] = partial(clock.seconds, partial(net.forward, x, net.told(t, y)), bench.of(20, 2), bench.device)
+    times = clock.in_rounds(turns, bench.of(15, 2), 0.5 * bench.left())
     return {
-        "width": served.wanted.canonical,
+        "width": width,
         **{name: clock.summary(each) for name, each in times.items()},
-        "price": clock.ratios(times["on"], times["off"]),
+        "price": clock.ratios(times["deterministic"], times["any"]),
     }

@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from app.engine.calibration import Calibration, Nets, Wanted, calibrated, nets
+from app.engine.calibration import Calibration, Wanted, calibrated, nets
+from app.engine.forms import Dtype, Nets
 from app.engine.lane import Lane
 from app.engine.runner import Runner
+from app.engine.worker import Device, Landing
 from bench.gpu import clock
 from bench.gpu.bench import Bench
 from model import checkpoint
@@ -28,19 +31,15 @@ CANONICAL = 4  # rows of a forward that reproducible lanes ride in; what the ser
 class Rides:
     """Takes lanes through their walks as the device thread does: some ticks ahead of what the device has done."""
 
-    def __init__(self, runner: Any) -> None:
-        """A runner whose ``advance`` returns when the device is done, and tells nothing, is taken, too."""
+    def __init__(self, runner: Device) -> None:
         self.runner = runner
-        self._ahead = max(1, getattr(runner, "ahead", 1))
-        self._flights: deque[Any] = deque()
+        self._flights: deque[Landing] = deque()
 
     def tick(self, lanes: Sequence[Lane], width: int, *, exact: bool = False) -> None:
         """One step of every lane; it may not have been taken yet when this returns."""
-        while len(self._flights) >= self._ahead:
+        self._flights.append(self.runner.advance(list(lanes), width, exact))
+        while len(self._flights) > self.runner.ahead:
             self._flights.popleft().wait()
-        flight = self.runner.advance(list(lanes), width, exact)
-        if flight is not None:
-            self._flights.append(flight)
 
     def land(self) -> None:
         """Wait for all ticks."""
@@ -49,8 +48,8 @@ class Rides:
 
     def walk(self, lanes: Sequence[Lane], width: int, *, exact: bool = False) -> list[Tensor]:
         """Take all lanes to their ends at once; what each came to, [returns, C, H, W] on the CPU."""
-        for step in range(max(lane.plan.nfe for lane in lanes)):
-            self.tick([lane for lane in lanes if step < lane.plan.nfe], width, exact=exact)
+        while riders := [lane for lane in lanes if lane.remaining]:
+            self.tick(riders, width, exact=exact)
         self.land()
         return [self.runner.end(lane) for lane in lanes]
 
@@ -92,34 +91,35 @@ class Served:
         return Lane(plan, seed, None if self.classes is None else seed % self.classes, **options)
 
     def rows(self, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x, t, y) of made-up pictures at levels that differ."""
-        device, T = self.runner.device, self.checkpoint.schedule.T
-        x = torch.randn(width, *self.checkpoint.shape, generator=torch.Generator().manual_seed(0)).to(device)
-        index = torch.arange(width, device=device)
+        """(x, t, y) of made-up pictures at levels that differ: x on the device, the others on the host."""
+        T, index = self.checkpoint.schedule.T, torch.arange(width)
+        x = torch.randn(width, *self.checkpoint.shape, generator=torch.Generator().manual_seed(0))
         y = None if self.classes is None else index.remainder(self.classes)
-        return x, index.mul(T // 8 + 1).remainder(T).float(), y
+        return x.to(self.runner.device), index.mul(T // 8 + 1).remainder(T).float(), y
+
+    def bare(self, width: int) -> Callable[[], Tensor]:
+        """A forward of such rows, of which nothing but the network is left: what t and y say is known already."""
+        x, t, y = self.rows(width)
+        return partial(self.nets.fast.forward, x, self.nets.fast.told(t, y))
 
 
-def load(bench: Bench, folder: Path, max_width: int, *, fast: str = "bfloat16") -> Served:
+def load(bench: Bench, folder: Path, max_width: int, *, fast: Dtype = "bfloat16") -> Served:
     """Read and calibrate it, as the server does at its start."""
     loaded = checkpoint.load(folder, bench.device)
     threads = 1 if bench.tiny else None
-    wanted = Wanted(max_width, min(CANONICAL, max_width), threads, fast)  # type: ignore[arg-type]
+    wanted = Wanted(max_width, min(CANONICAL, max_width), threads, fast)
     found = calibrated(loaded, bench.device, wanted, bench.folder / "calibrations")
-    forms = nets(loaded, found)
+    forms = nets(loaded, bench.device, found)
     return Served(folder, loaded, wanted, found, forms, Runner(loaded, bench.device, forms))
 
 
 @torch.inference_mode()
 def forwards(bench: Bench, served: Served, limit: float) -> dict[int, list[float]]:
     """Seconds of bare forwards by width; widths take turns."""
-    rows = {width: served.rows(width) for width in served.widths}
-
-    def timed(width: int) -> float:
+    contestants = {}
+    for width in served.widths:
         times = bench.of(max(3, min(50, int(0.03 / served.calibration.fast[width]))), 2)
-        return clock.seconds(lambda: served.nets.fast(*rows[width]), times, bench.device)
-
-    contestants = {str(width): lambda width=width: timed(width) for width in served.widths}
+        contestants[str(width)] = partial(clock.seconds, served.bare(width), times, bench.device)
     found = clock.in_rounds(contestants, bench.of(15, 2), limit)
     return {int(width): times for width, times in found.items()}
 
@@ -130,7 +130,7 @@ def ticks(bench: Bench, served: Served, width: int, limit: float) -> dict[str, A
 
     Every lane walks another number of steps, so that no two rows of a tick have the same coefficients.
     """
-    rides, rows, steps = Rides(served.runner), served.rows(width), bench.of(64, 2)
+    rides, bare, steps = Rides(served.runner), served.bare(width), bench.of(40, 2)
     plans = [served.plan("ddim", 500 + i) for i in range(min(width, 64))]
 
     def riding() -> float:
@@ -148,10 +148,11 @@ def ticks(bench: Bench, served: Served, width: int, limit: float) -> dict[str, A
             lane.let_go()
         return found
 
-    def bare() -> float:
-        return clock.seconds(lambda: served.nets.fast(*rows), steps, bench.device)
-
-    found = clock.in_rounds({"tick": riding, "forward": bare}, bench.of(15, 2), limit)
+    turns: dict[str, Callable[[], float]] = {
+        "tick": riding,
+        "forward": partial(clock.seconds, bare, steps, bench.device),
+    }
+    found = clock.in_rounds(turns, bench.of(15, 2), limit)
     over = [tick - forward for tick, forward in zip(found["tick"], found["forward"], strict=True)]
     return {
         "width": width,

@@ -12,12 +12,12 @@ from bench.gpu import beside, clock
 from bench.gpu.bench import Bench
 from bench.gpu.networks import Network
 
-KINDS = {  # the first whose pattern is in the kernel's name
+KINDS = {  # the first whose pattern is in the kernel's name; some are of model/kernels
     "attention": r"flash|fmha|attention|softmax",
     "convolutions and products": r"conv|gemm|cutlass|xmma|wgmma|matmul|nvjet",
-    "norms": r"norm|welford|moments",
+    "norms": r"norm|welford|moments|^_whole|^_measure",
     "moving and laying out": r"copy|cat|transpose|nchw|nhwc|memcpy|memset|upsample|pad|index|gather",
-    "number by number": r"elementwise|vectorized|silu|add|mul|clamp|triton",
+    "number by number": r"elementwise|vectorized|silu|add|mul|clamp|residual|triton",
 }
 MOST = 25  # kernels that are listed
 FORWARDS = 5
@@ -38,12 +38,12 @@ def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
         return
     served = beside.load(bench, network)
     width = served.widths[-1]
-    rows = served.rows(width)
-    served.nets.fast(*rows)
-    whole = clock.seconds(lambda: served.nets.fast(*rows), 4 * FORWARDS, bench.device)
+    forward = served.bare(width)
+    forward()
+    whole = clock.seconds(forward, 4 * FORWARDS, bench.device)
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as profiler:
         for _ in range(FORWARDS):
-            served.nets.fast(*rows)
+            forward()
         clock.synchronize(bench.device)
     found["width"] = width
     found |= account(

@@ -122,11 +122,18 @@ def _more(parts: Parts) -> Iterable[str]:
         yield "Largest difference of a number from the walk in float64 on the CPU, and how large rounding lets it be:"
         rows = ((n, str(f["steps"]), f"{f['error']:.2e}", f"{f['bound']:.2e}") for n, f in found.items())
         yield _table(("walk, in float32", "steps", "difference", "bound"), rows)
+    load = parts.get("served", {})
+    if "share" in load:
+        yield (
+            f"Over HTTP {load['clients']} clients asked again as soon as they were answered, each for "
+            f"{load['pictures_of_a_request']} pictures of as many steps as the mix has it (`{load['mix']}`); forwards "
+            f"and rows were counted by the server for {load['seconds']:.0f} s in the midst of that."
+        )
     price = parts.get("bits", {}).get("determinism")
     if price:
         yield (
-            f"Exact forwards of {price['width']} rows take {spread(price['price'])} times as long with cuDNN's "
-            "deterministic algorithms as with whichever it likes."
+            f"What the same bits cost: forwards in float32 of {price['width']} rows of {MAIN} take "
+            f"{spread(price['price'])} times as long by deterministic algorithms as by whichever are fastest."
         )
     kernels = parts.get("kernels", {})
     if "kernels" in kernels:

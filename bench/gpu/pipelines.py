@@ -20,6 +20,7 @@ from bench.gpu.bench import Bench
 from bench.gpu.engine import Served
 from model import latents
 
+LEAST_SECONDS = 25.0  # in which it makes sense to begin to compile
 LARGEST_DIFFERENCE = 0.1  # of what both say of the same rows, rms over rms: bfloat16 makes 0.01 of it
 
 
@@ -63,7 +64,8 @@ class Pipeline:
     def said(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
         """What the network says of rows, float32."""
         x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-        found: Tensor = self.unet(x, t, y).sample.float()
+        y = None if y is None else y.to(self.device)
+        found: Tensor = self.unet(x, t.to(self.device), y).sample.float()
         return found
 
 
@@ -86,7 +88,7 @@ def eager(served: Served) -> Pipeline:
     pipeline = Pipeline(unet, scheduler, served.runner.device, served.checkpoint.shape, served.classes)
     rows = served.rows(served.wanted.canonical)
     with torch.inference_mode():
-        ours = served.nets.exact(*rows).clone()
+        ours = served.nets.exact(*rows)
     apart = float((pipeline.said(*rows) - ours).square().mean().sqrt() / ours.square().mean().sqrt())
     if not apart < LARGEST_DIFFERENCE:
         raise LeftOut(f"its ε is not that of the same weights: {apart:.3g} apart, rms over rms")
@@ -99,8 +101,10 @@ def compiled(bench: Bench, plain: Pipeline, widths: Sequence[int], limit: float)
     With CUDA graphs (``reduce-overhead``), and for each width by itself; on a CPU only the tracing is tried.
 
     Raises:
-        LeftOut: it failed, or took longer than the limit for even the first width.
+        LeftOut: it failed, took longer than the limit for even the first width, or would have.
     """
+    if limit < bench.of(LEAST_SECONDS, 0.0):
+        raise LeftOut(f"no time to compile in {limit:.0f} s")
     options: dict[str, Any] = {"mode": "reduce-overhead"} if bench.device.type == "cuda" else {"backend": "eager"}
     torch.compiler.reset()
     quick = replace(plain, unet=torch.compile(plain.unet, dynamic=False, **options))

@@ -7,7 +7,6 @@ import re
 import time
 from collections import Counter
 from collections.abc import Iterable
-from functools import partial
 from typing import Any
 
 import httpx
@@ -92,7 +91,7 @@ def _bare(bench: Bench, ours: Served, widths: Iterable[int]) -> dict[int, float]
     """Seconds of a bare forward by width; the server idles."""
     found = {}
     for width in widths:
-        forward = partial(ours.nets.fast, *ours.rows(width))
+        forward = ours.bare(width)
         once = clock.seconds(forward, 2, bench.device)
         found[width] = clock.seconds(forward, bench.of(max(3, int(0.1 / once)), 2), bench.device)
     return found
