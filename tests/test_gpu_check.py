@@ -411,6 +411,7 @@ def test_every_claim_can_fail(figures, number):
         (lambda parts: parts["tests"].update(passed=0), 0),
         (lambda parts: parts["numbers"]["pictures"].update(dtype="float32"), 2),
         (lambda parts: parts["bits"].update(compared=1), 3),
+        (lambda parts: parts["bits"].update(control=False), 3),
         (lambda parts: parts["cifar10-32"]["latency"]["times_faster"].pop("compiled"), 5),
         (lambda parts: parts["served"].update(answered=499), 10),
         (lambda parts: parts["kernels"].update(cut_short=True), 11),

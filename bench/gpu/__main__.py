@@ -31,9 +31,9 @@ OUT = performance.FOLDER / "gpu.json"
 SHARES = {
     "tests": 80,
     "ceilings": 8,
-    "cifar10-32": 170,  # most of it for torch.compile
+    "cifar10-32": 165,  # most of it for torch.compile
     "numbers": 50,
-    "bits": 15,
+    "bits": 20,
     "served": 40,
     "celebahq-256": 65,
     "avatars-32": 40,
@@ -64,7 +64,7 @@ class Report:
         self._began = time.monotonic()
 
     def part(self, name: str) -> dict[str, Any]:
-        """A fresh one, at the end of the others of its rank."""
+        """A fresh one, in its place among the others."""
         found: dict[str, Any] = {}
         self.facts["parts"][name] = found
         order = list(SHARES)

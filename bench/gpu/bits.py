@@ -19,19 +19,19 @@ from bench.gpu.networks import Network
 def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
     """Walks of one seed, alone and in several companies; and what exact forwards cost beside those of any algorithm."""
     served = beside.load(bench, network)
-    found |= company(served, bench.of(12, 3)) | {"alike": list(served.calibration.alike)}
+    found |= company(served, bench.of(6, 3)) | {"alike": list(served.calibration.alike)}
     found["control"] = fast_differs(served)
     found["determinism"] = price(bench, served)
 
 
 def company(served: Served, steps: int) -> dict[str, Any]:
-    """Where the same walk rides otherwise than alone in the canonical width, and comes out with other bits.
+    """Where the same walk rides otherwise than alone in the narrowest width, and comes out with other bits.
 
-    Of every width that calibration found to give the same bits: with others, in another slot, and joining others that
-    are half-way. The walk draws noise at every step.
+    Of the narrow widths that calibration found to give the same bits, and of the widest: with others, in another slot,
+    and joining others that are half-way. The walk draws noise at every step.
     """
     plan, others = served.plan("ddim", steps, eta=1.0), served.plan("dpmpp_2m", 2 * steps)
-    rides, canonical = Rides(served.runner), served.calibration.alike[0]
+    rides, narrowest = Rides(served.runner), served.calibration.alike[0]
 
     def mine() -> Lane:
         return served.lane(plan, 7, reproducible=True)
@@ -39,9 +39,10 @@ def company(served: Served, steps: int) -> dict[str, Any]:
     def strangers(count: int) -> list[Lane]:
         return [served.lane(others, 100 + i, reproducible=True) for i in range(count)]
 
-    (alone,) = rides.walk([mine()], canonical, exact=True)
-    ends: dict[str, Tensor] = {"again": rides.walk([mine()], canonical, exact=True)[0]}
-    for width in served.calibration.alike:
+    (alone,) = rides.walk([mine()], narrowest, exact=True)
+    ends: dict[str, Tensor] = {"again": rides.walk([mine()], narrowest, exact=True)[0]}
+    alike = served.calibration.alike
+    for width in [width for width in alike if width <= 4 * served.wanted.canonical or width == alike[-1]]:
         (ends[f"alone, width {width}"],) = rides.walk([mine()], width, exact=True)
         ends[f"in company, width {width}"] = rides.walk([mine(), *strangers(width - 1)], width, exact=True)[0]
         ends[f"in the last slot, width {width}"] = rides.walk([*strangers(width - 1), mine()], width, exact=True)[-1]
@@ -59,11 +60,14 @@ def company(served: Served, steps: int) -> dict[str, Any]:
 
 @torch.inference_mode()
 def fast_differs(served: Served) -> bool:
-    """Whether forwards that promise nothing do differ by width: if not, equality above would prove little."""
+    """Whether forwards that promise nothing do differ by width: if not, equality elsewhere would prove nothing."""
     x, t, y = served.rows(served.widths[-1])
-    wide = served.nets.fast(x, t, y)[:1]
-    narrow = served.nets.fast(x[:1], t[:1], None if y is None else y[:1])
-    return not torch.equal(wide, narrow)
+
+    def first(width: int) -> Tensor:
+        return served.nets.fast(x[:width], t[:width], None if y is None else y[:width])[0]
+
+    alone = first(1)
+    return any(not torch.equal(first(width), alone) for width in served.widths)
 
 
 @torch.inference_mode()

@@ -91,7 +91,7 @@ def _bits(parts: Parts) -> tuple[str, bool]:
     found = parts["bits"]
     differing, compared = found["differing"], found["compared"]
     also = "" if found["control"] else "; but forwards that promise nothing did not differ, either"
-    return f"{len(differing)} of {compared}{also}", not differing and compared > 1
+    return f"{len(differing)} of {compared}{also}", not differing and compared > 1 and found["control"]
 
 
 def _faster(which: str, contestant: str, least: float) -> Callable[[Parts], tuple[str, bool]]:
