@@ -21,6 +21,8 @@ from bench.gpu.__main__ import SHARES, Report, take, wrong
 from bench.gpu.bench import Bench
 from bench.gpu.claims import ASKED, NOT_YET, claims
 from bench.server import ROOT
+from model.methods import METHODS
+from model.samplers import SAMPLERS
 from model.unet import UNet
 from model.unet_config import UNetConfig
 from tests.engines import plan
@@ -59,8 +61,8 @@ def test_the_whole_script_runs(report):
         assert part["forward"].keys() == {str(2**k) for k in range(part["width"].bit_length())}
         assert part["saturated"]["seconds"].keys() == part["latency"]["seconds"].keys() == page.WHO.keys()
         assert part["tick"].keys() == {"1", str(part["width"])}
-    assert len(found["numbers"]["samplers"]) == 9
-    assert len(found["numbers"]["inversions"]) == 3
+    assert found["numbers"]["samplers"].keys() == SAMPLERS.keys()
+    assert found["numbers"]["inversions"].keys() == METHODS.keys()
     assert found["bits"]["compared"] >= 5
     assert found["served"]["answered"] == found["served"]["requests"] > 0
     assert wrong(found) == []
@@ -242,6 +244,31 @@ def test_the_first_round_warms_up_and_the_last_ends_in_time():
     assert clock.in_rounds({"a": lambda: time.sleep(0.05) or 1.0}, rounds=100, limit=0) == {"a": [1.0]}
 
 
+def test_a_card_is_timed_by_its_own_events(monkeypatch):
+    """Whatever the host's clock says: 20 calls of 5 ms on a card that has been on for long."""
+    now = [1000.0]
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = now[0]
+
+        def synchronize(self):
+            pass
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    def work():
+        now[0] += 5.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: None)
+    assert clock.seconds(work, 20, torch.device("cuda")) == pytest.approx(0.005)
+
+
 def test_figures_are_summed_up():
     assert clock.ratios([2.0, 6.0, 4.0], [1.0, 2.0, 1.0]) == {"median": 3.0, "q1": 2.0, "q3": 4.0, "repeats": 3}
     assert clock.summary([5.0]) == {"median": 5.0, "q1": 5.0, "q3": 5.0, "repeats": 1}
@@ -353,8 +380,8 @@ def figures():
         },
         "cifar10-32": cifar,
         "numbers": {
-            "samplers": {"ddim": walk, "heun": walk},
-            "inversions": {"obelm": walk},
+            "samplers": {name: dict(walk) for name in SAMPLERS},
+            "inversions": {name: dict(walk) for name in METHODS},
             "pictures": {"dtype": "bfloat16", "fast": {"least": 40.0}, "exact": {"least": 110.0}},
         },
         "bits": {"compared": 9, "differing": [], "control": True},
@@ -409,6 +436,8 @@ def test_every_claim_can_fail(figures, number):
     ("worse", "number"),
     [
         (lambda parts: parts["tests"].update(passed=0), 0),
+        (lambda parts: parts["numbers"]["samplers"].pop("unipc"), 1),
+        (lambda parts: parts["numbers"]["inversions"].pop("ddim"), 1),
         (lambda parts: parts["numbers"]["pictures"].update(dtype="float32"), 2),
         (lambda parts: parts["bits"].update(compared=1), 3),
         (lambda parts: parts["bits"].update(control=False), 3),
@@ -430,7 +459,7 @@ def test_without_a_card_nothing_is_claimed():
 def test_wrong_numbers_end_the_check_with_an_error(figures):
     parts = figures["parts"]
     parts["tests"]["status"] = 1
-    parts["numbers"]["inversions"]["obelm"] = {**parts["numbers"]["inversions"]["obelm"], "within": False}
+    parts["numbers"]["inversions"]["obelm"]["within"] = False
     parts["numbers"]["pictures"]["fast"]["least"] = 30.0
     parts["bits"]["differing"].append("again")
     parts["served"]["error"] = "RuntimeError: no"

@@ -81,7 +81,8 @@ def _title(network: Network, found: dict[str, Any]) -> str:
 
 def _forwards(network: Network, parts: Parts) -> Iterable[Sequence[str]]:
     found, least = _known(network, parts)
-    for width in map(int, found.get("forward", {})) if found.get("forward") else (1, network.max_width):
+    widths = [int(width) for width in found.get("forward", {})] or [1, network.max_width]
+    for width in [width for width in widths if width.bit_count() == 1 or width == widths[-1]]:
         cells = [_title(network, found), str(width), f"{least.operations(width) / 1e9:,.1f}"]
         cells += [f"{least.bytes(width) / 1e6:,.1f}", _number(limit := _floor(least, width, parts), 1e3)]
         took = found.get("forward", {}).get(str(width), {}).get("median")
