@@ -115,7 +115,7 @@ def _compile(trainer: Trainer) -> None:
     if error is None:
         tqdm.write(f"compiled in {time.monotonic() - began:.0f} s, which do not count as training")
     else:
-        reason = " ".join(str(error).split("\n")[:2])  # the first of many lines may name no more than the backend
+        reason = " ".join(str(error).splitlines()[:2]).strip()  # the first line may name no more than the backend
         tqdm.write(f"torch.compile failed, so training goes on without it: {type(error).__name__}: {reason}")
 
 
