@@ -78,16 +78,16 @@ class Trainer:
         net = network(recipe, dataset).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         schedule = NoiseSchedule.from_config(SCHEDULER_CONFIG)
         trainer = cls(
-            recipe,
-            dataset,
-            Batches(recipe, dataset, schedule.T, device, resident),
-            net,
-            copy.deepcopy(net).requires_grad_(False),
-            torch.optim.Adam(net.parameters(), recipe.lr, betas=(0.9, 0.99), fused=True),
-            schedule,
-            recipe.precision,
-            net,
-            torch.ones((), dtype=torch.float64, device=device),
+            recipe=recipe,
+            dataset=dataset,
+            batches=Batches(recipe, dataset, schedule.T, device, resident),
+            net=net,
+            ema=copy.deepcopy(net).requires_grad_(False),
+            optimizer=torch.optim.Adam(net.parameters(), recipe.lr, betas=(0.9, 0.99), fused=True),
+            schedule=schedule,
+            precision=recipe.precision,
+            forward=net,
+            smoothed=torch.ones((), dtype=torch.float64, device=device),
         )
         if recipe.precision == "auto":
             trainer.precision = _faster_precision(trainer)
