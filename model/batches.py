@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model import pictures
+from model import pictures, staging
 from model.data import Dataset
 from model.recipe import Recipe
 
@@ -63,7 +63,7 @@ class Batches:
         recipe, device = self.recipe, self.device
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step]).generate_state(1, np.uint64)[0] >> 1))
         index = torch.from_numpy(_shuffled(recipe.seed, len(self._images), step * recipe.batch, recipe.batch))
-        there = _pinned(index, device).to(device, non_blocking=True)
+        there = staging.to_device(index, device)
         x_0 = pictures.from_uint8(self._gathered(index, there)).to(memory_format=torch.channels_last)
         if recipe.flip:
             x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1, device=device) < 0.5, x_0.flip(-1), x_0)
@@ -83,17 +83,12 @@ class Batches:
         shape = (len(index), *self._images.shape[1:])
         # Gathered into pinned memory: the batch alone has to be, not everything that it is taken from.
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
-        return torch.index_select(self._images, 0, index, out=rows).to(self.device, non_blocking=True)
+        return staging.to_device(torch.index_select(self._images, 0, index, out=rows), self.device)
 
 
 def _fits(size: int, device: torch.device) -> bool:
     """Whether so many bytes take at most half of what is free; the network will want the other half."""
     return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
-
-
-def _pinned(x: Tensor, device: torch.device) -> Tensor:
-    """``x`` in memory that a CUDA device copies from by itself; from any other, the host waits for the copy."""
-    return x.pin_memory() if device.type == "cuda" else x
 
 
 def _shuffled(seed: int, n: int, first: int, count: int) -> np.ndarray:
