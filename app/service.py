@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import anyio
@@ -11,6 +13,7 @@ import torch
 
 from app.engine.calibration import Calibration, Wanted, calibrated, nets
 from app.engine.engine import Engine
+from app.engine.lane import Lane
 from app.engine.runner import Runner
 from app.engine.scheduler import Forwards
 from app.errors import EngineDead, Starting
@@ -19,8 +22,13 @@ from app.settings import Settings
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.habits import Habits
+from model.methods import METHODS
+from model.plan import Plan
+from model.samplers import SAMPLERS
+from model.schedule import ScheduleError
 
 log = logging.getLogger("unstir")
+WARM_STEPS = 6  # of the walks that are taken at the start on a card
 WIDEST = {"cpu": 16, "cuda": 256}  # rows of a forward that are tried, where no setting says how many
 
 
@@ -76,8 +84,11 @@ class Service:
         self.device = device
         self.habits = Habits.from_config(loaded.scheduler_config)
         self.schedule = loaded.schedule
+        runner = Runner(loaded, device, nets(loaded, device, found))
+        if device.type == "cuda":
+            warm_up(runner, forwards)
         self._loaded = Engine(
-            Runner(loaded, device, nets(loaded, device, found)),
+            runner,
             forwards,
             max_queue_seconds=settings.max_queue_seconds,
             max_lanes=settings.max_lanes,
@@ -132,6 +143,34 @@ class Service:
         """End the device thread."""
         if self._engine is not None:
             self._engine.close()
+
+
+def warm_up(runner: Runner, forwards: Forwards) -> None:
+    """Take every kind of walk to its end once, so that no request waits for a kernel to be compiled or loaded."""
+    loaded = runner.checkpoint
+    conditional = loaded.net.config.num_class_embeds is not None
+    guidance = 2.0 if conditional and loaded.card.null_class is not None else 1.0
+    for exact, widths in ((False, forwards.fast), (True, forwards.exact)):
+        for plan in _every_kind(loaded):
+            lane = Lane(plan, 0, 0 if conditional else None, guidance=guidance, keep=frozenset({0}))
+            width = widths.least(lane.rows, reproducible=False)
+            while width is not None and lane.remaining:
+                runner.advance([lane], width, exact).wait()
+
+
+def _every_kind(loaded: Checkpoint) -> Iterator[Plan]:
+    """Short walks of each sampler, at every order, and of each inversion."""
+    schedule, habits = loaded.schedule, Habits.from_config(loaded.scheduler_config)
+    steps = min(WARM_STEPS, schedule.T)
+    for sampler in SAMPLERS.values():
+        options = habits.options(sampler, steps, schedule.T)
+        for order in ({"order": order} for order in (1, 2, 3)) if "order" in sampler.options else ({},):
+            with contextlib.suppress(ScheduleError):  # of an order or a length that it does not have
+                yield sampler.compile(schedule, steps, **options, **order)
+    for method in METHODS.values():
+        spacing = habits.options(SAMPLERS[method.sampler], steps, schedule.T)["spacing"]
+        with contextlib.suppress(ScheduleError):
+            yield method.compile(schedule, steps, spacing=spacing)
 
 
 def _folder(name: str) -> Path | None:

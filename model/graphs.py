@@ -6,6 +6,7 @@ for the host; as a graph they are one launch, and the host is free to prepare wh
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -36,16 +37,26 @@ class Arithmetic:
     @contextmanager
     def applied(self) -> Iterator[None]:
         """While forwards are launched or captured: the device has no other memory of it."""
-        cudnn: Any = torch.backends.cudnn
-        matmul: Any = torch.backends.cuda.matmul
-        before = cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision
-        precision = "tf32" if self.tf32 else "ieee"
+        before = self._now()
         try:
-            cudnn.benchmark, cudnn.deterministic = self.chosen_by_clock, not self.chosen_by_clock
-            cudnn.conv.fp32_precision = matmul.fp32_precision = precision
+            self._set(self.chosen_by_clock, not self.chosen_by_clock, self.tf32, "high" if self.tf32 else "highest")
             yield
         finally:
-            cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision = before
+            self._set(*before)
+
+    @staticmethod
+    def _now() -> tuple[bool, bool, bool, str]:
+        cudnn = torch.backends.cudnn
+        return cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision()
+
+    @staticmethod
+    def _set(benchmark: bool, deterministic: bool, tf32: bool, products: str) -> None:
+        """By torch's older names: where the newer are used, torch.compile fails (pytorch issue 166387)."""
+        cudnn = torch.backends.cudnn
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # some versions call the older ones deprecated
+            cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32 = benchmark, deterministic, tf32
+            torch.set_float32_matmul_precision(products)
 
 
 @dataclass(frozen=True)

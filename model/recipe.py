@@ -41,12 +41,16 @@ class Recipe:
     flip: bool = _option(False, "mirror pictures at random")
     label_drop: float = _option(0.1, "share of labels replaced by the null class")
     precision: str = _option("auto", "fp32, bf16 (autocast), or auto: whichever is faster here")
+    compile: str = _option("auto", "torch.compile: on, off, or auto: on for a CUDA device")
+    weights: str = _option("float32", "of the checkpoint that is written: float32, or bfloat16 at half the size")
     grey: bool = _option(False, "read a folder of pictures as grey rather than colour")
     seed: int = _option(0, "of the weights, the order of the pictures and all noise")
 
     def __post_init__(self) -> None:
         possible = {
             "precision": (self.precision in ("auto", "fp32", "bf16"), "choose auto, fp32 or bf16"),
+            "compile": (self.compile in ("auto", "on", "off"), "choose auto, on or off"),
+            "weights": (self.weights in ("float32", "bfloat16"), "choose float32 or bfloat16"),
             "steps": (self.steps is None or self.steps >= 1, "must be at least 1"),
             "minutes": (self.minutes is None or self.minutes > 0, "must be above 0"),
             "size": (self.size >= 1, "must be at least 1"),

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -90,8 +91,14 @@ class NoiseSchedule:
             t: int64 [B] in 0..T-1.
             eps: like ``x_0``, standard normal.
         """
-        abar = torch.as_tensor(self.alphas_cumprod, device=x_0.device)[t][:, None, None, None]
+        abar = _alphas_cumprod_on(x_0.device, self)[t][:, None, None, None]
         return abar.sqrt().to(x_0.dtype) * x_0 + (1 - abar).sqrt().to(x_0.dtype) * eps
+
+
+@lru_cache(maxsize=8)
+def _alphas_cumprod_on(device: torch.device, schedule: NoiseSchedule) -> Tensor:
+    """ᾱ_t, float64 [T]; kept, since copying it makes the host wait for a CUDA device."""
+    return torch.as_tensor(schedule.alphas_cumprod, device=device)
 
 
 def _betas(config: Mapping[str, Any]) -> np.ndarray:

@@ -1,7 +1,9 @@
 """Training: the plain denoising regression of DDPM, one step at a time, in a state that can be kept and taken up again.
 
-Everything random in step k is drawn from a generator seeded by (seed, k), and the order of the pictures in epoch e by
-(seed, e). So the state on disk is weights, moments and counters, and a resumed run is the uninterrupted run.
+All randomness of a step follows from the seed and the step's number (see :mod:`model.batches`). So the state on disk is
+weights, moments and counters, and a resumed run is the uninterrupted run: to the last bit on a CPU. On a CUDA device it
+has the same pictures, timesteps and noise, but some of the kernels there add in whatever order they come to, so it is
+the same up to rounding.
 """
 
 from __future__ import annotations
@@ -9,60 +11,116 @@ from __future__ import annotations
 import copy
 import math
 import time
-from dataclasses import asdict, dataclass
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from model import pictures
+from model.batches import Batch, Batches
 from model.data import Dataset
 from model.recipe import SCHEDULER_CONFIG, Recipe, TrainingError, network
 from model.schedule import NoiseSchedule
 from model.unet import UNet
 
+AHEAD = 4  # steps that wait for a CUDA device at most: enough to keep it busy, few enough for clocks and signals
+
 
 def denoising_loss(
-    net: nn.Module, schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None
+    net: Callable[..., Tensor], schedule: NoiseSchedule, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None
 ) -> Tensor:
     """L_simple = E ‖ε - εθ(√ᾱ_t x_0 + √(1-ᾱ_t) ε, t)‖² (DDPM eq. 14), a mean over everything.
 
     Args:
+        net: predicts ε from (x_t, t, y).
         x_0: float32 [B, C, H, W] in [-1, 1].
         t: int64 [B].
         eps: standard normal, like ``x_0``.
         y: int64 [B] or None.
     """
     predicted = net(schedule.add_noise(x_0, t, eps), t, y)
-    loss: Tensor = (predicted.float() - eps).square().mean()
-    return loss
+    return (predicted.float() - eps).square().mean()
 
 
 @dataclass
 class Trainer:
-    """The state of a run, and one step of it."""
+    """The state of a run, and one step of it.
+
+    On a CUDA device steps are queued: the host runs up to ``AHEAD`` of them in front, and waits for their numbers only
+    where somebody reads them.
+
+    Attributes:
+        forward: the network, or what :meth:`compile` made of it.
+        seconds: spent training, by all resumed runs together; without compilation, saving and samples, so that a bound
+            of minutes buys the same training however often the run is resumed.
+    """
 
     recipe: Recipe
     dataset: Dataset
+    batches: Batches
     net: UNet
     ema: UNet
     optimizer: torch.optim.Optimizer
     schedule: NoiseSchedule
     precision: str
+    forward: Callable[..., Tensor]
+    smoothed: Tensor  # the loss over about a hundred steps: float64, of no dimension, on the device
     step: int = 0
-    seconds: float = 0.0  # spent training, by all resumed runs together
-    loss: float = 1.0  # smoothed over about a hundred steps
+    seconds: float = 0.0
+    _queued: deque[torch.cuda.Event] = field(default_factory=deque)
 
     @classmethod
-    def start(cls, recipe: Recipe, dataset: Dataset, device: torch.device) -> Trainer:
-        """A run at step 0, on ``device``."""
+    def start(cls, recipe: Recipe, dataset: Dataset, device: torch.device, resident: bool | None = None) -> Trainer:
+        """A run at step 0, on ``device``; ``resident`` as :class:`model.batches.Batches` has it."""
         net = network(recipe, dataset).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ema = copy.deepcopy(net).requires_grad_(False)
-        optimizer = torch.optim.Adam(net.parameters(), recipe.lr, betas=(0.9, 0.99), fused=True)
-        trainer = cls(recipe, dataset, net, ema, optimizer, NoiseSchedule.from_config(SCHEDULER_CONFIG), "fp32")
-        trainer.precision = _faster_precision(trainer) if recipe.precision == "auto" else recipe.precision
+        schedule = NoiseSchedule.from_config(SCHEDULER_CONFIG)
+        trainer = cls(
+            recipe=recipe,
+            dataset=dataset,
+            batches=Batches(recipe, dataset, schedule.T, device, resident),
+            net=net,
+            ema=copy.deepcopy(net).requires_grad_(False),
+            optimizer=torch.optim.Adam(net.parameters(), recipe.lr, betas=(0.9, 0.99), fused=True),
+            schedule=schedule,
+            precision=recipe.precision,
+            forward=net,
+            smoothed=torch.ones((), dtype=torch.float64, device=device),
+        )
+        if recipe.precision == "auto":
+            trainer.precision = _faster_precision(trainer)
         return trainer
+
+    @property
+    def device(self) -> torch.device:
+        """Where all tensors of the run are."""
+        return self.batches.device
+
+    @property
+    def loss(self) -> float:
+        """Smoothed over about a hundred steps; reading it waits for the device."""
+        return float(self.smoothed)
+
+    @loss.setter
+    def loss(self, value: float) -> None:
+        self.smoothed.fill_(value)
+
+    def compile(self, backend: str | Callable[..., Any] = "inductor") -> Exception | None:
+        """Have the network compiled, by a trial gradient that leaves no trace; it may take minutes.
+
+        Returns:
+            What torch.compile failed with, or None; the run can go on in either case.
+        """
+        # All batches are of one shape, so nothing has to be kept general.
+        self.forward = torch.compile(self.net, backend=backend, dynamic=False)
+        try:
+            self._gradient(self.batches.at(self.step)).item()  # read, so that a kernel that fails does so here
+        except Exception as error:  # by backend, version and machine it can be anything
+            self.forward = self.net
+            return error
+        return None
 
     def progress(self) -> float:
         """Share of the run that is done, 0..1; whichever bound comes first counts."""
@@ -77,48 +135,44 @@ class Trainer:
         """One optimizer step."""
         began = time.perf_counter()
         recipe = self.recipe
-        x_0, t, eps, y = self._batch()
+        batch = self.batches.at(self.step)
         for group in self.optimizer.param_groups:
             ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
             group["lr"] = recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * self.progress()))
-        loss = self._gradient(x_0, t, eps, y)
+        loss = self._gradient(batch)
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
         self.step += 1
-        self.loss += (loss - self.loss) * max(0.01, 1 / self.step)
+        self.smoothed += (loss - self.smoothed) * max(0.01, 1 / self.step)
+        if self.device.type == "cuda":
+            self._queued.append(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
+            self._queued[-1].record(torch.cuda.current_stream(self.device))
+        self._await(AHEAD)
         self.seconds += time.perf_counter() - began
 
-    def _gradient(self, x_0: Tensor, t: Tensor, eps: Tensor, y: Tensor | None) -> float:
-        self.optimizer.zero_grad()
-        with torch.autocast(x_0.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
-            loss = denoising_loss(self.net, self.schedule, x_0, t, eps, y)
-        loss.backward()  # type: ignore[no-untyped-call]
-        return float(loss.detach())
+    def catch_up(self) -> None:
+        """Wait for all steps that are queued, and count the time that they take."""
+        began = time.perf_counter()
+        self._await(0)
+        self.seconds += time.perf_counter() - began
 
-    def _batch(self) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-        """x_0, t, ε and labels of this step."""
-        recipe, n = self.recipe, len(self.dataset.images)
-        torch.manual_seed(int(np.random.SeedSequence([recipe.seed, self.step]).generate_state(1, np.uint64)[0] >> 1))
-        index = _shuffled(recipe.seed, n, self.step * recipe.batch, recipe.batch)
-        device = next(self.net.parameters()).device
-        x_0 = pictures.from_uint8(self.dataset.images[index]).to(device, memory_format=torch.channels_last)
-        if recipe.flip:
-            x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1).to(device) < 0.5, x_0.flip(-1), x_0)
-        # Antithetic timesteps: every t comes with T - 1 - t, which evens out the loss between batches.
-        t = torch.randint(0, self.schedule.T, ((recipe.batch + 1) // 2,))
-        t = torch.cat([t, self.schedule.T - 1 - t])[: recipe.batch].to(device)
-        eps = torch.randn(x_0.shape).to(device)
-        if self.dataset.labels is None:
-            return x_0, t, eps, None
-        y = torch.from_numpy(self.dataset.labels[index])
-        y = torch.where(torch.rand(len(y)) < recipe.label_drop, len(self.dataset.classes), y)
-        return x_0, t, eps, y.to(device)
+    def _await(self, ahead: int) -> None:
+        while len(self._queued) > ahead:
+            self._queued.popleft().synchronize()
+
+    def _gradient(self, batch: Batch) -> Tensor:
+        self.optimizer.zero_grad()
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16"):
+            loss = denoising_loss(self.forward, self.schedule, *batch)
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss.detach().double()
 
     def save_state(self, path: Path) -> None:
         """Write everything that :meth:`load_state` needs, at once or not at all."""
+        self.catch_up()
         state = {
             "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()},
             "net": self.net.state_dict(),
@@ -131,7 +185,7 @@ class Trainer:
 
     def load_state(self, path: Path) -> None:
         """Continue from where :meth:`save_state` was; bounds may have been raised since, the network may not."""
-        state = torch.load(path, map_location=next(self.net.parameters()).device, weights_only=True)
+        state = torch.load(path, map_location=self.device, weights_only=True)
         for key in ("size", "channels", "layers", "attention", "head_dim", "groups"):
             was, now = state["recipe"][key], getattr(self.recipe, key)
             if was != (list(now) if isinstance(now, tuple) else now):
@@ -146,23 +200,17 @@ class Trainer:
             setattr(self, key, state[key])
 
 
-def _shuffled(seed: int, n: int, first: int, count: int) -> np.ndarray:
-    """Picture indices ``first``..``first + count`` of an endless stream that visits all n once per epoch."""
-    epochs = range(first // n, (first + count - 1) // n + 1)
-    orders = [np.random.default_rng([seed, epoch]).permutation(n) for epoch in epochs]
-    offset = first - epochs[0] * n
-    return np.concatenate(orders)[offset : offset + count]
-
-
 def _faster_precision(trainer: Trainer) -> str:
-    """bf16 autocast pays on some processors and costs on others: time three gradients of each."""
-    batch = trainer._batch()
+    """bf16 autocast pays where the device computes in it; on a CPU one has to time it: three gradients of each."""
+    if trainer.device.type == "cuda":
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+    batch = trainer.batches.at(0)
     seconds = {}
     for precision in ("fp32", "bf16"):
         trainer.precision = precision
-        trainer._gradient(*batch)
+        trainer._gradient(batch)
         began = time.perf_counter()
         for _ in range(3):
-            trainer._gradient(*batch)
+            trainer._gradient(batch)
         seconds[precision] = time.perf_counter() - began
     return min(seconds, key=lambda precision: seconds[precision])

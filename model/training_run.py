@@ -74,7 +74,18 @@ def train(
         trainer.load_state(state)
     parameters = sum(p.numel() for p in trainer.net.parameters())
     tqdm.write(f"{len(dataset.images)} pictures, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+    if not trainer.batches.resident:
+        tqdm.write(f"the pictures would take over half of the free memory of {device}; they are sent batch by batch")
+    with _tensor_cores(device):
+        if recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda"):
+            _compile(trainer)
+        _run(trainer, out, save_seconds, grid_minutes, card or {})
+    return trainer
 
+
+def _run(trainer: Trainer, out: Path, save_seconds: float, grid_minutes: float, facts: dict[str, Any]) -> None:
+    """Advance until a bound is reached or a signal comes, saving on the way and at the end."""
+    state = out / STATE
     saved = drawn = time.monotonic()
     shown = 0.0
     with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
@@ -90,13 +101,40 @@ def train(
                 trainer.save_state(state)
                 saved = now
             if now - drawn > 60 * grid_minutes:
-                publish(trainer, out, card or {})
+                publish(trainer, out, facts)
                 drawn = now
     trainer.save_state(state)
-    publish(trainer, out, card or {}, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
+    publish(trainer, out, facts, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
     ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
     tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
-    return trainer
+
+
+def _compile(trainer: Trainer) -> None:
+    began = time.monotonic()
+    error = trainer.compile()
+    if error is None:
+        tqdm.write(f"compiled in {time.monotonic() - began:.0f} s, which do not count as training")
+    else:
+        reason = " ".join(str(error).splitlines()[:2]).strip()  # the first line may name no more than the backend
+        tqdm.write(f"torch.compile failed, so training goes on without it: {type(error).__name__}: {reason}")
+
+
+@contextmanager
+def _tensor_cores(device: torch.device) -> Iterator[None]:
+    """TF32 for what stays in float32 on a CUDA device, and the fastest convolutions for shapes that never change."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    # Not backends.cuda.matmul.fp32_precision: what torch.compile still reads of the older setting then raises
+    # (pytorch issue 166387); this call sets both. Convolutions are in TF32 by default.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.benchmark = benchmark
 
 
 def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool = True) -> None:
@@ -121,7 +159,9 @@ def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool 
             **facts,
         }
     )
-    checkpoint.save(out, trainer.net, trainer.ema.state_dict(), SCHEDULER_CONFIG, card)
+    dtype = getattr(torch, recipe.weights)
+    weights = {key: value.to(dtype) for key, value in trainer.ema.state_dict().items()}
+    checkpoint.save(out, trainer.net, weights, SCHEDULER_CONFIG, card)
     if with_grid:
         (out / "samples").mkdir(exist_ok=True)
         drawn = pictures.png(grid(trainer.ema, dataset.classes), scale=2)

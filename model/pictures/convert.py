@@ -18,9 +18,9 @@ def to_uint8(x: Tensor) -> np.ndarray:
     return scaled.round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
 
-def from_uint8(pixels: np.ndarray) -> Tensor:
+def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
     """uint8 [..., H, W, C] to float32 [..., C, H, W] in [-1, 1]; 0 becomes -1 and 255 becomes 1 exactly."""
-    return torch.from_numpy(pixels).movedim(-1, -3).float() / 127.5 - 1
+    return torch.as_tensor(pixels).movedim(-1, -3).float() / 127.5 - 1
 
 
 def sheet(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:

@@ -57,6 +57,23 @@ def test_the_cap_is_the_widest_of_the_best_throughput(tiny_ckpt, monkeypatch, se
     assert tuple(probe.curve(tiny_ckpt.net, 16, 4)) == expected
 
 
+def test_on_a_card_widths_are_tried_until_it_is_saturated_and_halfway_ones_filled_in(tiny_ckpt, monkeypatch):
+    """Floor 1, and a row 1/32: from 64 rows on, twice the rows take nearly twice as long."""
+    probe, tried = Probe(tiny_ckpt, torch.device("cuda")), []
+
+    def seconds(form, width, forwards=3):
+        tried.append(width)
+        return max(1.0, width / 32) / 100
+
+    monkeypatch.setattr(probe, "seconds", seconds)
+    assert list(probe.curve(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
+    assert max(tried) == 64
+    monkeypatch.setattr(probe, "seconds", lambda form, width, forwards=3: 0.05 * width)
+    assert list(probe.curve(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8]  # one row fills the card
+    monkeypatch.setattr(probe, "seconds", lambda form, width, forwards=3: 0.1 + 0.02 * width)
+    assert max(probe.curve(tiny_ckpt.net, 256, 4)) == 8  # 0.26 s: nobody wants to wait for wider ones
+
+
 def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
     def seconds(net, width, forwards=3):
         if width > 2:

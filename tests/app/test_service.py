@@ -11,17 +11,20 @@ import torch
 from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__, errors
+from app.engine.runner import Runner
+from app.engine.scheduler import Forwards
 from app.errors import catalogue
 from app.main import create_app
 from app.metrics import GAUGES, Metrics
 from app.replies.formats import FORMATS
 from app.routes import SAMPLE
-from app.service import Service
+from app.service import Service, warm_up
 from app.settings import Settings
 from model.checkpoint import load
 from model.samplers import SAMPLERS
 from tests.app.test_bad_input import assert_problem
 from tests.conftest import CLASSES, serving
+from tests.engines import WIDTHS
 
 pytestmark = pytest.mark.anyio
 JOBS = ("/jobs/{identifier}", "/jobs/{identifier}/result")
@@ -228,3 +231,22 @@ def test_metrics_of_two_servers_do_not_mix():
     assert b"unstir_rows_total 3.0" in one.exposition()
     assert b"unstir_rows_total 0.0" in two.exposition()
     assert all(name.encode() in two.exposition() for name in GAUGES)
+
+
+def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
+    """All slot counts and guards that requests can ask for, so that what they need has been compiled."""
+    runner = Runner(tiny_ckpt, torch.device("cpu"))
+    advance, seen = runner.advance, []
+    monkeypatch.setattr(
+        runner,
+        "advance",
+        lambda lanes, width, exact: seen.append((lanes[0], width, exact)) or advance(lanes, width, exact),
+    )
+    warm_up(runner, Forwards(WIDTHS, WIDTHS))
+    assert {exact for _, _, exact in seen} == {False, True}
+    assert {width for _, width, _ in seen} == {2}  # with guidance
+    plans = {lane.plan.digest: lane.plan for lane, _, _ in seen}.values()
+    assert {plan.slots for plan in plans} == {1, 2, 3, 4, 5}
+    assert any(plan.stochastic for plan in plans)
+    assert any(step.guard for plan in plans for step in plan.steps)
+    assert all(not lane.remaining and lane.frames.keys() == {0} for lane, _, _ in seen)

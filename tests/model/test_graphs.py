@@ -89,16 +89,17 @@ def test_answers_of_a_call_can_be_kept_those_of_a_forward_cannot():
 
 
 def test_arithmetic_is_applied_for_a_while():
-    cudnn, matmul = torch.backends.cudnn, torch.backends.cuda.matmul
+    cudnn = torch.backends.cudnn
 
     def now():
-        return cudnn.benchmark, cudnn.deterministic, cudnn.conv.fp32_precision, matmul.fp32_precision
+        newer = cudnn.conv.fp32_precision == "tf32", torch.backends.cuda.matmul.fp32_precision == "tf32"
+        return (cudnn.benchmark, cudnn.deterministic, cudnn.allow_tf32, torch.get_float32_matmul_precision(), *newer)
 
     before = now()
     with Arithmetic(tf32=True, chosen_by_clock=True).applied():
-        assert now() == (True, False, "tf32", "tf32")
+        assert now() == (True, False, True, "high", True, True)
     assert now() == before
     with contextlib.suppress(ZeroDivisionError), Arithmetic().applied():
-        assert now() == (False, True, "ieee", "ieee")
+        assert now() == (False, True, False, "highest", False, False)
         raise ZeroDivisionError
     assert now() == before

@@ -1,12 +1,16 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
+from model import batches as batches_module
+from model.batches import Batches
 from model.recipe import TrainingError, network
 from model.schedule import NoiseSchedule
-from model.training import Trainer, denoising_loss
+from model.training import AHEAD, Trainer, denoising_loss
 from tests.fakes import GaussianEps
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
 
@@ -48,7 +52,7 @@ def test_loss_of_the_best_predictor_is_what_cannot_be_known(t):
 
 def test_an_untrained_network_predicts_no_noise_at_all():
     trainer = Trainer.start(TINY, shades(4), CPU)
-    x_0, t, _, y = trainer._batch()
+    x_0, t, _, y = trainer.batches.at(0)
     assert trainer.net(x_0, t, y).var() < 1e-12  # nothing but the bias of conv_out
     assert trainer.net.config.num_class_embeds == 3
     assert network(TINY, shades(4, classes=())).config.num_class_embeds is None
@@ -57,7 +61,7 @@ def test_an_untrained_network_predicts_no_noise_at_all():
 def test_the_loss_falls():
     recipe = replace(TINY, steps=120, batch=16, lr=1e-2, dropout=0.0, flip=False, ema=0.9)
     trainer = Trainer.start(recipe, shades(10), CPU)
-    batch = trainer._batch()
+    batch = trainer.batches.at(0)
     before = denoising_loss(trainer.net, LINEAR, *batch).item()
     while trainer.progress() < 1:
         trainer.advance()
@@ -97,11 +101,121 @@ def test_the_rate_warms_up_and_falls_along_a_cosine():
         assert abs(trainer.optimizer.param_groups[0]["lr"] - expected) < 1e-15
 
 
-def batches(recipe, dataset, count):
+def batches(recipe, dataset, count, resident=True):
     """The first batches of a run, without training on them."""
-    trainer = Trainer.start(recipe, dataset, CPU)
-    for trainer.step in range(count):
-        yield trainer._batch()
+    source = Batches(recipe, dataset, LINEAR.T, CPU, resident)
+    return [source.at(step) for step in range(count)]
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_step_draws_what_its_seed_says_wherever_the_pictures_are(resident):
+    recipe, dataset = replace(TINY, seed=5, batch=7, label_drop=0.5), shades(10)
+    for step, batch in enumerate(batches(recipe, dataset, 3, resident)):
+        index = np.concatenate([np.random.default_rng([5, epoch]).permutation(10) for epoch in range(3)])
+        index = index[7 * step : 7 * step + 7]
+        source = torch.Generator()
+        source.manual_seed(int(np.random.SeedSequence([5, step]).generate_state(1, np.uint64)[0] >> 1))
+        mirrored = torch.rand(7, 1, 1, 1, generator=source) < 0.5
+        t = torch.randint(0, 1000, (4,), generator=source)
+        eps = torch.randn(7, 1, 8, 8, generator=source)
+        dropped = torch.rand(7, generator=source) < 0.5
+        x_0 = torch.from_numpy(dataset.images[index]).movedim(-1, 1).float() / 127.5 - 1
+        assert torch.equal(batch.x_0, torch.where(mirrored, x_0.flip(-1), x_0))
+        assert batch.t.tolist() == [*t.tolist(), *(999 - t[:3]).tolist()]
+        assert torch.equal(batch.eps, eps)
+        assert batch.y.tolist() == [2 if d else i % 2 for d, i in zip(dropped.tolist(), index.tolist(), strict=True)]
+
+
+def test_where_the_pictures_are_changes_nothing():
+    there, sent = (Trainer.start(replace(TINY, batch=7), shades(10), CPU, resident) for resident in (True, False))
+    for _ in range(3):
+        there.advance()
+        sent.advance()
+    assert (there.batches.resident, sent.batches.resident) == (True, False)
+    assert_equal_states(there, sent)
+
+
+def test_pictures_that_would_take_over_half_of_a_cuda_device_stay_on_the_host(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
+    cuda = torch.device("cuda")
+    assert [batches_module._fits(size, cuda) for size in (500, 501)] == [True, False]
+    assert batches_module._fits(1 << 60, CPU)  # they are in its memory already
+
+
+class NobodyReads(TorchDispatchMode):
+    """Forbids whatever would make the host wait for numbers of a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = str(func)
+        assert not any(word in name for word in ("_local_scalar_dense", "nonzero", "equal.default", "unique")), name
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("resident", [True, False])
+def test_a_step_reads_no_number_from_the_device(resident):
+    trainer = Trainer.start(replace(TINY, precision="bf16"), shades(10), CPU, resident)
+    with NobodyReads():
+        trainer.advance()
+        trainer.advance()
+        with pytest.raises(AssertionError, match="_local_scalar_dense"):
+            assert trainer.loss
+
+
+def test_the_host_waits_for_all_but_the_last_few_steps_and_counts_it():
+    waited = []
+
+    class Event:
+        def __init__(self, name):
+            self.name = name
+
+        def synchronize(self):
+            waited.append(self.name)
+
+    trainer = Trainer.start(TINY, shades(10), CPU)
+    trainer._queued.extend(Event(k) for k in range(AHEAD + 2))
+    trainer.advance()
+    assert waited == [0, 1]
+    before = trainer.seconds
+    trainer.catch_up()
+    assert waited == list(range(AHEAD + 2))
+    assert trainer.seconds > before
+
+
+def test_the_loss_is_smoothed_like_plain_numbers():
+    trainer, expected = Trainer.start(TINY, shades(10), CPU), 1.0
+    for step in range(1, 6):
+        loss = trainer._gradient(trainer.batches.at(trainer.step)).item()
+        trainer.advance()
+        expected += (loss - expected) * max(0.01, 1 / step)
+        assert trainer.loss == expected  # float64, the same three operations
+
+
+def test_a_compiled_network_is_one_graph_and_is_compiled_once():
+    graphs = []
+
+    def backend(graph, _):
+        graphs.append(graph)
+        return graph.forward
+
+    plain, compiled = (Trainer.start(TINY, shades(10), CPU) for _ in range(2))
+    assert compiled.compile(backend) is None
+    assert_equal_states(plain, compiled)  # the trial left no trace
+    for _ in range(3):
+        plain.advance()
+        compiled.advance()
+    assert len(graphs) == 1
+    assert_equal_states(plain, compiled)  # this backend runs the very operations that were traced
+
+
+def test_a_compiler_that_fails_is_done_without():
+    def backend(graph, _):
+        raise OSError("no compiler here")
+
+    plain, other = (Trainer.start(TINY, shades(10), CPU) for _ in range(2))
+    assert "no compiler here" in str(other.compile(backend))
+    for trainer in (plain, other):
+        trainer.advance()
+    assert_equal_states(plain, other)
 
 
 @pytest.mark.parametrize(("drop", "share"), [(0.0, (0, 0)), (1.0, (1, 1)), (0.25, (0.1, 0.4))])
@@ -186,6 +300,8 @@ def test_minutes_bound_a_run():
         ("dropout", 1.0),
         ("label_drop", 1.1),
         ("precision", "fp64"),
+        ("compile", "yes"),
+        ("weights", "float16"),
         ("seed", -1),
     ],
 )

@@ -1,13 +1,16 @@
 import os
 import signal
+import time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file
 
-from model import checkpoint, training_run
+from model import batches, checkpoint, machine, samplers, training, training_run
 from model.recipe import TrainingError
 from model.training import Trainer
 from model.training_run import train
@@ -75,6 +78,80 @@ def test_a_run_that_is_told_to_stop_and_resumed_is_the_uninterrupted_run(tmp_pat
     assert_equal_states(whole, resumed)
     cards = [checkpoint.load(tmp_path / name).card for name in ("whole", "parts")]
     assert cards[0].sha256 == cards[1].sha256
+
+
+@pytest.fixture
+def traced(monkeypatch):
+    """A compiler that needs none: it runs what was traced."""
+    compile_ = Trainer.compile
+    monkeypatch.setattr(Trainer, "compile", lambda self: compile_(self, "eager"))
+
+
+@pytest.mark.usefixtures("traced")
+def test_a_compiled_run_that_is_stopped_and_resumed_is_the_uninterrupted_run(tmp_path, source, monkeypatch, capsys):
+    recipe = replace(TINY, compile="on")
+    whole = train(source, tmp_path / "whole", recipe, CPU)
+    assert "compiled in" in capsys.readouterr().out
+    assert whole.forward is not whole.net
+    with monkeypatch.context() as patch:
+        after(patch, 3, lambda: os.kill(os.getpid(), signal.SIGTERM))
+        assert train(source, tmp_path / "parts", recipe, CPU).step == 3
+    resumed = train(source, tmp_path / "parts", recipe, CPU, resume=True)
+    assert_equal_states(whole, resumed)
+    assert checkpoint.load(tmp_path / "whole").card.sha256 == checkpoint.load(tmp_path / "parts").card.sha256
+
+
+def test_compilation_takes_nothing_of_the_minutes(tmp_path, source, monkeypatch):
+    late = 0.0
+
+    def an_hour(_):
+        nonlocal late
+        late += 3600
+
+    clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late)
+    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr(Trainer, "compile", an_hour)
+    run = train(source, tmp_path / "out", replace(TINY, minutes=30.0, compile="on"), CPU)
+    assert late == 3600
+    assert run.step == 7
+
+
+def test_a_compiler_that_fails_costs_a_line_and_not_the_run(tmp_path, source, monkeypatch, capsys):
+    def broken(graph, _):
+        raise RuntimeError("no such compiler\nand a page of what it said")
+
+    compile_ = Trainer.compile
+    monkeypatch.setattr(Trainer, "compile", lambda self: compile_(self, broken))
+    run = train(source, tmp_path / "out", replace(TINY, compile="on"), CPU)
+    (line,) = [line for line in capsys.readouterr().out.splitlines() if "torch.compile" in line]
+    assert "no such compiler" in line
+    assert_equal_states(run, train(source, tmp_path / "plain", TINY, CPU))
+
+
+@pytest.mark.parametrize("compile_", ["auto", "off"])
+def test_a_cpu_compiles_only_when_told_to(tmp_path, source, monkeypatch, compile_):
+    monkeypatch.setattr(Trainer, "compile", lambda self: pytest.fail("it compiled"))
+    train(source, tmp_path / "out", replace(TINY, steps=1, compile=compile_), CPU)
+
+
+def test_pictures_that_are_sent_batch_by_batch_are_worth_a_line(tmp_path, source, monkeypatch, capsys):
+    whole = train(source, tmp_path / "there", TINY, CPU)
+    assert "batch by batch" not in capsys.readouterr().out
+    monkeypatch.setattr(batches, "_fits", lambda size, device: False)
+    sent = train(source, tmp_path / "sent", TINY, CPU)
+    assert "batch by batch" in capsys.readouterr().out
+    assert_equal_states(whole, sent)
+
+
+def test_weights_of_half_the_size_are_the_averaged_ones_rounded(tmp_path, source):
+    trainer = train(source, tmp_path / "half", replace(TINY, weights="bfloat16"), CPU)
+    found = checkpoint.load(tmp_path / "half")
+    for key, value in trainer.ema.state_dict().items():
+        assert torch.equal(found.net.state_dict()[key], value.bfloat16().float())
+    stored = load_file(tmp_path / "half" / "unet" / checkpoint.WEIGHTS)
+    assert sum(value.nbytes for value in stored.values()) == 2 * found.card.numbers["parameters"]
+    plan = samplers.ddim(found.schedule, 5)
+    assert machine.sample(found.net, plan, [0, 1], found.shape, torch.tensor([0, 1])).isfinite().all()
 
 
 def test_a_run_that_is_killed_without_warning_repeats_what_it_lost(tmp_path, source, monkeypatch):
