@@ -147,8 +147,9 @@ def _whole(
     first = row * C * PIXELS
     h = _read(x + first, at, inside, add, row * add_stride, channel, real)
     mean, m2 = _moments(h, inside, PIXELS * (C // GROUPS))
-    normal = (h - mean) * tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
-    y = _after(normal, weight, bias, told, row * told_stride, channel, real, C, SILU)
+    scale = tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
+    gain, shift = _gain_and_shift(scale, weight, bias, told, row * told_stride, channel, real, C)
+    y = _silu((h - mean) * gain + shift, SILU)
     tl.store(out + first + at, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -191,11 +192,14 @@ def _normalize(
     channel, real = _channels(tl.program_id(0) * G, C, GROUPS, G, K)
     mean, m2 = _merged(moments + row * CHUNKS * 2 * GROUPS, C, PIXELS, GROUPS, P * TILES, G, CHUNKS)
     scale = tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
+    gain, shift = _gain_and_shift(scale, weight, bias, told, row * told_stride, channel, real, C)
     first = row * C * PIXELS
+    if add is not None:
+        mean = mean - tl.load(add + row * add_stride + channel, mask=real, other=0.0).to(tl.float32)
     for tile in range(TILES):
         at, inside = _pixels((chunk * TILES + tile) * P, channel, real, C, PIXELS, P)
-        h = _read(x + first, at, inside, add, row * add_stride, channel, real)
-        y = _after((h - mean) * scale, weight, bias, told, row * told_stride, channel, real, C, SILU)
+        h = tl.load(x + first + at, mask=inside, other=0.0).to(tl.float32)
+        y = _silu((h - mean) * gain + shift, SILU)
         tl.store(out + first + at, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -250,12 +254,17 @@ def _merged(
 
 
 @triton.jit
-def _after(normal, weight, bias, told, told_row, channel, real, C: tl.constexpr, SILU: tl.constexpr):
-    y = normal * tl.load(weight + channel, mask=real, other=0.0) + tl.load(bias + channel, mask=real, other=0.0)
+def _gain_and_shift(scale, weight, bias, told, told_row, channel, real, C: tl.constexpr):
+    """What is done to a centred value, [1, G, K] each: everything after the statistics is one multiply-add."""
+    gain = scale * tl.load(weight + channel, mask=real, other=0.0)
+    shift = tl.load(bias + channel, mask=real, other=0.0)
     if told is not None:
-        scale = tl.load(told + told_row + channel, mask=real, other=0.0).to(tl.float32)
-        shift = tl.load(told + told_row + C + channel, mask=real, other=0.0).to(tl.float32)
-        y = y * (1.0 + scale) + shift
-    if SILU:
-        y = y * tl.sigmoid(y)
-    return y
+        factor = 1.0 + tl.load(told + told_row + channel, mask=real, other=0.0).to(tl.float32)
+        gain *= factor
+        shift = shift * factor + tl.load(told + told_row + C + channel, mask=real, other=0.0).to(tl.float32)
+    return gain, shift
+
+
+@triton.jit
+def _silu(y, SILU: tl.constexpr):
+    return y * tl.sigmoid(y) if SILU else y
