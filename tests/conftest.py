@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import os
+
+import torch
+
+# Without a card Triton's kernels run in its interpreter. It has to know before they are decorated, so before imports.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -10,7 +18,6 @@ import anyio
 import httpx
 import numpy as np
 import pytest
-import torch
 from fastapi import FastAPI
 
 from app.main import create_app

@@ -1,8 +1,9 @@
 """Group normalization with what stands around it: an addition before; scale, shift and SiLU after.
 
-In memory a picture is [H, W, C]. A program handles some whole groups of one row, as a tile [pixels, groups, channels of
-a group], the last padded to a power of two. How many groups is chosen so that it reads at least 32 bytes side by side,
-the smallest piece that the memory hands out; 64 where registers allow.
+In memory a picture is [H, W, C]. A program handles some whole groups of one row, as a tile [pixels, channels], where
+the channels of a group are padded to a power of two. How many groups is chosen so that it reads at least 32 bytes side
+by side, the smallest piece that the memory hands out; 64 where registers allow, 128 where the map is large. Sums go
+over the pixels of each channel first, and over the channels of a group when few numbers are left.
 
 A small map is read once: its tile stays in registers between statistics and output. A large one is cut into at most 64
 chunks of pixels. A first launch leaves each chunk's mean and centred sum of squares, a second one merges them (Chan et
@@ -29,7 +30,7 @@ class Tiling:
     """How a map is cut.
 
     Attributes:
-        P, G, K: a tile's pixels, groups and (padded) channels per group; powers of two.
+        P, G, K: a tile's pixels, groups, and channels per group with padding; powers of two.
         tiles: how many a program takes, one after another.
         chunks: programs along the pixels; 1 where a program sees whole groups.
         warps: 32 threads each.
@@ -50,23 +51,29 @@ def tiling(C: int, pixels: int, groups: int, itemsize: int) -> Tiling:
     One row of 32 x 32 x 128 is eight programs of 16 KiB each: too few to fill a card, and each as short as a launch.
     """
     per_group = C // groups
-    K = triton.next_power_of_2(per_group)
+    K = _power(per_group)
 
     def groups_of(width: int) -> int:
-        return min(triton.next_power_of_2(-(-width // (per_group * itemsize))), triton.next_power_of_2(groups))
+        return min(_power(-(-width // (per_group * itemsize))), _power(groups))
 
     def warps(numbers: int) -> int:
         return min(max(numbers // 512, 1), 16)  # 16 numbers a thread, until there are too many
 
-    P = triton.next_power_of_2(pixels)
+    P = _power(pixels)
     for width, largest in ((64, LARGEST_TILE // 2), (32, LARGEST_TILE)):
         G = groups_of(width)
-        if P * G * K <= largest:
-            return Tiling(P, G, K, 1, 1, warps(P * G * K))
+        numbers = P * G * K
+        if numbers <= largest:
+            return Tiling(P, G, K, 1, 1, warps(numbers))
     G = groups_of(128)
     P = max(LARGEST_TILE // 2 // (G * K), 1)
     tiles = -(-pixels // (P * MAX_CHUNKS))
     return Tiling(P, G, K, tiles, -(-pixels // (P * tiles)), warps(P * G * K))
+
+
+def _power(n: int) -> int:
+    """The least power of two that is not below n."""
+    return 1 << (n - 1).bit_length()
 
 
 def norm(
@@ -115,6 +122,7 @@ def norm(
         sizes |= {"TILES": cut.tiles, "CHUNKS": cut.chunks}
         grid = (blocks, cut.chunks, B)
         _measure[grid](x, moments, *before, **sizes, **options)
+        sizes["POWER"] = _power(cut.chunks)
         _normalize[grid](x, out, moments, *before, *after, SILU=silu, **sizes, **options)
     return out
 
@@ -123,7 +131,10 @@ def _stride(rows: Tensor | None, B: int, width: int) -> int:
     """From one row to the next, in elements; 0 where there is one for all."""
     if rows is None:
         return 0
-    assert rows.shape[1] == width and len(rows) in (1, B) and rows.stride(1) == 1, "This is a bug: no rows of channels."
+    assert rows.shape in ((B, width), (1, width)), (
+        "This is a bug: norm wants one row of channels for each of x, or for all."
+    )
+    assert rows.stride(1) == 1, "This is a bug: norm wants a row's channels side by side."
     return rows.stride(0) if len(rows) > 1 else 0
 
 
@@ -142,13 +153,14 @@ def _whole(
 ):  # fmt: skip
     """Some groups of a row, all pixels."""
     row = tl.program_id(2).to(tl.int64)
-    channel, real = _channels(tl.program_id(0) * G, C, GROUPS, G, K)
+    channel, real = _channels(C, GROUPS, G, K)
     at, inside = _pixels(0, channel, real, C, PIXELS, P)
     first = row * C * PIXELS
-    h = _read(x + first, at, inside, add, row * add_stride, channel, real)
-    mean, m2 = _moments(h, inside, PIXELS * (C // GROUPS))
-    normal = (h - mean) * tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
-    y = _after(normal, weight, bias, told, row * told_stride, channel, real, C, SILU)
+    h = tl.load(x + first + at, mask=inside, other=0.0).to(tl.float32)
+    h += _or_zero(add, row * add_stride + channel, real)
+    mean, m2 = _moments(h, inside, PIXELS * (C // GROUPS), G, K)
+    gain, shift = _affine(m2, eps, weight, bias, told, row * told_stride, channel, real, C, PIXELS, GROUPS)
+    y = _silu((h - mean) * gain + shift, SILU)
     tl.store(out + first + at, y.to(out.dtype.element_ty), mask=inside)
 
 
@@ -160,83 +172,103 @@ def _measure(
 ):  # fmt: skip
     """Mean and centred sum of squares of a chunk, to moments [B, CHUNKS, 2, GROUPS]."""
     row, chunk = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    channel, real = _channels(tl.program_id(0) * G, C, GROUPS, G, K)
-    mean = tl.zeros([1, G, 1], tl.float32)
-    m2 = tl.zeros([1, G, 1], tl.float32)
+    channel, real = _channels(C, GROUPS, G, K)
+    added = _or_zero(add, row * add_stride + channel, real)
+    mean = tl.zeros([1, G * K], tl.float32)
+    m2 = tl.zeros([1, G * K], tl.float32)
     seen = 0.0
     for tile in range(TILES):
         pixel = (chunk * TILES + tile) * P
         at, inside = _pixels(pixel, channel, real, C, PIXELS, P)
-        h = _read(x + row * C * PIXELS, at, inside, add, row * add_stride, channel, real)
+        h = tl.load(x + row * C * PIXELS + at, mask=inside, other=0.0).to(tl.float32) + added
         new = (tl.minimum(tl.maximum(PIXELS - pixel, 0), P) * (C // GROUPS)).to(tl.float32)
-        mean_of_new, m2_of_new = _moments(h, inside, tl.maximum(new, 1.0))
+        mean_of_new, m2_of_new = _moments(h, inside, tl.maximum(new, 1.0), G, K)
         share = tl.div_rn(new, seen + new)
         m2 += m2_of_new + (mean_of_new - mean) * (mean_of_new - mean) * (seen * share)
         mean += (mean_of_new - mean) * share
         seen += new
-    group = tl.program_id(0) * G + tl.arange(0, G)[None, :, None]
+    group, k = _groups(G, K)
     place = moments + (row * CHUNKS + chunk) * 2 * GROUPS + group
-    tl.store(place, mean, mask=group < GROUPS)
-    tl.store(place + GROUPS, m2, mask=group < GROUPS)
+    tl.store(place, mean, mask=real & (k == 0))
+    tl.store(place + GROUPS, m2, mask=real & (k == 0))
 
 
 @_jit
 def _normalize(
     x, out, moments, add, add_stride, weight, bias, told, told_stride, eps,
     SILU: tl.constexpr, C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr,
-    P: tl.constexpr, G: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, CHUNKS: tl.constexpr,
+    P: tl.constexpr, G: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, CHUNKS: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
     """A chunk of some groups, by the moments of all chunks."""
     row, chunk = tl.program_id(2).to(tl.int64), tl.program_id(1)
-    channel, real = _channels(tl.program_id(0) * G, C, GROUPS, G, K)
-    mean, m2 = _merged(moments + row * CHUNKS * 2 * GROUPS, C, PIXELS, GROUPS, P * TILES, G, CHUNKS)
-    scale = tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
+    channel, real = _channels(C, GROUPS, G, K)
+    mean, m2 = _merged(moments + row * CHUNKS * 2 * GROUPS, C, PIXELS, GROUPS, P * TILES, G, K, CHUNKS, POWER)
+    centre = tl.where(real, mean, 0.0) - _or_zero(add, row * add_stride + channel, real)
+    gain, shift = _affine(m2, eps, weight, bias, told, row * told_stride, channel, real, C, PIXELS, GROUPS)
     first = row * C * PIXELS
     for tile in range(TILES):
         at, inside = _pixels((chunk * TILES + tile) * P, channel, real, C, PIXELS, P)
-        h = _read(x + first, at, inside, add, row * add_stride, channel, real)
-        y = _after((h - mean) * scale, weight, bias, told, row * told_stride, channel, real, C, SILU)
+        h = tl.load(x + first + at, mask=inside, other=0.0).to(tl.float32)
+        y = _silu((h - centre) * gain + shift, SILU)
         tl.store(out + first + at, y.to(out.dtype.element_ty), mask=inside)
 
 
 @triton.jit
-def _channels(group, C: tl.constexpr, GROUPS: tl.constexpr, G: tl.constexpr, K: tl.constexpr):
-    """Channels [1, G, K] of the groups from ``group`` on, and which of them there are."""
-    g = group + tl.arange(0, G)[None, :, None]
-    k = tl.arange(0, K)[None, None, :]
-    return g * (C // GROUPS) + k, (g < GROUPS) & (k < C // GROUPS)
+def _groups(G: tl.constexpr, K: tl.constexpr):
+    """Each channel's group and place in it, [1, G · K]."""
+    i = tl.arange(0, G * K)[None, :]
+    return tl.program_id(0) * G + i // K, i % K
+
+
+@triton.jit
+def _channels(C: tl.constexpr, GROUPS: tl.constexpr, G: tl.constexpr, K: tl.constexpr):
+    """The channels of the program's groups, and which of them there are: [1, G · K]."""
+    if K == C // GROUPS:  # the same as below, and the compiler sees that they lie side by side across groups
+        channel = tl.program_id(0) * G * K + tl.arange(0, G * K)[None, :]
+        return channel, channel < C
+    group, k = _groups(G, K)
+    channel = group * (C // GROUPS) + k
+    return channel, (channel < C) & (k < C // GROUPS)
 
 
 @triton.jit
 def _pixels(pixel, channel, real, C: tl.constexpr, PIXELS: tl.constexpr, P: tl.constexpr):
-    """Where the tile [P, G, K] from ``pixel`` on lies in its row, and what of it there is."""
-    p = pixel + tl.arange(0, P)[:, None, None]
+    """Where the tile [P, G · K] from ``pixel`` on lies in its row, and what of it there is."""
+    p = pixel + tl.arange(0, P)[:, None]
     return p * C + channel, (p < PIXELS) & real
 
 
 @triton.jit
-def _read(x, at, inside, add, add_row, channel, real):
-    h = tl.load(x + at, mask=inside, other=0.0).to(tl.float32)
-    if add is not None:
-        h += tl.load(add + add_row + channel, mask=real, other=0.0).to(tl.float32)
-    return h
+def _or_zero(rows, at, real):
+    return 0.0 if rows is None else tl.load(rows + at, mask=real, other=0.0).to(tl.float32)
 
 
 @triton.jit
-def _moments(h, inside, count):
-    """Mean and centred sum of squares of each group, [1, G, 1]."""
-    mean = tl.sum(tl.sum(tl.where(inside, h, 0.0), axis=2, keep_dims=True), axis=0, keep_dims=True) / count
+def _of_groups(x, G: tl.constexpr, K: tl.constexpr):
+    """Sums within each group of x [G · K], told to each of its channels: [1, G · K]."""
+    return _to_channels(tl.sum(tl.reshape(x, [G, K]), axis=1), G, K)
+
+
+@triton.jit
+def _to_channels(x, G: tl.constexpr, K: tl.constexpr):
+    return tl.reshape(tl.broadcast_to(x[:, None], [G, K]), [1, G * K])
+
+
+@triton.jit
+def _moments(h, inside, count, G: tl.constexpr, K: tl.constexpr):
+    """Mean and centred sum of squares of each channel's group, [1, G · K]."""
+    mean = _of_groups(tl.sum(tl.where(inside, h, 0.0), axis=0), G, K) / count
     centred = tl.where(inside, h - mean, 0.0)
-    return mean, tl.sum(tl.sum(centred * centred, axis=2, keep_dims=True), axis=0, keep_dims=True)
+    return mean, _of_groups(tl.sum(centred * centred, axis=0), G, K)
 
 
 @triton.jit
 def _merged(
-    moments, C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr,
-    CHUNK: tl.constexpr, G: tl.constexpr, CHUNKS: tl.constexpr,
+    moments, C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr, CHUNK: tl.constexpr,
+    G: tl.constexpr, K: tl.constexpr, CHUNKS: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
-    """Mean and centred sum of squares of all chunks of ``CHUNK`` pixels, of which the last may be shorter: [1, G, 1]."""
-    chunk = tl.arange(0, triton.next_power_of_2(CHUNKS))[:, None]
+    """``_moments`` of all chunks together; each has ``CHUNK`` pixels, but for the last."""
+    chunk = tl.arange(0, POWER)[:, None]
     group = tl.program_id(0) * G + tl.arange(0, G)[None, :]
     inside = (chunk < CHUNKS) & (group < GROUPS)
     count = (tl.maximum(tl.minimum(PIXELS - chunk * CHUNK, CHUNK), 0) * (C // GROUPS)).to(tl.float32)
@@ -245,17 +277,21 @@ def _merged(
     m2s = tl.load(moments + at + GROUPS, mask=inside, other=0.0)
     mean = tl.sum(means * count, axis=0) / (PIXELS * (C // GROUPS))
     off = means - mean[None, :]
-    # Two dimensions until here: the compiler would otherwise move tiles, not these few numbers, from thread to thread.
-    return mean[None, :, None], tl.sum(m2s + off * off * count, axis=0)[None, :, None]
+    return _to_channels(mean, G, K), _to_channels(tl.sum(m2s + off * off * count, axis=0), G, K)
 
 
 @triton.jit
-def _after(normal, weight, bias, told, told_row, channel, real, C: tl.constexpr, SILU: tl.constexpr):
-    y = normal * tl.load(weight + channel, mask=real, other=0.0) + tl.load(bias + channel, mask=real, other=0.0)
-    if told is not None:
-        scale = tl.load(told + told_row + channel, mask=real, other=0.0).to(tl.float32)
-        shift = tl.load(told + told_row + C + channel, mask=real, other=0.0).to(tl.float32)
-        y = y * (1.0 + scale) + shift
-    if SILU:
-        y = y * tl.sigmoid(y)
-    return y
+def _affine(
+    m2, eps, weight, bias, told, told_row, channel, real,
+    C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr,
+):  # fmt: skip
+    """(gain, shift) [1, G · K]: what follows the statistics, as one multiply-add of centred values."""
+    gain = tl.load(weight + channel, mask=real, other=0.0) * tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
+    shift = tl.load(bias + channel, mask=real, other=0.0)
+    scale = 1.0 + _or_zero(told, told_row + channel, real)
+    return gain * scale, shift * scale + _or_zero(told, told_row + C + channel, real)
+
+
+@triton.jit
+def _silu(y, SILU: tl.constexpr):
+    return y * tl.sigmoid(y) if SILU else y

@@ -22,7 +22,7 @@ def residual(h: Tensor, skip: Tensor, bias: Tensor, scale: float = 1.0) -> Tenso
     Returns:
         ``h``.
     """
-    assert h.shape == skip.shape and h.dtype == skip.dtype, "This is a bug: residual of unlike tensors."
+    assert (h.shape, h.dtype) == (skip.shape, skip.dtype), "This is a bug: residual of unlike tensors."
     for tensor in (h, skip):
         assert tensor.is_contiguous(memory_format=torch.channels_last), "This is a bug: residual wants channels_last."
     blocks = triton.cdiv(h.numel(), BLOCK)

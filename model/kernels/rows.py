@@ -103,7 +103,8 @@ def guard(after: Tensor, before: Tensor, coef: Tensor) -> None:
 def _check(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None:
-            assert tensor.dtype == torch.float32 and tensor.is_contiguous(), "This is a bug: rows want plain float32."
+            assert tensor.dtype == torch.float32, "This is a bug: rows want float32."
+            assert tensor.is_contiguous(), "This is a bug: rows want contiguous tensors."
 
 
 _jit = triton.jit(do_not_specialize=["coef_stride"])
