@@ -29,7 +29,7 @@ from model.schedule import ScheduleError
 
 log = logging.getLogger("unstir")
 WARM_STEPS = 6  # of the walks that are taken at the start on a card
-WIDEST = {"cpu": 16, "cuda": 256}  # rows of a forward that are tried, where no setting says how many
+WIDEST = {"cpu": 16, "cuda": 1024}  # rows of a forward that are tried, where no setting says how many
 
 
 class DeviceError(ValueError):

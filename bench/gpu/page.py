@@ -136,6 +136,7 @@ def _more(parts: Parts) -> Iterable[str]:
             f"What the same bits cost: forwards in float32 of {price['width']} rows of {MAIN} take "
             f"{spread(price['price'])} times as long by deterministic algorithms as by whichever are fastest."
         )
+    yield from _compiled(parts.get("inductor", {}))
     kernels = parts.get("kernels", {})
     if "kernels" in kernels:
         kinds = ", ".join(f"{name} {_percent(share)}" for name, share in kernels["kinds"].items())
@@ -150,6 +151,21 @@ def _more(parts: Parts) -> Iterable[str]:
         for what in ("error", "left_out"):
             if isinstance(part.get(what), str):
                 yield f"{name}: {part[what]}"
+
+
+def _compiled(found: dict[str, Any]) -> Iterable[str]:
+    each = {width: made for width, made in found.items() if isinstance(made, dict)}
+    if each:
+        yield f"A forward of {MAIN} as torch.compile makes it of torch's own operations, beside ours, both graphs:"
+        rows = (
+            (
+                width,
+                *(_number(made[who]["median"], 1e3) for who in ("compiled", "by_hand")),
+                spread(made["times_as_long"]),
+            )
+            for width, made in each.items()
+        )
+        yield _table(("rows", "torch.compile, ms", "by hand, ms", "times as long"), rows)
 
 
 def _number(value: float | None, scale: float, digits: int = 3) -> str:
