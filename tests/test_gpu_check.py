@@ -397,6 +397,9 @@ def figures():
             "answered": 500,
         },
         "kernels": kernels.account({"gemm": kernels.Kernel(0.01, 40.0)}, 0.018) | {"width": 512},
+        "inductor": {
+            "1": {"compiled": of(6e-4), "by_hand": of(4e-4), "times_as_long": of(1.5), "compile_seconds": 9.0}
+        },
     }
     for part in parts.values():
         part["took_seconds"] = 30.0
@@ -481,6 +484,7 @@ def test_the_page_shows_what_was_measured(figures):
     assert re.search(r"a second \| 512 \| 1,125\.6 \| 512\.0 \| 170\.7 \| 365\.7 \|", fields["gpu_pictures"])
     assert "64 clients" in fields["gpu_more"]
     assert "| `gemm` | 40 | 10.000 | 55.6 % |" in fields["gpu_more"]
+    assert "| 1 | 0.600 | 0.400 | 1.50 (quartiles 1.35 to 1.65) |" in fields["gpu_more"]
 
 
 def test_the_page_says_what_is_not_measured_yet(figures):

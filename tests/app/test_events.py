@@ -106,7 +106,7 @@ async def test_a_quiet_stream_shows_that_it_lives(tiny, settings, monkeypatch):
 
     def gated(self, *arguments):
         assert go.wait(10)
-        advance(self, *arguments)
+        return advance(self, *arguments)
 
     monkeypatch.setattr(Runner, "advance", gated)
     async with serving(create_app(settings)) as client:

@@ -43,7 +43,7 @@ async def held(settings, monkeypatch):
 
     def gated(self, *arguments):
         asyncio.run_coroutine_threadsafe(go.wait(), loop).result(30)
-        advance(self, *arguments)
+        return advance(self, *arguments)
 
     monkeypatch.setattr(Runner, "advance", gated)
     async with serving(create_app(settings)) as client:
