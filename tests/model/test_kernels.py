@@ -380,6 +380,29 @@ def test_a_row_of_the_machine_is_the_same_in_any_company():
     alone_and_in_company(call, B)
 
 
+@pytest.mark.skipif(not CUDA, reason="graphs are captured on a card")
+def test_kernels_can_be_captured():
+    x, weight, told = pictures(1, 2, 64, 64, 64), randn(2, 64), randn(3, 2, 64)
+    table = lines(5, lambda step: step.guard)
+    state, output = randn(4, len(table), 5, 3, 8, 8), randn(5, len(table), 3, 8, 8)
+    u, coef = state[:, 0].contiguous(), to_device(table)
+
+    def call():
+        small = norm(pick(x[..., :8, :8], [0, 1]), weight, weight, 32, 1e-5, silu=True)
+        large = norm(x, weight, weight, 32, 1e-5, silu=True, add=told)
+        after, x_0 = rows.update(state, u, output, None, coef)
+        rows.guard(after, state, coef)
+        return small, residual(large, x, weight), after, x_0, rows.predict(u, output, coef)
+
+    expected = call()  # and all is compiled
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        found = call()
+    graph.replay()
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+
+
 def test_usable_says_where_kernels_run(monkeypatch):
     assert model.kernels.usable(torch.device("meta")) is False
     assert model.kernels.usable(torch.device("cpu")) is not CUDA
