@@ -136,7 +136,8 @@ def _update(
         new = tl.zeros([BLOCK], tl.float32)
         for source in tl.static_range(R):
             a = coef + A + slot * R + source
-            old = tl.load(state + source * SIZE + i, mask=inside & (tl.load(a) != 0), other=0.0)
+            heard = tl.where(inside, tl.load(a), 0.0) != 0
+            old = tl.load(state + source * SIZE + i, mask=heard, other=0.0)
             new = _plus(new, a, old)
         new = _plus(_plus(new, coef + B + slot, x), coef + C + slot, eps)
         if z is not None:
