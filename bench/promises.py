@@ -46,7 +46,8 @@ def main() -> None:
         rate = arguments.load * process.line()["rows_per_second"] / Mix.parse(MIX).mean
     room = ("--max-queue-seconds", str(arguments.room))
     peer = PEERS["unstir"]
-    with server(*UNSTIR, *room, UNSTIR_CHECKPOINT=str(common.CHECKPOINT), **QUIET) as served:
+    environment: dict[str, Any] = {"UNSTIR_CHECKPOINT": str(common.CHECKPOINT), **QUIET}
+    with server(*UNSTIR, *room, **environment) as served:
         target = load.Target(f"{served.base}{peer.path}", peer.body, peer.accept)
         facts = asyncio.run(measure(target, rate, arguments.seconds, arguments.seed))
     facts |= {"load": arguments.load, "room_seconds": arguments.room, "load_average": round(os.getloadavg()[0], 2)}

@@ -57,11 +57,14 @@ def unstir(*arguments: str, **environment: str) -> subprocess.Popen[str]:
 
 
 @contextlib.contextmanager
-def server(*arguments: str, **environment: str) -> Iterator[Served]:
+def server(*arguments: str, within: float = START_SECONDS, **environment: str) -> Iterator[Served]:
     """`unstir serve` on a free port, ready; killed at the end if it still runs.
 
+    Args:
+        within: seconds that it may take to be ready.
+
     Raises:
-        RuntimeError: it was not ready within a minute; with its log.
+        RuntimeError: it took longer; with its log.
     """
     port = free_port()
     process = unstir("serve", "--port", str(port), *arguments, **environment)
@@ -72,7 +75,7 @@ def server(*arguments: str, **environment: str) -> Iterator[Served]:
     reader = threading.Thread(target=lambda: served.lines.extend(iter(log.readline, "")))
     reader.start()
     try:
-        _wait(served)
+        _wait(served, within)
         yield served
     finally:
         process.kill()
@@ -88,8 +91,8 @@ def free_port() -> int:
         return int(one.getsockname()[1])
 
 
-def _wait(served: Served) -> None:
-    deadline = time.monotonic() + START_SECONDS
+def _wait(served: Served, within: float) -> None:
+    deadline = time.monotonic() + within
     while time.monotonic() < deadline and served.process.poll() is None:
         with contextlib.suppress(httpx.HTTPError):
             if httpx.get(f"{served.base}/readyz", trust_env=False).status_code == 200:

@@ -385,6 +385,7 @@ def figures():
             "pictures": {"dtype": "bfloat16", "fast": {"least": 40.0}, "exact": {"least": 110.0}},
         },
         "bits": {"compared": 9, "differing": [], "control": True},
+        "start": {"first_seconds": 41.0, "again_seconds": 17.0},
         "served": {
             "share": 0.95,
             "clients": 64,
@@ -424,6 +425,7 @@ WORSE = (
     lambda parts: parts["cifar10-32"]["tick"]["512"].update(share=of(0.05)),
     lambda parts: parts["cifar10-32"]["tick"]["1"].update(overhead=of(1.5e-4)),
     lambda parts: parts["served"].update(share=0.89),
+    lambda parts: parts["start"].update(first_seconds=60.0),
     lambda parts: parts["served"].update(took_seconds=400.0),
 )
 
@@ -446,7 +448,7 @@ def test_every_claim_can_fail(figures, number):
         (lambda parts: parts["bits"].update(control=False), 3),
         (lambda parts: parts["cifar10-32"]["latency"]["times_faster"].pop("compiled"), 5),
         (lambda parts: parts["served"].update(answered=499), 10),
-        (lambda parts: parts["kernels"].update(cut_short=True), 11),
+        (lambda parts: parts["kernels"].update(cut_short=True), 12),
     ],
 )
 def test_nothing_is_met_for_want_of_figures(figures, worse, number):

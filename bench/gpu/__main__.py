@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from bench import performance
-from bench.gpu import beside, bits, ceilings, clock, inductor, kernels, numbers, served, suite
+from bench.gpu import beside, bits, ceilings, clock, inductor, kernels, numbers, served, start, suite
 from bench.gpu.bench import Bench, Part
 from bench.gpu.claims import LEAST_PSNR, MAIN, SECONDS, claims
 from bench.gpu.networks import measured
@@ -34,6 +34,7 @@ SHARES = {
     "cifar10-32": 165,  # most of it for torch.compile
     "numbers": 50,
     "bits": 20,
+    "start": 50,
     "served": 40,
     "celebahq-256": 65,
     "avatars-32": 40,
@@ -49,6 +50,7 @@ def parts(*, tiny: bool) -> dict[str, Part]:
     each: dict[str, Part] = {name: partial(beside.measure, network) for name, network in networks.items()}
     each |= {"tests": suite.measure, "ceilings": ceilings.measure, "numbers": numbers.measure}
     each |= {"bits": partial(bits.measure, main), "served": partial(served.measure, main)}
+    each |= {"start": partial(start.measure, main)}
     each |= {"kernels": partial(kernels.measure, main), "inductor": partial(inductor.measure, main)}
     return {name: each[name] for name in SHARES}
 
