@@ -134,7 +134,7 @@ class Metrics:
         jobs, job_bytes = self.jobs()
         requests = engine.requests if engine else {}
         memory = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
-        on_card = torch.cuda.is_available() and self._model is not None and self._model[2] != "cpu"
+        card = self._model[2] if self._model is not None and self._model[2] != "cpu" else None
         values: dict[str, float | dict[tuple[str, ...], float]] = {
             "unstir_ready": engine is not None and engine.unready is None,
             "unstir_draining": engine is not None and engine.draining,
@@ -150,7 +150,7 @@ class Metrics:
             "unstir_forward_pace": engine.pace if engine else 0,
             "unstir_event_loop_lag_seconds": self.lag,
             "unstir_model_info": {self._model: 1} if self._model else {},
-            "unstir_gpu_memory_bytes": {(kind,): ask() for kind, ask in memory.items()} if on_card else {},
+            "unstir_gpu_memory_bytes": {(kind,): ask(card) for kind, ask in memory.items()} if card else {},
         }
         for name, text in GAUGES.items():
             value = values[name]

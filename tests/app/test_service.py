@@ -250,3 +250,16 @@ def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
     assert any(plan.stochastic for plan in plans)
     assert any(step.guard for plan in plans for step in plan.steps)
     assert all(not lane.remaining and lane.frames.keys() == {0} for lane, _, _ in seen)
+
+
+def test_memory_is_that_of_the_card_that_serves(monkeypatch):
+    for kind, told in (("allocated", 3), ("reserved", 5)):
+        monkeypatch.setattr(torch.cuda, f"memory_{kind}", lambda device, told=told: {"cuda:1": told}[device])
+    metrics = Metrics()
+    assert b"unstir_gpu_memory_bytes{" not in metrics.exposition()
+    metrics.tell_model("tiny", "0", "cpu", "float32")
+    assert b"unstir_gpu_memory_bytes{" not in metrics.exposition()
+    metrics.tell_model("tiny", "0", "cuda:1", "bfloat16")
+    found = metrics.exposition()
+    assert b'unstir_gpu_memory_bytes{kind="allocated"} 3.0' in found
+    assert b'unstir_gpu_memory_bytes{kind="reserved"} 5.0' in found
