@@ -55,7 +55,7 @@ bench-bytes: .venv/.dev  ## Ask 1,000 unlike requests at once and one by one, an
 bench: .venv/.dev  ## Measure what the engine costs and what it saves
 	$(BIN)/python -m bench.engine
 
-gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card, in 8 minutes
+gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card; stops after 8 minutes
 	$(BIN)/python -m bench.gpu
 
 memory: .venv/.dev  ## Upload 200 of the largest allowed pictures, and watch the server's memory

@@ -14,7 +14,7 @@ from app import __version__
 from app.bench import command as bench
 from app.commands import CommandError, add_all
 from app.server import serve
-from app.service import DeviceError, pick_device
+from app.service import DeviceError, device_of, pick_device
 from app.settings import SHIPPED, Settings
 from app.simulation import command as simulate
 from model.checkpoint import CheckpointError
@@ -68,6 +68,11 @@ def _serve(arguments: dict[str, Any]) -> int:
         )
     if not settings.checkpoint.is_dir():
         return _complain(f"--checkpoint (UNSTIR_CHECKPOINT) = {settings.checkpoint}: no such folder")
+    try:
+        device_of(settings)
+    except DeviceError as error:
+        name, _, fault = str(error).partition(" = ")
+        return _complain(f"{_flag(name)} (UNSTIR_{name.upper()}) = {fault}")
     return serve(settings)
 
 
@@ -184,7 +189,10 @@ def _plain(default: object) -> str:
 
 
 def _integers(text: str) -> tuple[int, ...]:
-    return tuple(int(part) for part in text.split(","))
+    try:
+        return tuple(int(part) for part in text.split(","))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}: numbers with commas between them, as 32,64,128") from None
 
 
 if __name__ == "__main__":

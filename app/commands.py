@@ -18,6 +18,7 @@ from pydantic import BaseModel, ValidationError
 from app.main import create_app
 from app.replies import formats
 from app.schemas.requests import InterpolateRequest, InvertRequest, SampleRequest
+from app.service import DeviceError, device_of
 from app.settings import SHIPPED, Settings
 from model.pictures import PictureError, text_of
 
@@ -158,7 +159,8 @@ def _replay(arguments: Arguments) -> int:
     if arguments["out"]:
         _write(arguments["out"], answer.content)
     same = answer.content == content
-    print(f"{path}: {'the same bytes again' if same else 'other bytes: another version, device or width'}")
+    told = "the same bytes again" if same else "other bytes: another device, dtype, version or number of threads"
+    print(f"{path}: {told}")
     return 0 if same else 1
 
 
@@ -219,6 +221,10 @@ def _settings(arguments: Arguments) -> Settings:
         raise CommandError("; ".join(f"--{f['loc'][0]} = {f['input']}: {f['msg']}" for f in faults)) from error
     if not settings.checkpoint.is_dir():
         raise CommandError(f"--checkpoint = {settings.checkpoint}: no such folder")
+    try:
+        device_of(settings)
+    except DeviceError as error:
+        raise CommandError(f"--{error}") from error
     return settings
 
 

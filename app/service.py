@@ -62,11 +62,9 @@ class Service:
             TooSmallError: the device has no room for the network.
         """
         settings = self.settings
-        device = pick_device(settings.device)
+        device = device_of(settings)
         if device.type == "cuda":
             torch.cuda.set_device(device)
-        elif settings.dtype == "tf32":
-            raise DeviceError("dtype = tf32: only CUDA devices have it; use auto, float32 or bfloat16")
         loaded = checkpoint.load(settings.checkpoint, device)
         wanted = Wanted(
             settings.max_width or WIDEST[device.type],
@@ -178,6 +176,18 @@ def _folder(name: str) -> Path | None:
         return Path(name).expanduser() if name else None
     except RuntimeError:  # there is no home
         return None
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The device that the settings ask for.
+
+    Raises:
+        DeviceError: it is not there, or does not have their dtype.
+    """
+    device = pick_device(settings.device)
+    if settings.dtype == "tf32" and device.type != "cuda":
+        raise DeviceError("dtype = tf32: only CUDA devices have it; use auto, float32 or bfloat16")
+    return device
 
 
 def pick_device(name: str) -> torch.device:

@@ -49,8 +49,8 @@ class Settings(BaseSettings):
         None,
         ge=2,
         le=1024,
-        description="Most rows of one forward, by default 16 on a CPU and 1024 on a card, as far as that pays; lower "
-        "it if memory is short.",
+        description="Most rows of one forward, 2 to 1024; by default 16 on a CPU and, as far as it pays, 1024 on "
+        "a card; lower it if memory is short.",
     )
     reproducible_width: int = Field(
         4,

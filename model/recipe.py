@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -47,17 +48,31 @@ class Recipe:
     seed: int = _option(0, "of the weights, the order of the pictures and all noise")
 
     def __post_init__(self) -> None:
+        attending = {
+            self.channels[-1],
+            *(w for i, w in enumerate(self.channels) if self.size // 2**i in self.attention),
+        }
+        multiple = 2 ** (len(self.channels) - 1)
         possible = {
             "precision": (self.precision in ("auto", "fp32", "bf16"), "choose auto, fp32 or bf16"),
             "compile": (self.compile in ("auto", "on", "off"), "choose auto, on or off"),
             "weights": (self.weights in ("float32", "bfloat16"), "choose float32 or bfloat16"),
             "steps": (self.steps is None or self.steps >= 1, "must be at least 1"),
             "minutes": (self.minutes is None or self.minutes > 0, "must be above 0"),
-            "size": (self.size >= 1, "must be at least 1"),
+            "size": (
+                self.size >= 1 and not self.size % multiple,
+                f"must be a multiple of {multiple}, to be halved once a level",
+            ),
             "layers": (self.layers >= 1, "must be at least 1"),
             "channels": (all(width >= 1 for width in self.channels), "must all be at least 1"),
-            "groups": (self.groups >= 1, "must be at least 1"),
-            "head_dim": (self.head_dim >= 1, "must be at least 1"),
+            "groups": (
+                self.groups >= 1 and not any(width % self.groups for width in self.channels),
+                f"must be at least 1, and divide all channels, {_listed(self.channels)}",
+            ),
+            "head_dim": (
+                self.head_dim >= 1 and not any(width % self.head_dim for width in attending),
+                f"must be at least 1, and divide the channels of the levels that attend, {_listed(sorted(attending))}",
+            ),
             "batch": (self.batch >= 1, "must be at least 1"),
             "lr": (self.lr > 0, "must be above 0"),
             "warmup": (self.warmup >= 0, "must not be negative"),
@@ -69,6 +84,10 @@ class Recipe:
         for name, (fine, remedy) in possible.items():
             if not fine:
                 raise TrainingError(f"{name} = {getattr(self, name)}: {remedy}")
+
+
+def _listed(numbers: Iterable[int]) -> str:
+    return ", ".join(map(str, numbers))
 
 
 SCHEDULER_CONFIG: dict[str, Any] = {

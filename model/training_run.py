@@ -25,6 +25,7 @@ from model.training import Trainer
 from model.unet import UNet
 
 STATE = "state.pt"
+BOUNDS = ("steps", "minutes")  # of a run, which are raised as a matter of course
 
 
 def recipe_of(out: Path) -> Recipe:
@@ -64,31 +65,49 @@ def train(
     if recipe.steps is None and recipe.minutes is None:
         raise TrainingError("say how long to train: --minutes or --steps")
     if resume:
-        recipe_of(out)
+        _tell_changes(recipe_of(out), recipe)
     if not resume and state.exists():
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
     dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
-    out.mkdir(parents=True, exist_ok=True)
-    trainer = Trainer.start(recipe, dataset, device)
-    if resume:
-        trainer.load_state(state)
-    parameters = sum(p.numel() for p in trainer.net.parameters())
-    tqdm.write(f"{len(dataset.images)} pictures, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
-    if not trainer.batches.resident:
-        tqdm.write(f"the pictures would take over half of the free memory of {device}; they are sent batch by batch")
-    with _tensor_cores(device):
+    with _stop_signals() as stopping, _tensor_cores(device):
+        if recipe.precision == "auto" and device.type == "cpu":
+            tqdm.write("timing a few steps in bf16 and in fp32, to take the faster")
+        trainer = Trainer.start(recipe, dataset, device)
+        if resume:
+            trainer.load_state(state)
+        out.mkdir(parents=True, exist_ok=True)
+        parameters = sum(p.numel() for p in trainer.net.parameters())
+        tqdm.write(f"{len(dataset.images)} pictures, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+        if not trainer.batches.resident:
+            tqdm.write(
+                f"the pictures would take over half of the free memory of {device}; they are sent batch by batch"
+            )
         if recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda"):
             _compile(trainer)
-        _run(trainer, out, save_seconds, grid_minutes, card or {})
+        _run(trainer, out, stopping, save_seconds, grid_minutes, card or {})
     return trainer
 
 
-def _run(trainer: Trainer, out: Path, save_seconds: float, grid_minutes: float, facts: dict[str, Any]) -> None:
+def _tell_changes(was: Recipe, now: Recipe) -> None:
+    """What is not as the run began: it counts from here on, and the card will name it as if it always had."""
+    for name, value in asdict(now).items():
+        if value != (before := getattr(was, name)) and name not in BOUNDS:
+            tqdm.write(f"{name} was {before} until now, and is {value} from here on")
+
+
+def _run(
+    trainer: Trainer,
+    out: Path,
+    stopping: Callable[[], bool],
+    save_seconds: float,
+    grid_minutes: float,
+    facts: dict[str, Any],
+) -> None:
     """Advance until a bound is reached or a signal comes, saving on the way and at the end."""
     state = out / STATE
     saved = drawn = time.monotonic()
     shown = 0.0
-    with _stop_signals() as stopping, tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
+    with tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
         begun, start_step = time.monotonic(), trainer.step
         while trainer.progress() < 1 and not stopping():
             trainer.advance()
@@ -190,8 +209,9 @@ def _status(trainer: Trainer, steps_per_second: float) -> str:
         left = trainer.recipe.minutes * 60 - trainer.seconds
     if trainer.recipe.steps is not None and steps_per_second:
         left = min(left, (trainer.recipe.steps - trainer.step) / steps_per_second)
-    rate = steps_per_second * trainer.recipe.batch
-    return f"step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {max(0.0, left) / 60:.0f} min left"
+    rate, left = steps_per_second * trainer.recipe.batch, max(0.0, left)
+    until = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    return f"step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {until} left"
 
 
 @contextmanager

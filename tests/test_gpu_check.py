@@ -46,7 +46,9 @@ def report(tmp_path_factory):
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny", "--seconds", "240", "--out", str(path)]
     run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
-    assert run.stdout.count("\n") == len(ASKED)
+    assert run.stdout.count("\n") == 1 + len(ASKED)
+    assert "mean nothing" in run.stdout
+    assert "MET" not in run.stdout
     return json.loads(path.read_text())
 
 

@@ -147,7 +147,9 @@ def wrong(found: dict[str, dict[str, Any]]) -> list[str]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m bench.gpu", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu [%(default)s]")
     parser.add_argument("--tiny", action="store_true", help="small networks, few repeats: try the script, not the card")
     parser.add_argument("--seconds", type=float, default=SECONDS, help="for everything together [%(default)s]")
@@ -158,14 +160,20 @@ def main() -> None:
     if unknown := sorted(set(names) - SHARES.keys()):
         parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(SHARES)}")
     if arguments.device != "cpu" and not torch.cuda.is_available():
-        parser.error("there is no CUDA device; --device cpu --tiny tries the script without one")
+        sys.exit(
+            "gpu-check needs a machine with a CUDA device, and torch finds none here. The script itself can be tried "
+            "without one:\n  .venv/bin/python -m bench.gpu --device cpu --tiny --out tiny.json"
+        )
     if arguments.device == "cpu" and not arguments.tiny:
         parser.error("on a CPU only --tiny can be measured")
     if arguments.tiny and arguments.out == OUT:
         parser.error("the figures of --tiny mean nothing; name another file with --out")
     found = run(arguments, [name for name in SHARES if name in names])
+    if arguments.tiny:
+        print("Tiny networks: the figures below mean nothing, only that they are there.")
     for claim in claims(found["parts"]):
-        print(f"{'met    ' if claim.met else 'NOT MET'}  {claim.what}: {claim.measured} (asked: {claim.asked})")
+        verdict = "" if arguments.tiny else "met      " if claim.met else "NOT MET  "
+        print(f"{verdict}{claim.what}: {claim.measured} (asked: {claim.asked})")
     if arguments.out == OUT:
         performance.render()
     bad = wrong(found["parts"])

@@ -44,15 +44,31 @@ def test_train_then_resume_then_load(data, tmp_path, capsys):
         ([], "--minutes or --steps"),
         (["--steps", "1", "--resume"], "leave out --resume"),
         (["--steps", "1", "--device", "tpu"], "device = tpu"),
-        (["--steps", "1", "--groups", "3"], "norm_num_groups 3"),
-        (["--steps", "1", "--size", "9"], "sample_size 9"),
+        (["--steps", "1", "--groups", "3"], "groups = 3: must be at least 1, and divide all channels, 8, 8"),
+        (["--steps", "1", "--head-dim", "3"], "head_dim = 3: must be at least 1, and divide the channels"),
+        (["--steps", "1", "--size", "9"], "size = 9: must be a multiple of 2"),
         (["--steps", "1", "--precision", "fp8"], "precision = fp8"),
     ],
-    ids=["data", "bound", "resume", "device", "groups", "size", "precision"],
+    ids=["data", "bound", "resume", "device", "groups", "head-dim", "size", "precision"],
 )
 def test_train_says_what_is_wrong(data, tmp_path, capsys, arguments, words):
     assert main(["train", "--data", str(data), "--out", str(tmp_path / "out"), *TINY, *arguments]) == 2
     assert words in capsys.readouterr().err
+
+
+def test_train_says_how_channels_are_written(data, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--data", str(data), "--out", str(tmp_path / "out"), "--channels", "8;8"])
+    assert "argument --channels: '8;8': numbers with commas between them, as 32,64,128" in capsys.readouterr().err
+
+
+def test_a_resumed_run_says_what_is_no_longer_as_it_began(data, tmp_path, capsys):
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "net"), "--device", "cpu"]
+    assert main([*train, *TINY, "--precision", "fp32", "--steps", "1"]) == 0
+    assert main([*train, "--steps", "2", "--resume"]) == 0
+    assert "from here on" not in capsys.readouterr().out
+    assert main([*train, "--steps", "3", "--resume", "--lr", "0.5"]) == 0
+    assert "lr was 0.001 until now, and is 0.5 from here on" in capsys.readouterr().out
 
 
 def test_help_names_every_setting(capsys):

@@ -129,6 +129,7 @@ def test_replay_notices_a_picture_that_was_changed(unstir, tmp_path):
         ("sample -o a.tiff", "let its name end in one of .png"),
         ("sample --checkpoint nowhere", "--checkpoint = nowhere: no such folder"),
         ("sample --device tpu", "--device = tpu"),
+        ("sample --device cuda:99", "--device = cuda:99"),
         ("sample --steps 2 -o no/such/folder.png", "--out = no/such/folder.png"),
         ("invert nothing.png", "nothing.png: No such file"),
         ("interpolate 1", "latents = "),

@@ -167,10 +167,12 @@ def test_idle_connections_are_not_the_servers_to_close(tiny):
     [
         (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = 'eighty'"),
         (["--device", "tpu"], {}, "= 'tpu': choose auto, cpu, cuda or cuda:N"),
+        (["--device", "cuda:99"], {}, "--device (UNSTIR_DEVICE) = cuda:99: "),
+        (["--device", "cpu", "--dtype", "tf32"], {}, "--dtype (UNSTIR_DTYPE) = tf32: only CUDA devices have it"),
         ([], {"UNSTIR_MAX_PICTURES": "0"}, "(UNSTIR_MAX_PICTURES) = '0'"),
         (["--checkpoint", "no/such/folder"], {}, "no such folder"),
     ],
-    ids=["port", "device", "environment", "checkpoint"],
+    ids=["port", "device", "no-such-card", "dtype", "environment", "checkpoint"],
 )
 def test_a_bad_setting_stops_the_start(arguments, environment, words):
     process = unstir("serve", *arguments, **environment)
@@ -195,6 +197,7 @@ def test_a_port_in_use_stops_the_process_at_once(tiny):
         output, _ = process.communicate(timeout=180)
     assert process.returncode != 0
     assert "address already in use" in output
+    assert "choose another --port (UNSTIR_PORT)" in output
     assert "Traceback" not in output
 
 
