@@ -19,7 +19,8 @@ serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000
 	$(BIN)/unstir serve
 
 test: .venv/.dev  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow'
+	$(BIN)/python -m pytest -m 'not slow' -n 2 tests/model
+	$(BIN)/python -m pytest -m 'not slow' --ignore tests/model
 
 test-slow: .venv/.dev  ## Run the tests that take minutes, too
 	$(BIN)/python -m pytest

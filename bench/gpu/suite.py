@@ -11,6 +11,7 @@ from bench.gpu.bench import Bench
 from bench.server import ROOT
 
 FOLDER = "tests/cuda"
+KERNELS = "tests/model/test_kernels.py"  # which run on the card where there is one
 ENDS = ("passed", "failed", "errors", "skipped")
 
 
@@ -20,7 +21,18 @@ def measure(bench: Bench, found: dict[str, Any]) -> None:
         found["left_out"] = f"there is no {FOLDER}"
         return
     here = bench.device.type == "cuda"
-    command = [sys.executable, "-m", "pytest", FOLDER, "-p", "no:cacheprovider", *([] if here else ["--collect-only"])]
+    command = [
+        sys.executable,
+        "-m",
+        "pytest",
+        FOLDER,
+        KERNELS,
+        "-m",
+        "not slow",
+        "-p",
+        "no:cacheprovider",
+        *([] if here else ["--collect-only"]),
+    ]
     output = bench.folder / "tests.txt"
     found["command"] = " ".join(["python", *command[1:]])
     with output.open("w") as file:

@@ -54,7 +54,7 @@ def rows(net: UNet, width: int = 5):
 def test_it_is_the_same_function(shape, layout):
     """To 1e-5 of an output of about 1: sums in another order."""
     net = network(**SHAPES[shape])
-    x, t, y = rows(net)
+    x, t, y = rows(net, 2 if layout == "fused" else 5)  # kernels are slow to interpret
     before = x.clone()
     assert (Folded(net, 1000, layout=layout)(x, t, y) - net(x, t, y)).abs().max() < 1e-5
     assert torch.equal(x, before)  # it works in place, but not on what it is given

@@ -1,6 +1,7 @@
 """The kernels against plain torch: on a card where there is one, else in Triton's interpreter."""
 
 import importlib
+import itertools
 import json
 import os
 import subprocess
@@ -33,6 +34,11 @@ if not model.kernels.usable(DEVICE):
 FLOAT = torch.finfo(torch.float32).eps  # an ulp of 1: two roundings
 # Of the result's magnitude. A card rounds to the nearest bfloat16; the interpreter cuts off.
 LAST = {torch.float32: FLOAT / 2, torch.bfloat16: torch.finfo(torch.bfloat16).eps / (2 if CUDA else 1)}
+
+
+def long(*values):
+    """Parameters that take seconds in the interpreter."""
+    return pytest.param(*values, marks=[] if CUDA else pytest.mark.slow)
 
 
 def randn(seed, *shape, dtype=torch.float32):
@@ -98,8 +104,15 @@ def test_the_shapes_below_take_both_ways():
     assert all(tiling(32, 140 * 140, 4, itemsize).tiles > 1 for itemsize in (2, 4))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", SMALL + LARGE, ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *itertools.product(SMALL, (torch.float32, torch.bfloat16)),
+        *((shape, torch.bfloat16) for shape in LARGE),
+        *(long(shape, torch.float32) for shape in LARGE),
+    ],
+    ids=str,
+)
 def test_norm_is_that_of_torch(shape, dtype):
     C, H, W, groups = shape
     x, weight, bias = pictures(1, 2, C, H, W, dtype=dtype), randn(2, C), randn(3, C)
@@ -186,8 +199,16 @@ def alone_and_in_company(call, batch):
     assert torch.equal(pair[1], everyone[0])
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-@pytest.mark.parametrize("shape", [(64, 4, 4, 32), (96, 9, 7, 32), (64, 48, 48, 16), (84, 33, 31, 4)], ids=str)
+@pytest.mark.parametrize(
+    ("shape", "dtype"),
+    [
+        *itertools.product([(64, 4, 4, 32), (96, 9, 7, 32)], (torch.float32, torch.bfloat16)),
+        ((84, 33, 31, 4), torch.bfloat16),
+        *(long((64, 48, 48, 16), dtype) for dtype in (torch.float32, torch.bfloat16)),
+        long((84, 33, 31, 4), torch.float32),
+    ],
+    ids=str,
+)
 def test_a_row_of_norm_is_the_same_in_any_company(shape, dtype):
     C, H, W, groups = shape
     x, told = pictures(1, 3, C, H, W, dtype=dtype), randn(2, 3, 4 * C, dtype=dtype)
@@ -261,8 +282,10 @@ def to_device(table):
     return torch.from_numpy(table).to(DEVICE, torch.float32)
 
 
-@pytest.mark.parametrize("R", [1, 2, 3, 4, 5])
-@pytest.mark.parametrize("learned", [False, True])
+@pytest.mark.parametrize(
+    ("R", "learned"),
+    [*((R, R % 2 == 1) for R in (1, 2, 3, 4, 5)), *(long(R, R % 2 == 0) for R in (1, 2, 3, 4, 5))],
+)
 @pytest.mark.usefixtures("_exp")
 def test_update_has_the_bits_of_the_machine(R, learned):
     table = lines(R, lambda step: (step.clip is None or step.clip.quantile is None) and (learned or not step.log_var))
