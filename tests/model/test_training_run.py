@@ -80,6 +80,22 @@ def test_a_run_that_is_told_to_stop_and_resumed_is_the_uninterrupted_run(tmp_pat
     assert cards[0].sha256 == cards[1].sha256
 
 
+def test_a_run_that_is_told_to_stop_before_its_first_step_can_be_resumed(tmp_path, source, monkeypatch):
+    """While it times precisions, say, or compiles."""
+    whole = train(source, tmp_path / "whole", TINY, CPU)
+    start = Trainer.start
+
+    def interrupted(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return start(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "start", interrupted)
+        assert train(source, tmp_path / "parts", TINY, CPU).step == 0
+    resumed = train(source, tmp_path / "parts", TINY, CPU, resume=True)
+    assert_equal_states(whole, resumed)
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """A compiler that needs none: it runs what was traced."""
