@@ -71,8 +71,7 @@ class Runner:
         for i, lane in enumerate(lanes):
             lane.state, lane.noise = new[i, : lane.plan.slots], None
             lane.cursor += 1
-            if not lane.remaining:
-                lane.state = staging.to_host(lane.state[: lane.returns])
+        self._send_home(lanes, new)
         flight.depart()
         return flight
 
@@ -84,15 +83,9 @@ class Runner:
         # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
         padded = [*lanes, *[lanes[0]] * (width - sum(lane.rows for lane in lanes))]
         rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
-        if len(lanes) == len(padded) and all(lane.plan.slots == slots for lane in lanes):
-            state = torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
-        else:
-            state = torch.zeros(len(padded), slots, *self.shape, device=self.device)
-            for i, lane in enumerate(lanes):
-                state[i, : lane.plan.slots] = lane.state  # type: ignore[assignment]
         return machine.advance(
             self._net(padded, len(lanes), rows[:, Columns.T], exact),
-            state,
+            self._gathered(lanes, len(padded), slots),
             rows,
             noise=partial(self._noise, lanes, len(padded)),
             show=partial(self._show, lanes, flight),
@@ -103,12 +96,38 @@ class Runner:
         """Give lanes their first states."""
         for lane in lanes:
             lane.generator = latents.generator(lane.seed)
+        states = torch.zeros(len(lanes), max((lane.plan.slots for lane in lanes), default=0), *self.shape)
         # Drawn in any case: the noise that follows is then the same, wherever the walk begins.
-        for lane, x_T in zip(lanes, self._drawn(lanes), strict=True):
-            state = torch.zeros(lane.plan.slots, *self.shape)
+        for state, lane, x_T in zip(states, lanes, self._drawn(lanes), strict=True):
             start = x_T[None] if lane.start is None else lane.start
             state[: len(start)] = start
-            lane.state = staging.to_device(state, self.device)
+        for state, lane in zip(staging.to_device(states, self.device) if lanes else (), lanes, strict=True):
+            lane.state = state[: lane.plan.slots]
+
+    def _gathered(self, lanes: Sequence[Lane], count: int, slots: int) -> Tensor:
+        """All states, [count, slots, C, H, W], zero beyond what the lanes have: a copy for each number of slots."""
+        kinds = {lane.plan.slots for lane in lanes}
+        if len(lanes) == count and len(kinds) == 1:
+            return torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
+        state = torch.zeros(count, slots, *self.shape, device=self.device)
+        for kind in kinds:
+            at = [i for i, lane in enumerate(lanes) if lane.plan.slots == kind]
+            together = torch.stack([lanes[i].state for i in at])  # type: ignore[misc]
+            if len(kinds) == 1:
+                state[: len(lanes)] = together
+            else:
+                state[staging.to_device(torch.tensor(at), self.device), :kind] = together
+        return state
+
+    @staticmethod
+    def _send_home(lanes: Sequence[Lane], new: Tensor) -> None:
+        """Begin to copy the ends of lanes that have ended, all at once."""
+        ended = [i for i, lane in enumerate(lanes) if not lane.remaining]
+        if ended:
+            first, most = ended[0], max(lanes[i].returns for i in ended)
+            home = staging.to_host(new[first : ended[-1] + 1, :most])
+            for i in ended:
+                lanes[i].state = home[i - first, : lanes[i].returns]
 
     def _drawn(self, lanes: Iterable[Lane]) -> Iterable[Tensor]:
         """The next noise of each lane's own, in their order."""
