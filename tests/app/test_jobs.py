@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+import threading
 import time
 from types import SimpleNamespace
 
@@ -37,12 +38,10 @@ BODY = {"seed": 1, "steps": 6, "reproducible": True}
 @pytest.fixture
 async def held(settings, monkeypatch):
     """A client of a service whose device waits before each forward until it is told to go on."""
-    go = asyncio.Event()
-    loop = asyncio.get_running_loop()
-    advance = Runner.advance
+    go, advance = threading.Event(), Runner.advance
 
     def gated(self, *arguments):
-        asyncio.run_coroutine_threadsafe(go.wait(), loop).result(30)
+        assert go.wait(30)
         return advance(self, *arguments)
 
     monkeypatch.setattr(Runner, "advance", gated)
