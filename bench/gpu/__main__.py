@@ -29,7 +29,7 @@ from bench.gpu.networks import measured
 OUT = performance.FOLDER / "gpu.json"
 # What part of the time each may take; what one leaves, the others have.
 SHARES = {
-    "tests": 80,
+    "tests": 120,
     "ceilings": 8,
     "cifar10-32": 165,  # most of it for torch.compile
     "numbers": 50,

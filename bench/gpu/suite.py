@@ -12,6 +12,7 @@ from bench.server import ROOT
 
 FOLDER = "tests/cuda"
 KERNELS = "tests/model/test_kernels.py"  # which run on the card where there is one
+WORKERS = 4  # processes that share the card: most of their time is the compiler's
 ENDS = ("passed", "failed", "errors", "skipped")
 
 
@@ -21,18 +22,8 @@ def measure(bench: Bench, found: dict[str, Any]) -> None:
         found["left_out"] = f"there is no {FOLDER}"
         return
     here = bench.device.type == "cuda"
-    command = [
-        sys.executable,
-        "-m",
-        "pytest",
-        FOLDER,
-        KERNELS,
-        "-m",
-        "not slow",
-        "-p",
-        "no:cacheprovider",
-        *([] if here else ["--collect-only"]),
-    ]
+    how = ["-n", str(WORKERS)] if here else ["--collect-only"]
+    command = [sys.executable, "-m", "pytest", FOLDER, KERNELS, "-m", "not slow", "-p", "no:cacheprovider", *how]
     output = bench.folder / "tests.txt"
     found["command"] = " ".join(["python", *command[1:]])
     with output.open("w") as file:
