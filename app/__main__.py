@@ -71,8 +71,8 @@ def _serve(arguments: dict[str, Any]) -> int:
     try:
         device_of(settings)
     except DeviceError as error:
-        name, _, fault = str(error).partition(" = ")
-        return _complain(f"{_flag(name)} (UNSTIR_{name.upper()}) = {fault}")
+        name = error.setting
+        return _complain(f"{_flag(name)} (UNSTIR_{name.upper()}) = {error.value}: {error.remedy}")
     return serve(settings)
 
 

@@ -89,7 +89,9 @@ def serve(settings: Settings) -> int:
         status = int(stopped.code or 0)
     if status:
         where = f"{settings.host}:{settings.port}"
-        logging.getLogger("unstir").error("no listening on %s: choose another --port (UNSTIR_PORT)", where)
+        logging.getLogger("unstir").error(
+            "no listening on %s: choose another --port (UNSTIR_PORT) or --host (UNSTIR_HOST)", where
+        )
     if server.service.loading:  # leave without the loading thread, which may be deep in the device
         logging.shutdown()
         os._exit(status)

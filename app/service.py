@@ -33,7 +33,11 @@ WIDEST = {"cpu": 16, "cuda": 1024}  # rows of a forward that are tried, where no
 
 
 class DeviceError(ValueError):
-    """A device that this machine does not have."""
+    """A setting that asks for a device that this machine does not have, or for what that device cannot do."""
+
+    def __init__(self, setting: str, value: object, remedy: str) -> None:
+        super().__init__(f"{setting} = {value}: {remedy}")
+        self.setting, self.value, self.remedy = setting, value, remedy
 
 
 class Service:
@@ -186,7 +190,7 @@ def device_of(settings: Settings) -> torch.device:
     """
     device = pick_device(settings.device)
     if settings.dtype == "tf32" and device.type != "cuda":
-        raise DeviceError("dtype = tf32: only CUDA devices have it; use auto, float32 or bfloat16")
+        raise DeviceError("dtype", settings.dtype, "only CUDA devices have it; use auto, float32 or bfloat16")
     return device
 
 
@@ -199,9 +203,8 @@ def pick_device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
-        raise DeviceError(f"device = {name}: choose auto, cpu, cuda or cuda:N")
+        raise DeviceError("device", name, "choose auto, cpu, cuda or cuda:N")
     if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
-        raise DeviceError(
-            f"device = {name}: {torch.cuda.device_count()} CUDA devices are available here; use auto or cpu"
-        )
+        count = torch.cuda.device_count()
+        raise DeviceError("device", name, f"{count} CUDA devices are available here; use auto or cpu")
     return torch.device(name)

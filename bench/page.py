@@ -12,6 +12,7 @@ from typing import Any
 from app.bench.mix import Mix
 from bench.claims import Parts, claims, of_bare, percent
 from bench.gpu import page as gpu
+from bench.markdown import table
 from bench.peers.table import PEERS
 from bench.prediction import elsewhere, latencies, offered, predicted
 
@@ -46,12 +47,12 @@ def text(parts: Parts) -> str:
         ),
         "offered": ", ".join(percent(round(offered(load, peers), 2)) for load in settings["loads"]),
         "elsewhere": _elsewhere(peers),
-        "claims": _table(
+        "claims": table(
             ("what", "asked", "measured", ""),
             ((*claim[:3], "met" if claim.met else "**not met**") for claim in claims(parts)),
         ),
         "mixed": mixed_table(peers),
-        "saturated": _table(
+        "saturated": table(
             (
                 "server",
                 "steps a second",
@@ -94,7 +95,7 @@ def text(parts: Parts) -> str:
         "promise_requests": promises["requests"],
         "admitted": promises["admitted"],
         **{name: f"{waits[name]:g}" for name in ("shortest", "median", "longest")},
-        "chaos": _table(
+        "chaos": table(
             ("kind", "requests", "answers"),
             (
                 (kind, str(sum(found.values())), ", ".join(f"{count} × {end}" for end, count in found.items()))
@@ -129,7 +130,7 @@ def mixed_table(peers: dict[str, Any]) -> str:
             missed = [f"{count} {what}" for what, count in found["outcomes"].items() if count and what != "ok"]
             rows.append((percent(load), PEERS[name].title, *cells, each, ", ".join(missed) or "0"))
     tails = [f"p95, {steps} steps, s" for steps in classes]
-    return _table(("load", "server", "slowdown: mean", "p95", "p99", *tails, "mean of each turn", "not answered"), rows)
+    return table(("load", "server", "slowdown: mean", "p95", "p99", *tails, "mean of each turn", "not answered"), rows)
 
 
 def draw(peers: dict[str, Any], path: Path) -> None:
@@ -172,11 +173,6 @@ def _cumulative(values: Sequence[float]) -> tuple[Sequence[float], list[float]]:
     return values, [(i + 1) / len(values) for i in range(len(values))]
 
 
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
 def _elsewhere(peers: dict[str, Any]) -> str:
     parts = []
     for mix, title in OTHERS.items():
@@ -202,7 +198,7 @@ def _side(side: dict[str, Any]) -> str:
         )
         for name, each in side["servers"].items()
     )
-    return _table(("server", "steps a second", "of the bare network", "after each start"), rows)
+    return table(("server", "steps a second", "of the bare network", "after each start"), rows)
 
 
 def _alone(alone: dict[str, Any]) -> str:
@@ -212,7 +208,7 @@ def _alone(alone: dict[str, Any]) -> str:
         for who, name in (("unstir", "Unstir"), ("diffusers", "diffusers"))
     ]
     quotients = [f"{alone['faster'][dtype]['median']:.2f}" for dtype in dtypes]
-    return _table(("", *dtypes), [*rows, ("times faster", *quotients)])
+    return table(("", *dtypes), [*rows, ("times faster", *quotients)])
 
 
 def _ratio(found: dict[str, float]) -> str:

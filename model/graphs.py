@@ -1,7 +1,7 @@
 """A folded network whose forwards are CUDA graphs, one for each width.
 
-A forward of a small network is some two hundred kernels of a few microseconds each. Launched one by one they would wait
-for the host; as a graph they are one launch, and the host is free to prepare what comes next.
+A forward of a small network is some two hundred kernels, most of them shorter than their launch. One by one they would
+wait for the host; as a graph they are one launch, and the host is free to prepare what comes next.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Kernels(Protocol):
-    """The update of all rows in a launch or two, with the bits of the operations here: ``model.kernels.update``."""
+    """The update of all rows in a launch or two, with the bits of the operations here: ``model.kernels.rows``."""
 
     def predict(self, u: Tensor, output: Tensor, coef: Tensor) -> Tensor:
         """x̂0 [B, C, H, W], clamped to each row's limit."""

@@ -30,8 +30,13 @@ READ = {  # what the host must know before it can go on
 DEVICE = torch.device("cuda")
 
 
-class HostWaits(AssertionError):
-    """The host would wait for the card."""
+class Objection(Exception):
+    """The host would wait for the card, or tensors of both are mixed."""
+
+
+def insist(condition: object, otherwise: str) -> None:
+    if not condition:
+        raise Objection(otherwise)
 
 
 class OnCard(Tensor):
@@ -125,13 +130,13 @@ class _Factories(TorchFunctionMode):
         if func is Tensor.to:
             wanted = [each for each in (*args[1:], kwargs.get("device")) if isinstance(each, torch.device)]
             if wanted and wanted[0].type == "cuda" and not isinstance(args[0], OnCard):
-                assert kwargs.get("non_blocking"), HostWaits("a copy that is not asynchronous")
-                assert getattr(args[0], "pinned", False), HostWaits("a copy from memory that is not pinned")
+                insist(kwargs.get("non_blocking"), "a copy that is not asynchronous")
+                insist(getattr(args[0], "pinned", False), "a copy from memory that is not pinned")
                 return OnCard(args[0].clone())
-            if wanted and wanted[0].type == "cpu" and isinstance(args[0], OnCard):
-                raise HostWaits("a copy home that is not asynchronous")
-        elif func is Tensor.cpu and isinstance(args[0], OnCard):
-            raise HostWaits("a copy home that is not asynchronous")
+            back = wanted and wanted[0].type == "cpu" and isinstance(args[0], OnCard)
+            insist(not back, "a copy home that is not asynchronous")
+        elif func is Tensor.cpu:
+            insist(not isinstance(args[0], OnCard), "a copy home that is not asynchronous")
         elif torch.device(kwargs.get("device") or "cpu").type == "cuda":
             made = func(*args, **{**kwargs, "device": "cpu"})
             return OnCard(made)
@@ -151,12 +156,11 @@ class _Operations(TorchDispatchMode):
             if torch.device(kwargs.get("device") or "cpu").type == "cuda":  # zeros_like and the like, by their origin
                 return OnCard(func(*args, **{**kwargs, "device": torch.device("cpu")}))
             return func(*args, **kwargs)
-        if func.overloadpacket in READ:
-            raise HostWaits(f"{func} reads from the card")
+        insist(func.overloadpacket not in READ, f"{func} reads from the card")
         if func.overloadpacket is aten.copy_ and len(there) == 1:
             return self._copied(*args, **kwargs)
         here = [each for each in tensors if not isinstance(each, OnCard) and each.dim()]
-        assert not here, f"{func} of tensors that are on the card and others that are not"
+        insist(not here, f"{func} of tensors that are on the card and others that are not")
         if "device" in kwargs:
             kwargs = {**kwargs, "device": torch.device("cpu")}
         found = func(*tree_map(inside, args), **tree_map(inside, kwargs))
@@ -166,9 +170,9 @@ class _Operations(TorchDispatchMode):
 
     @staticmethod
     def _copied(to: Tensor, source: Tensor, non_blocking: bool = False) -> Tensor:
-        assert not isinstance(to, OnCard), HostWaits("copy_ from the host")
-        assert non_blocking, HostWaits("a copy home that is not asynchronous")
-        assert getattr(to, "pinned", False), HostWaits("a copy home to memory that is not pinned")
+        insist(not isinstance(to, OnCard), "copy_ from the host")
+        insist(non_blocking, "a copy home that is not asynchronous")
+        insist(getattr(to, "pinned", False), "a copy home to memory that is not pinned")
         arriving = source.x.clone()  # type: ignore[attr-defined]
         to.fill_(float("nan"))
         Card.copies.append(lambda: to.copy_(arriving))

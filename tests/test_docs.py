@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 import subprocess
 import tomllib
+from dataclasses import fields
 from itertools import pairwise
 
+import numpy as np
 import pytest
 import torch
 from fastapi.testclient import TestClient
 
 from app import __version__
+from app.__main__ import _add_train
 from app.main import create_app
 from app.schemas.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.settings import Settings
 from model import machine, samplers, walk
+from model.data import Dataset
 from model.plan import Plan
+from model.recipe import Recipe, network
 from model.samplers import SAMPLERS, Sampler
 from model.schedule import NoiseSchedule
 from tests.fakes import GaussianEps
@@ -65,6 +71,23 @@ def test_the_tree_lists_every_module_and_nothing_else():
 def test_links_lead_somewhere(path):
     for target in re.findall(r"\]\((?!https?://|#)([^)#]+)", path.read_text()):
         assert (path.parent / target).exists(), target
+
+
+@pytest.mark.parametrize(("name", "channels", "classes"), [("fashion-mnist-32-large", 1, 10), ("avatars-64", 3, 5)])
+def test_recipes_have_the_size_that_is_told(name, channels, classes):
+    (command,) = re.findall(rf"unstir train (--data \S+ --out weights/{name} .*)", TEXT.replace("\\\n", ""))
+    parser = argparse.ArgumentParser()
+    _add_train(parser)
+    given = vars(parser.parse_args(command.split()))
+    recipe = Recipe(**{field.name: given[field.name] for field in fields(Recipe) if field.name in given})
+    images = np.zeros((1, recipe.size, recipe.size, channels), np.uint8)
+    with torch.device("meta"):
+        net = network(recipe, Dataset(images, None, tuple(map(str, range(classes)))))
+    count = sum(parameter.numel() for parameter in net.parameters())
+    assert f"{count:,} parameters" in TEXT
+    assert f"{2 * count / 1e6:.1f} MB" in TEXT
+    assert recipe.weights == "bfloat16"
+    assert 2 * count <= 40e6
 
 
 def test_make_verbs_exist_and_the_bare_make_lists_them():

@@ -1,10 +1,9 @@
-"""`make gpu-check` tried without a card: the whole of it with tiny networks, its floors, its claims and its page."""
+"""`make gpu-check` tried without a card: the whole of it with tiny networks, and its parts."""
 
 from __future__ import annotations
 
 import copy
 import json
-import re
 import subprocess
 import sys
 import time
@@ -12,27 +11,17 @@ from collections import deque
 
 import pytest
 import torch
-from torch.utils.flop_counter import FlopCounterMode
 
 from app.engine.forms import Nets
 from app.engine.lane import Lane
-from bench.gpu import beside, clock, engine, floor, kernels, networks, numbers, page, pipelines, served, suite
+from bench.gpu import beside, clock, engine, kernels, networks, numbers, page, pipelines, served, suite
 from bench.gpu.__main__ import SHARES, Report, take, wrong
 from bench.gpu.bench import Bench
-from bench.gpu.claims import ASKED, NOT_YET, claims
+from bench.gpu.claims import ASKED, claims
 from bench.server import ROOT
 from model.methods import METHODS
 from model.samplers import SAMPLERS
-from model.unet import UNet
-from model.unet_config import UNetConfig
 from tests.engines import plan
-
-CONFIGS = {
-    "cifar": networks.CIFAR,
-    "celebahq": networks.CELEBAHQ,
-    "shipped": networks.shipped_config(),
-    "tiny": networks.TINY,
-}
 
 
 def bench_on(tmp_path, seconds=60.0):
@@ -75,85 +64,6 @@ def test_every_figure_of_the_script_finds_its_claim(report):
     missing = [claim.what for claim in claims(report["parts"]) if claim.measured.startswith("not measured")]
     assert missing == [ASKED[0].what]
     assert "Tiny networks: these figures mean nothing" in page.fields(report)["gpu_card"]
-
-
-@pytest.mark.parametrize(("config", "count"), [(networks.CIFAR, 35_746_307), (networks.CELEBAHQ, 113_673_219)])
-def test_networks_have_the_size_of_the_papers(config, count):
-    assert networks.parameters(config) == count
-
-
-def test_random_weights_say_something_of_unit_size():
-    net = networks.random(networks.TINY, seed=0)
-    x = torch.randn(16, 3, 8, 8, generator=torch.Generator().manual_seed(1))
-    assert 0.5 < float(net(x, torch.full((16,), 300.0)).std()) < 2
-    assert sum(p.numel() for p in net.parameters()) == networks.parameters(networks.TINY) < 100_000
-
-
-@pytest.mark.parametrize("name", CONFIGS)
-def test_operations_are_those_that_torch_counts(name):
-    """All of UNet's but what timestep and class say to the blocks, which is looked up."""
-    config, rows = CONFIGS[name], 2
-    with torch.device("meta"):
-        net = UNet(config)
-        x, t = torch.empty(rows, config.in_channels, *config.size), torch.zeros(rows)
-        y = None if config.num_class_embeds is None else torch.zeros(rows, dtype=torch.int64)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():
-        net(x, t, y)
-    told = [module for name, module in net.named_modules() if name.endswith(("time_emb_proj", "linear_1", "linear_2"))]
-    assert counter.get_total_flops() == floor.work(config).operations(rows) + sum(
-        2 * rows * m.weight.numel() for m in told
-    )
-
-
-def test_bytes_are_those_of_a_network_counted_by_hand():
-    """One level of four channels on 8x8: conv_in, three blocks of four channels, two of eight to four, conv_out."""
-    config = UNetConfig(
-        sample_size=8,
-        block_out_channels=(4,),
-        down_block_types=("DownBlock2D",),
-        up_block_types=("UpBlock2D",),
-        layers_per_block=1,
-        norm_num_groups=2,
-        add_attention=False,
-    )
-    channels = (3 + 4) + 3 * 2 * (4 + 4) + 2 * ((8 + 4) + (4 + 4) + (8 + 4)) + (4 + 3)
-    weights = 4 * (27 + 1) + (6 + 2) * 4 * (36 + 1) + 2 * 4 * (72 + 1) + 2 * 4 * (8 + 1) + 3 * (36 + 1)
-    work = floor.work(config)
-    assert (work.row_bytes, work.weight_bytes) == (2 * 64 * channels, 2 * weights)
-    assert work.bytes(3) == 2 * (weights + 3 * 64 * channels)
-
-
-def test_what_is_doubled_or_projected_thrice_is_read_once():
-    """With a level above, and attention: by differences to the same network without them."""
-    base = UNetConfig(
-        sample_size=8,
-        block_out_channels=(4, 4),
-        down_block_types=("DownBlock2D",) * 2,
-        up_block_types=("UpBlock2D",) * 2,
-        layers_per_block=1,
-        norm_num_groups=2,
-        add_attention=False,
-    )
-    tokens = 16 * 4  # 4x4 pixels of four channels, in the middle
-    with_attention = UNetConfig(**{**base.__dict__, "add_attention": True, "attention_head_dim": 2})
-    # x to q, k and v; those to their mixture; that to the output.
-    assert floor.work(with_attention).row_bytes - floor.work(base).row_bytes == 2 * tokens * (
-        (1 + 3) + (3 + 1) + (1 + 1)
-    )
-    one_level = floor.work(UNetConfig(**{**base.__dict__, "sample_size": 4, "block_out_channels": (4,),
-        "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}))  # fmt: skip
-    # On 8x8 the same blocks but the middle's, once; besides, a picture is halved, and one is doubled.
-    ends = 2 * tokens * 4 * ((3 + 4) + (4 + 3)) / 4
-    small = one_level.row_bytes - 2 * 16 * ((3 + 4) + (4 + 3))
-    middle = 2 * tokens * 4 * 2
-    large = 4 * (small - middle)
-    assert floor.work(base).row_bytes == small + large + ends + 2 * (256 + tokens) + 2 * (tokens + 256)
-
-
-def test_the_floor_is_the_slower_of_operations_and_bytes():
-    work = floor.Work(row_operations=100, row_bytes=10, weight_bytes=1000)
-    assert work.seconds(1, rate=100, bandwidth=10) == pytest.approx(101)
-    assert work.seconds(1000, rate=100, bandwidth=1000) == pytest.approx(1000)
 
 
 class Flights:
@@ -339,164 +249,3 @@ def test_another_network_is_no_contestant(small):
     object.__setattr__(swapped, "nets", Nets(other, other))
     with pytest.raises(pipelines.LeftOut, match="not that of the same weights"):
         pipelines.eager(swapped)
-
-
-def of(median):
-    return {"median": median, "q1": 0.9 * median, "q3": 1.1 * median, "repeats": 9}
-
-
-@pytest.fixture
-def figures():
-    """What a card might be found to do, that meets everything."""
-    work = floor.work(networks.CIFAR)
-    forward = {"1": of(4e-4), "512": of(work.operations(512) / (0.5 * 700e12))}
-    tick = {
-        "1": {"tick": of(5e-4), "forward": of(4e-4), "overhead": of(1e-4), "share": of(0.25), "width": 1},
-        "512": {"tick": of(1.85e-2), "forward": of(1.82e-2), "overhead": of(3e-4), "share": of(0.016), "width": 512},
-    }
-    cifar = {
-        "parameters": 35_746_307,
-        "row_operations": work.row_operations,
-        "row_bytes": work.row_bytes,
-        "weight_bytes": work.weight_bytes,
-        "steps": 50,
-        "width": 512,
-        "forward": forward,
-        "tick": tick,
-        "left_out": {},
-        "latency": {
-            "seconds": {"unstir": of(0.025), "diffusers": of(0.5), "compiled": of(0.05)},
-            "times_faster": {"diffusers": of(20.0), "compiled": of(2.0)},
-        },
-        "saturated": {
-            "seconds": {"unstir": of(1.0), "diffusers": of(3.0), "compiled": of(1.4)},
-            "times_faster": {"diffusers": of(3.0), "compiled": of(1.4)},
-        },
-    }
-    walk = {"steps": 20, "error": 1e-5, "bound": 1e-4, "largest": 1.0, "within": True}
-    parts = {
-        "tests": {"passed": 40, "failed": 0, "errors": 0, "skipped": 1, "status": 0},
-        "ceilings": {
-            "matmul": {"side": 8192, "operations_per_second": of(700e12)},
-            "copy": {"bytes": 1 << 32, "bytes_per_second": of(4e12)},
-        },
-        "cifar10-32": cifar,
-        "numbers": {
-            "samplers": {name: dict(walk) for name in SAMPLERS},
-            "inversions": {name: dict(walk) for name in METHODS},
-            "pictures": {"dtype": "bfloat16", "fast": {"least": 40.0}, "exact": {"least": 110.0}},
-        },
-        "bits": {"compared": 9, "differing": [], "control": True},
-        "start": {"first_seconds": 41.0, "again_seconds": 17.0},
-        "served": {
-            "share": 0.95,
-            "clients": 64,
-            "pictures_of_a_request": 16,
-            "mix": "10:1",
-            "seconds": 12.0,
-            "pictures_per_second": 950.0,
-            "bare_pictures_per_second": 1000.0,
-            "requests": 500,
-            "answered": 500,
-        },
-        "kernels": kernels.account({"gemm": kernels.Kernel(0.01, 40.0)}, 0.018) | {"width": 512},
-        "inductor": {
-            "1": {"compiled": of(6e-4), "by_hand": of(4e-4), "times_as_long": of(1.5), "compile_seconds": 9.0}
-        },
-    }
-    for part in parts.values():
-        part["took_seconds"] = 30.0
-    card = {"device": "cuda", "card": "A Card", "torch": "2.13.0", "driver": "1.2"}
-    return {"circumstances": card, "tiny": False, "seconds": 480, "parts": parts}
-
-
-def test_claims_can_be_met(figures):
-    assert [claim.what for claim in claims(figures["parts"]) if not claim.met] == []
-    assert wrong(figures["parts"]) == []
-
-
-WORSE = (
-    lambda parts: parts["tests"].update(failed=1),
-    lambda parts: parts["numbers"]["samplers"]["heun"].update(within=False, error=1e-3),
-    lambda parts: parts["numbers"]["pictures"]["fast"].update(least=34.9),
-    lambda parts: parts["bits"]["differing"].append("in company, width 8"),
-    lambda parts: parts["cifar10-32"]["latency"]["times_faster"].update(diffusers=of(4.9)),
-    lambda parts: parts["cifar10-32"]["latency"]["times_faster"].update(compiled=of(1.0)),
-    lambda parts: parts["cifar10-32"]["saturated"]["times_faster"].update(diffusers=of(1.9)),
-    lambda parts: parts["ceilings"]["matmul"].update(operations_per_second=of(800e12)),
-    lambda parts: parts["cifar10-32"]["tick"]["512"].update(share=of(0.05)),
-    lambda parts: parts["cifar10-32"]["tick"]["1"].update(overhead=of(1.5e-4)),
-    lambda parts: parts["served"].update(share=0.89),
-    lambda parts: parts["start"].update(first_seconds=60.0),
-    lambda parts: parts["served"].update(took_seconds=400.0),
-)
-
-
-@pytest.mark.parametrize("number", range(len(ASKED)))
-def test_every_claim_can_fail(figures, number):
-    """Each by its own figure, and no other with it; or for want of that figure."""
-    WORSE[number](figures["parts"])
-    assert [i for i, claim in enumerate(claims(figures["parts"])) if not claim.met] == [number]
-
-
-@pytest.mark.parametrize(
-    ("worse", "number"),
-    [
-        (lambda parts: parts["tests"].update(passed=0), 0),
-        (lambda parts: parts["numbers"]["samplers"].pop("unipc"), 1),
-        (lambda parts: parts["numbers"]["inversions"].pop("ddim"), 1),
-        (lambda parts: parts["numbers"]["pictures"].update(dtype="float32"), 2),
-        (lambda parts: parts["bits"].update(compared=1), 3),
-        (lambda parts: parts["bits"].update(control=False), 3),
-        (lambda parts: parts["cifar10-32"]["latency"]["times_faster"].pop("compiled"), 5),
-        (lambda parts: parts["served"].update(answered=499), 10),
-        (lambda parts: parts["kernels"].update(cut_short=True), 12),
-    ],
-)
-def test_nothing_is_met_for_want_of_figures(figures, worse, number):
-    worse(figures["parts"])
-    assert [i for i, claim in enumerate(claims(figures["parts"])) if not claim.met] == [number]
-
-
-def test_without_a_card_nothing_is_claimed():
-    assert all(claim.measured == NOT_YET and not claim.met for claim in claims(None))
-    assert all(claim.measured.startswith("not measured") and not claim.met for claim in claims({}))
-
-
-def test_wrong_numbers_end_the_check_with_an_error(figures):
-    parts = figures["parts"]
-    parts["tests"]["status"] = 1
-    parts["numbers"]["inversions"]["obelm"]["within"] = False
-    parts["numbers"]["pictures"]["fast"]["least"] = 30.0
-    parts["bits"]["differing"].append("again")
-    parts["served"]["error"] = "RuntimeError: no"
-    assert wrong(parts) == ["served", "tests", "numbers: float32", "numbers: pictures", "bits"]
-
-
-def test_the_page_shows_what_was_measured(figures):
-    fields = page.fields(figures)
-    assert "A Card" in fields["gpu_card"]
-    assert "700e12 operations" in fields["gpu_card"]
-    assert NOT_YET not in fields["gpu_claims"]
-    assert "**not met**" not in fields["gpu_claims"]
-    # 6368 G over 700e12 a second are 9.10 ms, and 11.9 GB over 4e12 less; the forward takes twice that.
-    assert re.search(
-        r"35\.7M \| 512 \| 6,368\.2 \| 11,888\.0 \| 9\.097 \| 18\.195 \| 50\.0 % \|", fields["gpu_forwards"]
-    )
-    # 88.7 MB over 4e12 are 22 µs, fifty times of which are 1.1 ms.
-    assert re.search(r"one, ms \| 1 \| 1\.109 \| 25\.000 \| 500\.000 \| 50\.000 \|", fields["gpu_pictures"])
-    assert re.search(r"a second \| 512 \| 1,125\.6 \| 512\.0 \| 170\.7 \| 365\.7 \|", fields["gpu_pictures"])
-    assert "64 clients" in fields["gpu_more"]
-    assert "| `gemm` | 40 | 10.000 | 55.6 % |" in fields["gpu_more"]
-    assert "| 1 | 0.600 | 0.400 | 1.50 (quartiles 1.35 to 1.65) |" in fields["gpu_more"]
-
-
-def test_the_page_says_what_is_not_measured_yet(figures):
-    fields = page.fields(None)
-    assert fields["gpu_claims"].count(NOT_YET) == len(ASKED)
-    assert " met " not in fields["gpu_claims"]
-    assert "| 12.4 | 88.7 |" in fields["gpu_forwards"]
-    assert fields["gpu_more"] == ""
-    del figures["parts"]["cifar10-32"]["saturated"]
-    figures["parts"]["cifar10-32"]["left_out"]["compiled"] = "not compiled within 60 s"
-    assert "left out: not compiled within 60 s" in page.fields(figures)["gpu_pictures"]

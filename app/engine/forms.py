@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Literal, Protocol, get_args
+from typing import Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -16,7 +16,6 @@ from model.graphs import Arithmetic, Graphed
 from model.machine import Kernels
 
 Dtype = Literal["float32", "tf32", "bfloat16"]
-DTYPES: tuple[Dtype, ...] = get_args(Dtype)
 
 
 class Form(Protocol):

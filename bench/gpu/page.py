@@ -9,6 +9,7 @@ from bench.gpu import floor
 from bench.gpu.claims import MAIN, NOT_YET, Parts, bandwidth_share, claims, rate_share, spread, work
 from bench.gpu.floor import Work
 from bench.gpu.networks import Network, measured, parameters
+from bench.markdown import table
 
 WHO = {"unstir": "Unstir", "diffusers": "diffusers", "compiled": "with torch.compile"}
 
@@ -19,21 +20,21 @@ def fields(gpu: dict[str, Any] | None) -> dict[str, str]:
     known = parts or {}
     return {
         "gpu_card": _card(gpu),
-        "gpu_claims": _table(
+        "gpu_claims": table(
             ("what", "asked", "measured", ""),
             (
                 (each.what, each.asked, each.measured, "" if parts is None else "met" if each.met else "**not met**")
                 for each in claims(parts)
             ),
         ),
-        "gpu_forwards": _table(
+        "gpu_forwards": table(
             (
                 "network", "rows", "operations, G", "bytes, MB", "floor, ms", "forward, ms",
                 "of the matmul rate", "of the bandwidth",
             ),
             (row for each in measured() for row in _forwards(each, known)),
         ),
-        "gpu_pictures": _table(
+        "gpu_pictures": table(
             ("network", "DDIM-50", "rows", "floor", *WHO.values()),
             (row for each in measured() for row in _pictures(each, known)),
         ),
@@ -116,13 +117,13 @@ def _more(parts: Parts) -> Iterable[str]:
             (name, str(tick["width"]), *(spread(tick[what], 1e6, 0) for what in ("tick", "forward", "overhead")))
             for name, tick in ticks
         )
-        yield _table(("network", "rows", "tick, µs", "forward, µs", "beyond it, µs"), rows)
+        yield table(("network", "rows", "tick, µs", "forward, µs", "beyond it, µs"), rows)
     if "numbers" in parts and "inversions" in parts["numbers"]:
         found = {**parts["numbers"]["samplers"]}
         found |= {f"{name} inverted": each for name, each in parts["numbers"]["inversions"].items()}
         yield "Largest difference of a number from the walk in float64 on the CPU, and how large rounding lets it be:"
         rows = ((n, str(f["steps"]), f"{f['error']:.2e}", f"{f['bound']:.2e}") for n, f in found.items())
-        yield _table(("walk, in float32", "steps", "difference", "bound"), rows)
+        yield table(("walk, in float32", "steps", "difference", "bound"), rows)
     load = parts.get("served", {})
     if "share" in load:
         yield (
@@ -146,7 +147,7 @@ def _more(parts: Parts) -> Iterable[str]:
             (f"`{each['name'][:80]}`", f"{each['calls']:g}", _number(each["seconds"], 1e3), _percent(each["share"]))
             for each in kernels["kernels"][:12]
         )
-        yield _table(("kernel", "calls", "ms", "of the forward"), rows)
+        yield table(("kernel", "calls", "ms", "of the forward"), rows)
     for name, part in parts.items():
         for what in ("error", "left_out"):
             if isinstance(part.get(what), str):
@@ -165,7 +166,7 @@ def _compiled(found: dict[str, Any]) -> Iterable[str]:
             )
             for width, made in each.items()
         )
-        yield _table(("rows", "torch.compile, ms", "by hand, ms", "times as long"), rows)
+        yield table(("rows", "torch.compile, ms", "by hand, ms", "times as long"), rows)
 
 
 def _number(value: float | None, scale: float, digits: int = 3) -> str:
@@ -174,8 +175,3 @@ def _number(value: float | None, scale: float, digits: int = 3) -> str:
 
 def _percent(share: float | None) -> str:
     return NOT_YET if share is None else f"{100 * share:.1f} %"
-
-
-def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    lines = [head, ["---"] * len(head), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)

@@ -11,7 +11,7 @@ from bench.gpu.bench import Bench
 from bench.server import ROOT
 
 FOLDER = "tests/cuda"
-KERNELS = "tests/model/test_kernels.py"  # which run on the card where there is one
+KERNELS = ("tests/model/test_kernels.py", "tests/model/test_kernels_rows.py")  # they run on the card where there is one
 WORKERS = 4  # processes that share the card: most of their time is the compiler's
 ENDS = ("passed", "failed", "errors", "skipped")
 
@@ -23,7 +23,7 @@ def measure(bench: Bench, found: dict[str, Any]) -> None:
         return
     here = bench.device.type == "cuda"
     how = ["-n", str(WORKERS)] if here else ["--collect-only"]
-    command = [sys.executable, "-m", "pytest", FOLDER, KERNELS, "-m", "not slow", "-p", "no:cacheprovider", *how]
+    command = [sys.executable, "-m", "pytest", FOLDER, *KERNELS, "-m", "not slow", "-p", "no:cacheprovider", *how]
     output = bench.folder / "tests.txt"
     found["command"] = " ".join(["python", *command[1:]])
     with output.open("w") as file:

@@ -48,8 +48,8 @@ class Tiling:
 def tiling(C: int, pixels: int, groups: int, itemsize: int) -> Tiling:
     """By the shape of one row alone, see :mod:`model.kernels`.
 
-    One row of 32 x 32 x 128 in bfloat16 is eight programs of 32 KiB each: they do not fill a card, but take little
-    longer than a launch, and more programs would need a second one.
+    One row of 32 x 32 x 128 in bfloat16 is eight programs of 32 KiB each: they do not fill a card, but more programs
+    would need a second launch, which is thought to cost more than it saves (not measured).
     """
     per_group = C // groups
     K = _power(per_group)

@@ -64,18 +64,23 @@ async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_
     assert shared < rows / 2
 
 
+def assert_as_near_as_the_plain_loop(ckpt, requests, results) -> None:
+    """To the exact walks, as tests/rounding.py has it. ``ckpt`` is on the CPU."""
+    for lanes, result in zip(requests, results, strict=True):
+
+        def walk(net, dtype, lanes=lanes):
+            seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
+            net = machine.guided(net, torch.tensor([lane.guidance for lane in lanes]), null=3)
+            return rounding.sampled(net, lanes[0].plan, seeds, labels, ckpt.shape, dtype)
+
+        exact, most = rounding.bound(ckpt.net, walk)
+        assert (result.pictures - exact).abs().max() < most
+
+
 async def test_every_row_is_as_near_to_the_exact_walk_as_the_plain_loop(tiny_ckpt):
     """Forwards of other widths round in another order; the walks up divide by what those down multiply with."""
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     async with engine_on(runner) as engine:
         requests = unlike_requests(tiny_ckpt)
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
-    for lanes, result in zip(requests, results, strict=True):
-
-        def walk(net, dtype, lanes=lanes):
-            seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
-            net = machine.guided(net, torch.tensor([lane.guidance for lane in lanes]), null=3)
-            return rounding.sampled(net, lanes[0].plan, seeds, labels, tiny_ckpt.shape, dtype)
-
-        exact, most = rounding.bound(tiny_ckpt.net, walk)
-        assert (result.pictures - exact).abs().max() < most
+    assert_as_near_as_the_plain_loop(tiny_ckpt, requests, results)

@@ -53,6 +53,8 @@ def rows(net: UNet, width: int = 5):
 @torch.inference_mode()
 def test_it_is_the_same_function(shape, layout):
     """To 1e-5 of an output of about 1: sums in another order."""
+    if layout == "fused":
+        pytest.importorskip("triton")
     net = network(**SHAPES[shape])
     x, t, y = rows(net, 2 if layout == "fused" else 5)  # kernels are slow to interpret
     before = x.clone()
