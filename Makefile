@@ -36,8 +36,8 @@ golden: .venv/.dev  ## Rewrite golden files and the README's tables; git diff th
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.readme
 
-picture: .venv/.serve  ## Draw the README's pictures from the shipped checkpoints
-	$(BIN)/python -m bench.picture
+image: .venv/.serve  ## Draw the README's images from the shipped checkpoints
+	$(BIN)/python -m bench.image
 
 .venv-peers/.ready: pyproject.toml bench/peers/requirements.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
@@ -59,10 +59,10 @@ bench: .venv/.dev  ## Measure what the engine costs and what it saves
 gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card; stops after 8 minutes
 	$(BIN)/python -m bench.gpu
 
-memory: .venv/.dev  ## Upload 200 of the largest allowed pictures, and watch the server's memory
+memory: .venv/.dev  ## Upload 200 of the largest allowed images, and watch the server's memory
 	$(BIN)/python -m bench.uploads
 
 fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 	$(BIN)/python -m tests.fuzz_uploads --files 20000
 
-.PHONY: help install serve test test-slow check golden picture bench bench-peers bench-endings bench-bytes gpu-check memory fuzz
+.PHONY: help install serve test test-slow check golden image bench bench-peers bench-endings bench-bytes gpu-check memory fuzz

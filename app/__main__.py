@@ -11,19 +11,19 @@ from typing import Any, get_type_hints
 from pydantic import ValidationError
 
 from app import __version__
-from app.bench import command as bench
-from app.commands import CommandError, add_all
-from app.server import serve
-from app.service import DeviceError, device_of, pick_device
+from app.api.server import serve
+from app.cli.loadtest import command as bench
+from app.cli.local import CommandError, add_all
+from app.cli.simulation import command as simulate
+from app.operations.service import DeviceError, device_of, pick_device
 from app.settings import SHIPPED, Settings
-from app.simulation import command as simulate
 from model.checkpoint import CheckpointError
 from model.data import DataError
 from model.evaluation.run import PARTS, evaluate
 from model.evaluation.scope import QUICK, Scope
-from model.recipe import Recipe, TrainingError
-from model.training_run import recipe_of, train
-from model.unet_config import ConfigError
+from model.network.config import ConfigError
+from model.training.recipe import Recipe, TrainingError
+from model.training.run import recipe_of, train
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -37,8 +37,8 @@ def main(argv: list[str] | None = None) -> int:
     add_all(commands)
     bench.add_command(commands)
     simulate.add_command(commands)
-    _add_train(commands.add_parser("train", help="train a noise predictor on a folder of pictures, .npz or idx files"))
-    _add_evaluate(commands.add_parser("evaluate", help="measure the pictures of a checkpoint, by sampler and steps"))
+    _add_train(commands.add_parser("train", help="train a noise predictor on a folder of images, .npz or idx files"))
+    _add_evaluate(commands.add_parser("evaluate", help="measure the images of a checkpoint, by sampler and steps"))
     arguments = vars(parser.parse_args(argv))
     run = arguments.pop("run")
     try:
@@ -78,13 +78,13 @@ def _serve(arguments: dict[str, Any]) -> int:
 
 def _add_train(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--data", required=True, type=Path, help="folder of pictures (subfolders are classes), .npz or idx"
+        "--data", required=True, type=Path, help="folder of images (subfolders are classes), .npz or idx"
     )
     parser.add_argument("--out", required=True, type=Path, help="folder that becomes the checkpoint")
     parser.add_argument("--resume", action="store_true", help="continue the run in --out, with its recipe")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 [auto]")
-    parser.add_argument("--description", default="", help="for the card: what the pictures show")
-    parser.add_argument("--data-description", default="", help="for the card: where the pictures come from")
+    parser.add_argument("--description", default="", help="for the card: what the images show")
+    parser.add_argument("--data-description", default="", help="for the card: where the images come from")
     parser.add_argument("--licence", default="unknown", help="for the card: licence of data and weights")
     kinds = get_type_hints(Recipe)
     for field in fields(Recipe):
@@ -127,7 +127,7 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         "--data",
         required=True,
         type=Path,
-        help="what it was trained on: .npz, idx files or a folder; pictures are compared with its held-out ones "
+        help="what it was trained on: .npz, idx files or a folder; images are compared with its held-out ones "
         "(test_images and test_labels of an .npz, t10k files of idx), else with a fifth of it",
     )
     parser.add_argument("--out", type=Path, default=Path("quality"), help="where quality.md and its plots go [quality]")
@@ -137,10 +137,8 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
         default=Path("evaluation"),
         help="keeps what is done, so that it can be continued [evaluation]",
     )
-    parser.add_argument("--quick", action="store_true", help="fewer pictures and steps: minutes rather than hours")
-    parser.add_argument(
-        "--pictures", type=int, help=f"pictures of each walk [{Scope().pictures}; quick {QUICK.pictures}]"
-    )
+    parser.add_argument("--quick", action="store_true", help="fewer images and steps: minutes rather than hours")
+    parser.add_argument("--images", type=int, help=f"images of each walk [{Scope().images}; quick {QUICK.images}]")
     parser.add_argument("--part", choices=PARTS, help="measure only this [both]")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:1 [auto]")
     parser.set_defaults(run=_evaluate)
@@ -148,20 +146,18 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
 
 def _evaluate(arguments: dict[str, Any]) -> int:
     scope = QUICK if arguments["quick"] else Scope()
-    pictures = scope.pictures if arguments["pictures"] is None else arguments["pictures"]
-    if pictures < 2:
-        return _complain(f"--pictures = {pictures}: a distance between clouds needs at least 2 pictures in each")
+    images = scope.images if arguments["images"] is None else arguments["images"]
+    if images < 2:
+        return _complain(f"--images = {images}: a distance between clouds needs at least 2 images in each")
     checkpoint, data = arguments["checkpoint"], arguments["data"]
-    command = (
-        f"unstir evaluate --checkpoint weights/{checkpoint.resolve().name} --data {data.name} --pictures {pictures}"
-    )
+    command = f"unstir evaluate --checkpoint weights/{checkpoint.resolve().name} --data {data.name} --images {images}"
     try:
         page = evaluate(
             checkpoint,
             data,
             arguments["out"],
             arguments["work"],
-            replace(scope, pictures=pictures),
+            replace(scope, images=images),
             pick_device(arguments["device"]),
             parts=(arguments["part"],) if arguments["part"] else PARTS,
             command=command + " --quick" * arguments["quick"],

@@ -14,7 +14,7 @@
     │   ├── KeyReused            409
     │   ├── Cancelled            410
     │   ├── BodyTooLarge         413
-    │   ├── PictureTooLarge      413
+    │   ├── ImageTooLarge      413
     │   └── UnsupportedMedia     415
     ├── TryLater                 the request is fine, the moment is not; carries Retry-After
     │   ├── Overloaded           429
@@ -176,11 +176,11 @@ class BodyTooLarge(BadInput):
     meaning = "The body exceeds `UNSTIR_MAX_BODY_BYTES`; it was not read to its end."
 
 
-class PictureTooLarge(BadInput):
+class ImageTooLarge(BadInput):
     """More pixels than this server takes."""
 
-    code, status, title = "picture_too_large", 413, "The picture has too many pixels"
-    meaning = "An uploaded picture has more than `UNSTIR_MAX_PIXELS`, by its header; it was not decoded."
+    code, status, title = "image_too_large", 413, "The image has too many pixels"
+    meaning = "An uploaded image has more than `UNSTIR_MAX_PIXELS`, by its header; it was not decoded."
 
 
 class UnsupportedMedia(BadInput):

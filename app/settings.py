@@ -39,7 +39,7 @@ class Settings(BaseSettings):
     dtype: Literal["auto", "float32", "tf32", "bfloat16"] = Field(
         "auto",
         description="Of ordinary forwards; auto takes bfloat16, or else a card's tf32, where the device has it, it is "
-        "faster, and each ε stays within 1 %. `reproducible` requests, inversions and what begins in a picture or a "
+        "faster, and each ε stays within 1 %. `reproducible` requests, inversions and what begins in an image or a "
         ".npy are float32 in any case, and share forwards with the others only if these are, too.",
     )
     cache: str = Field(
@@ -58,7 +58,7 @@ class Settings(BaseSettings):
         le=1024,
         description="Rows of a forward that `reproducible` requests ride in, there or in widths of the same bits.",
     )
-    max_pictures: int = Field(64, ge=1, description="Most pictures of one request (`n`).")
+    max_images: int = Field(64, ge=1, description="Most images of one request (`n`).")
     max_queue_seconds: float = Field(
         300,
         gt=0,
@@ -81,13 +81,13 @@ class Settings(BaseSettings):
     max_job_bytes: int = Field(
         64 << 20, ge=1 << 20, description="Most memory that the results kept may take; the newest stays, however large."
     )
-    max_lanes: int = Field(4096, ge=1, description="Most pictures in flight at once; bounds the memory that they take.")
+    max_lanes: int = Field(4096, ge=1, description="Most images in flight at once; bounds the memory that they take.")
     max_body_bytes: int = Field(8 << 20, ge=1024, description="Largest request body; larger ones get 413.")
     max_pixels: int = Field(
         1 << 24,
         ge=1,
-        description="Most pixels of an uploaded picture, before it is brought to size; each takes up to 18 bytes while "
-        "it is decoded, two pictures at once.",
+        description="Most pixels of an uploaded image, before it is brought to size; each takes up to 18 bytes while "
+        "it is decoded, two images at once.",
     )
     drain_seconds: float = Field(
         30,

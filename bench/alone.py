@@ -1,4 +1,4 @@
-"""One picture and nobody else: Unstir beside a diffusers loop, each over HTTP, in float32 and in bfloat16.
+"""One image and nobody else: Unstir beside a diffusers loop, each over HTTP, in float32 and in bfloat16.
 
 The loop is that of diffusers' DDIMPipeline with its own UNet2DModel and DDIMScheduler; the pipeline itself knows no
 classes, and the network does. All servers stay up, on one thread each, and are asked in turns; ratios are taken within
@@ -15,7 +15,7 @@ import os
 import statistics
 from dataclasses import replace
 
-from app.bench import load
+from app.cli.loadtest import load
 from bench.peers import common
 from bench.peers.table import PEERS, Peer, running
 
@@ -33,7 +33,7 @@ def contestants() -> dict[str, Peer]:
 
 
 async def measure(targets: dict[str, load.Target], steps: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of a picture, by server; the first turn warms up."""
+    """Seconds of an image, by server; the first turn warms up."""
     async with contextlib.AsyncExitStack() as stack:
         clients = {name: await stack.enter_async_context(load.connected(target)) for name, target in targets.items()}
         seconds: dict[str, list[float]] = {name: [] for name in clients}

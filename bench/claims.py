@@ -68,7 +68,7 @@ def claims(parts: Parts) -> Iterator[Claim]:
     )
     faster = alone["faster"]
     yield Claim(
-        f"a picture of {alone['steps']} steps alone, times faster than diffusers, float32",
+        f"an image of {alone['steps']} steps alone, times faster than diffusers, float32",
         "≥ 1.3",
         "{median:.2f} (quartiles {q1:.2f} to {q3:.2f})".format(**faster["float32"]),
         faster["float32"]["median"] >= 1.3,

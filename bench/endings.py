@@ -104,10 +104,10 @@ class Chaos:
         self.random = random.Random(seed)
         self.ends: Counter[tuple[str, str]] = Counter()
         self.wrong: list[str] = []
-        picture = np.random.default_rng(seed).integers(0, 255, (shape[1], shape[2], shape[0]), np.uint8)
+        image = np.random.default_rng(seed).integers(0, 255, (shape[1], shape[2], shape[0]), np.uint8)
         buffer = io.BytesIO()
-        Image.fromarray(picture.squeeze()).save(buffer, "PNG")
-        self.picture = base64.b64encode(buffer.getvalue()).decode()
+        Image.fromarray(image.squeeze()).save(buffer, "PNG")
+        self.image = base64.b64encode(buffer.getvalue()).decode()
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[str]]]] = {
             "good": (50, self.good),
             "malformed": (12, self.malformed),
@@ -137,7 +137,7 @@ class Chaos:
         common = {"steps": steps, "reproducible": self.random.random() < 0.3}
         match self.random.randrange(8):
             case 0:
-                return "/invert", {**common, "image": self.picture, "refinements": 1}
+                return "/invert", {**common, "image": self.image, "refinements": 1}
             case 1:
                 return "/interpolate", {**common, "a": seed, "b": seed // 2, "frames": self.random.randint(2, 4)}
             case 2:

@@ -1,6 +1,6 @@
 """What the engine costs, and what it saves.
 
-Cost: one DDIM picture through the engine, beside the same number of bare forwards of the same network. Saving: eight
+Cost: one DDIM image through the engine, beside the same number of bare forwards of the same network. Saving: eight
 unlike requests at once, beside the same eight one after another. Each pair runs in this process on one device,
 alternated, and ratios are taken pair by pair, so that whatever else the machine is doing weighs on both. The last line
 is JSON.
@@ -20,12 +20,12 @@ from collections.abc import Awaitable, Callable
 import torch
 
 from app import operations
+from app.api.app import create_app
 from app.engine.calibration import nets
-from app.engine.lane import Lane
+from app.engine.jobs import Lane
 from app.engine.worker import Device, Landing
-from app.main import create_app
-from app.schemas.requests import SampleRequest
-from app.service import Service
+from app.operations.requests import SampleRequest
+from app.operations.service import Service
 from app.settings import Settings
 
 MIXED = [
@@ -34,8 +34,8 @@ MIXED = [
 ]
 
 
-class BeforeEachPicture:
-    """A device that runs the bare loop on the device thread just before each picture's first step, and times it."""
+class BeforeEachImage:
+    """A device that runs the bare loop on the device thread just before each image's first step, and times it."""
 
     def __init__(self, device: Device, bare: Callable[[], None]) -> None:
         self.device = device
@@ -71,11 +71,11 @@ def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     return run
 
 
-async def cost_of_a_picture(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Ratios of a picture's time to that of its bare forwards, run just before it; and the times."""
+async def cost_of_a_image(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
+    """Ratios of an image's time to that of its bare forwards, run just before it; and the times."""
     request = SampleRequest(sampler="ddim", steps=steps, seed=1)
     worker = service.engine.worker
-    device = worker.device = BeforeEachPicture(worker.device, bare_forwards(service, steps))
+    device = worker.device = BeforeEachImage(worker.device, bare_forwards(service, steps))
     ratios, times = [], []
     for _ in range(repeats + 1):
         seconds = await timed(lambda: operations.sample(service, request)) - device.seconds
@@ -116,7 +116,7 @@ async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, obj
         async def concurrent() -> None:
             await asyncio.gather(*(operations.sample(service, mixed) for mixed in MIXED))
 
-        cost, picture = await cost_of_a_picture(service, steps, repeats)
+        cost, image = await cost_of_a_image(service, steps, repeats)
         saving = await alternate(concurrent, sequential, max(3, repeats // 6))
         widths = service.engine.forwards.fast
         return {
@@ -124,7 +124,7 @@ async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, obj
             "dtype": service.calibration.dtype,
             "threads": service.calibration.threads,
             "steps": steps,
-            "picture_ms": round(1e3 * statistics.median(picture), 1),
+            "image_ms": round(1e3 * statistics.median(image), 1),
             "cost": summary(cost),
             "saving": summary(saving),
             "forward_ms": {w: round(1e3 * s, 2) for w, s in zip(widths.sizes, widths.seconds, strict=True)},
@@ -147,7 +147,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     facts = asyncio.run(measure(Settings(), arguments.steps, arguments.repeats))
-    print(f"one DDIM-{facts['steps']} picture, ms:                        {facts['picture_ms']}")
+    print(f"one DDIM-{facts['steps']} image, ms:                        {facts['image_ms']}")
     print(f"  beside as many bare forwards, ratio:          {facts['cost']}")
     print(f"eight unlike requests at once, beside in turn:  {facts['saving']}")
     print(f"forward by width, ms:                           {facts['forward_ms']}")

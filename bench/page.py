@@ -1,4 +1,4 @@
-"""docs/performance.md and its picture, from what was measured; every figure on it is read from docs/performance/."""
+"""docs/performance.md and its image, from what was measured; every figure on it is read from docs/performance/."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from string import Template
 from typing import Any
 
-from app.bench.mix import Mix
+from app.cli.mix import Mix
 from bench.claims import Parts, claims, of_bare, percent
 from bench.gpu import page as gpu
 from bench.markdown import table
@@ -73,7 +73,7 @@ def text(parts: Parts) -> str:
         "engine_checkpoint": engine["checkpoint"],
         "engine_dtype": engine["dtype"],
         "engine_steps": engine["steps"],
-        "engine_picture": f"{1e-3 * engine['picture_ms']:.2f}",
+        "engine_image": f"{1e-3 * engine['image_ms']:.2f}",
         "engine_cost": _ratio(engine["cost"]),
         "engine_saving": _ratio(engine["saving"]),
         "engine_forwards": ", ".join(f"{ms:.1f}" for ms in engine["forward_ms"].values()),

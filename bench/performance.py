@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from app.bench.command import MIX
+from app.cli.loadtest.command import MIX
 from bench import page
 from bench.server import ROOT
 
@@ -66,7 +66,7 @@ def read() -> dict[str, dict[str, Any]]:
 
 
 def render() -> None:
-    """Write the page anew, without its picture, which shows nothing of a card."""
+    """Write the page anew, without its image, which shows nothing of a card."""
     (FOLDER.parent / "performance.md").write_text(page.text(read()), encoding="utf-8")
 
 

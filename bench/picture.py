@@ -1,12 +1,12 @@
-"""Draw the README's pictures: ten samples of each class of each shipped checkpoint (DDIM, 50 steps, seeds 0, 1, 2…)."""
+"""Draw the README's images: ten samples of each class of each shipped checkpoint (DDIM, 50 steps, seeds 0, 1, 2…)."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 from app.settings import SHIPPED
-from model import checkpoint, pictures
-from model.training_run import grid
+from model import checkpoint, images
+from model.training.run import grid
 
 DOCS = Path(__file__).resolve().parents[1] / "docs"
 
@@ -15,7 +15,7 @@ def main() -> None:
     for folder in sorted(SHIPPED.iterdir()):
         loaded = checkpoint.load(folder)
         drawn = DOCS / f"{loaded.card.name}.png"
-        drawn.write_bytes(pictures.png(grid(loaded.net, loaded.card.classes), scale=2))
+        drawn.write_bytes(images.png(grid(loaded.net, loaded.card.classes), scale=2))
         print(f"docs/{drawn.name}")
 
 

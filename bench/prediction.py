@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
-from app.bench.mix import Mix, poisson
-from app.bench.report import spread
+from app.cli.loadtest.report import spread
+from app.cli.mix import Mix, poisson
+from app.cli.simulation.policies import FirstCome, RequestLevel, Unstir
+from app.cli.simulation.simulate import Lane, Policy, simulate
+from app.cli.simulation.traffic import Mix as Traffic
+from app.cli.simulation.traffic import Request, capacity
 from app.engine.scheduler import Widths
-from app.simulation.policies import FirstCome, RequestLevel, Unstir
-from app.simulation.simulate import Lane, Policy, simulate
-from app.simulation.traffic import Mix as Traffic
-from app.simulation.traffic import Request, capacity
 from bench.peers.table import PEERS
 
 

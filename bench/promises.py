@@ -13,9 +13,9 @@ import os
 import sys
 from typing import Any
 
-from app.bench import load
-from app.bench.command import MIX
-from app.bench.mix import Mix, poisson
+from app.cli.loadtest import load
+from app.cli.loadtest.command import MIX
+from app.cli.mix import Mix, poisson
 from bench.peers import common
 from bench.peers.bare import bare
 from bench.peers.table import PEERS, QUIET, UNSTIR

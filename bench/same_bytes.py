@@ -23,7 +23,7 @@ from bench.server import server
 SAMPLERS = ("ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "unipc", "heun", "pndm", "obelm")
 
 
-def drawn(count: int, picture: str, seed: int, *, reproducible: bool) -> list[tuple[str, dict[str, Any]]]:
+def drawn(count: int, image: str, seed: int, *, reproducible: bool) -> list[tuple[str, dict[str, Any]]]:
     """Requests of every endpoint and sampler, of 1 to 12 steps."""
     choice = random.Random(seed)
     found: list[tuple[str, dict[str, Any]]] = []
@@ -31,7 +31,7 @@ def drawn(count: int, picture: str, seed: int, *, reproducible: bool) -> list[tu
         fields = {"steps": choice.randint(4, 12), "label": choice.randrange(5), "reproducible": reproducible}
         match choice.randrange(6):
             case 0:
-                found.append(("/invert", {**fields, "image": picture, "refinements": choice.randint(1, 2)}))
+                found.append(("/invert", {**fields, "image": image, "refinements": choice.randint(1, 2)}))
             case 1:
                 labels = [choice.randrange(5) for _ in range(2)]
                 ends = {"a": number, "b": number + 1, "frames": choice.randint(2, 4), "labels": labels}
@@ -62,10 +62,10 @@ async def compared(base: str, count: int, seed: int) -> dict[str, Any]:
     limits = httpx.Limits(max_connections=None)
     async with httpx.AsyncClient(base_url=base, timeout=None, limits=limits) as client:
         shape = tuple((await client.get("/model")).json()["shape"])
-        picture = Chaos(base, client, shape, seed).picture
+        image = Chaos(base, client, shape, seed).image
         facts: dict[str, Any] = {}
         for name, number, reproducible in (("reproducible", count, True), ("control", max(20, count // 10), False)):
-            requests = drawn(number, picture, seed, reproducible=reproducible)
+            requests = drawn(number, image, seed, reproducible=reproducible)
             together = await digests(client, requests, at_once=64)
             solo = await digests(client, requests, at_once=1)
             facts[name] = {

@@ -25,9 +25,9 @@ from typing import Any
 
 import torch
 
-from app.engine.lane import Lane
+from app.api.server import Server, prepared
+from app.engine.jobs import Lane
 from app.engine.worker import Device, Landing, Worker
-from app.server import Server, prepared
 from app.settings import Settings
 from bench.peers import common
 from bench.peers.bare import rows

@@ -1,4 +1,4 @@
-"""Memory under uploads: the largest pictures that are allowed, in a row, and what the server's process holds of them.
+"""Memory under uploads: the largest images that are allowed, in a row, and what the server's process holds of them.
 
 ``python -m bench.uploads`` starts a server of its own and prints its resident memory as it goes; it must not grow.
 Linux only, since it reads /proc.
@@ -24,7 +24,7 @@ EVERY = 20
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description="Upload the largest allowed pictures in a row.")
+    parser = argparse.ArgumentParser(description="Upload the largest allowed images in a row.")
     parser.add_argument("--count", type=int, default=200)
     count = parser.parse_args().count
     settings = Settings()
@@ -52,7 +52,7 @@ def measure(served: Served, files: dict[str, bytes], count: int) -> int:
 
 
 def largest(pixels: int, most_bytes: int) -> dict[str, bytes]:
-    """Square pictures of every format, of all the pixels allowed and as many bytes as that format makes of them."""
+    """Square images of every format, of all the pixels allowed and as many bytes as that format makes of them."""
     side = math.isqrt(pixels)
     noise = np.random.default_rng(0).integers(0, 256, (side, side, 3), np.uint8)
     opaque = Image.fromarray(noise // 64 * 64)

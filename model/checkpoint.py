@@ -25,9 +25,9 @@ from safetensors.torch import load_file
 from safetensors.torch import save as serialize
 from torch import Tensor
 
-from model.schedule import NoiseSchedule
-from model.unet import UNet
-from model.unet_config import UNetConfig
+from model.diffusion.schedule import NoiseSchedule
+from model.network.config import UNetConfig
+from model.network.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -43,7 +43,7 @@ class Card:
     Attributes:
         classes: names of the labels, in the order of their indices.
         null_class: index that stands for "no label", or None where none was trained.
-        background: "#rrggbb", what lies behind the pictures, where uploaded ones are transparent or too small.
+        background: "#rrggbb", what lies behind the images, where uploaded ones are transparent or too small.
         sha256: of the weights file; checked when it is loaded.
     """
 
@@ -80,7 +80,7 @@ class Checkpoint:
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of one picture."""
+        """(C, H, W) of one image."""
         config = self.net.config
         height, width = config.size
         return (config.in_channels, height, width)
@@ -108,7 +108,7 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     except (ValueError, TypeError, AttributeError, ArithmeticError) as error:
         raise CheckpointError(f"{path}: {error}") from error
     if not net_config.size:
-        raise CheckpointError(f"{unet / 'config.json'}: sample_size is missing; say how large the pictures are")
+        raise CheckpointError(f"{unet / 'config.json'}: sample_size is missing; say how large the images are")
     if net_config.out_channels not in (net_config.in_channels, 2 * net_config.in_channels):
         raise CheckpointError(
             f"{unet / 'config.json'}: out_channels {net_config.out_channels} is neither in_channels "

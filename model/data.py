@@ -1,4 +1,4 @@
-"""Training pictures, read whole into memory: a folder, an ``.npz``, or idx files as MNIST has them."""
+"""Training images, read whole into memory: a folder, an ``.npz``, or idx files as MNIST has them."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
-from model import pictures
+from model.images import read as read_image
 
 _SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 
@@ -24,11 +24,11 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Pictures of one size, and their classes where they have any.
+    """Images of one size, and their classes where they have any.
 
     Attributes:
         images: uint8 [N, size, size, C].
-        labels: int64 [N], or None when the pictures have no classes.
+        labels: int64 [N], or None when the images have no classes.
         classes: one name per label value; empty without labels.
     """
 
@@ -41,14 +41,14 @@ Split = Literal["train", "test"]
 
 
 def load(path: Path, size: int, channels: int | None = None, split: Split = "train") -> Dataset:
-    """Read pictures and bring them to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
+    """Read images and bring them to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
 
     Args:
-        path: a folder of pictures (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one
+        path: a folder of images (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one
             such file, or an ``.npz`` with ``images`` [N, H, W(, C)] and optionally ``labels`` [N] and ``names``.
-        size: side of the square pictures that come out.
-        channels: 1 for grey, 3 for colour; only a folder of pictures needs to be told (default 3).
-        split: ``test`` takes the pictures that training never sees: ``test_images`` and ``test_labels`` of an ``.npz``,
+        size: side of the square images that come out.
+        channels: 1 for grey, 3 for colour; only a folder of images needs to be told (default 3).
+        split: ``test`` takes the images that training never sees: ``test_images`` and ``test_labels`` of an ``.npz``,
             the ``t10k`` files of an idx folder.
 
     Raises:
@@ -67,7 +67,7 @@ def load(path: Path, size: int, channels: int | None = None, split: Split = "tra
     if labels is not None:
         labels = labels.astype(np.int64)
         if labels.shape != (len(images),) or labels.min() < 0:
-            raise DataError(f"{path}: expected one label of 0 or more for each of {len(images)} pictures")
+            raise DataError(f"{path}: expected one label of 0 or more for each of {len(images)} images")
         classes = classes or tuple(str(k) for k in range(int(labels.max()) + 1))
         if labels.max() >= len(classes):
             raise DataError(f"{path}: label {labels.max()} has no name among {len(classes)}")
@@ -80,14 +80,14 @@ def _read(path: Path, size: int, channels: int, split: Split) -> _Parts:
     if path.name.endswith(".gz") or (path.is_dir() and any(path.glob("*images-idx3-ubyte.gz"))):
         return _idx(path, split)
     if split == "test":
-        raise DataError(f"{path} has no test pictures of its own")
+        raise DataError(f"{path} has no test images of its own")
     if path.is_dir():
         return _folder(path, size, channels)
-    raise DataError(f"{path} is neither a folder of pictures, an .npz nor an idx .gz file")
+    raise DataError(f"{path} is neither a folder of images, an .npz nor an idx .gz file")
 
 
 def fit(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [N, H, W, C] to [N, size, size, C], keeping each picture whole and centred on black."""
+    """uint8 [N, H, W, C] to [N, size, size, C], keeping each image whole and centred on black."""
     _, h, w, _ = images.shape
     if max(h, w) > size:
         shape = (max(1, round(h * size / max(h, w))), max(1, round(w * size / max(h, w))))
@@ -123,7 +123,7 @@ def _idx(path: Path, split: Split) -> _Parts:
         found = sorted(path.glob("*images-idx3-ubyte.gz"), key=lambda p: (wanted not in p.name, p.name))
         path = found[0]
     if split == "test" and "t10k" not in path.name:
-        raise DataError(f"{path} has no test pictures (t10k-images-idx3-ubyte.gz) beside it")
+        raise DataError(f"{path} has no test images (t10k-images-idx3-ubyte.gz) beside it")
     images = _read_idx(path, 3)[..., None]
     labels_path = path.with_name(path.name.replace("images-idx3", "labels-idx1"))
     labels = _read_idx(labels_path, 1) if labels_path != path and labels_path.exists() else None
@@ -146,10 +146,10 @@ def _folder(path: Path, size: int, channels: int) -> _Parts:
     for label, folder in enumerate(folders or [path]):
         files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in _SUFFIXES)
         for file in files:
-            images.append(fit(pictures.read(file, channels)[None], size)[0])
+            images.append(fit(read_image(file, channels)[None], size)[0])
             labels.append(label)
     if folders and any(p.suffix.lower() in _SUFFIXES for p in path.iterdir()):
-        raise DataError(f"{path}: has pictures beside its class folders; move each into a class")
+        raise DataError(f"{path}: has images beside its class folders; move each into a class")
     if not images:
-        raise DataError(f"{path}: holds no pictures ({', '.join(sorted(_SUFFIXES))})")
+        raise DataError(f"{path}: holds no images ({', '.join(sorted(_SUFFIXES))})")
     return np.stack(images), np.array(labels) if folders else None, tuple(folder.name for folder in folders)

@@ -1,4 +1,4 @@
-"""Compile, without a card, what the wrappers of model.kernels would launch: ``python -m tests.compile_kernels SM...``.
+"""Compile, without a card, what the kernels' wrappers would launch: ``python -m tests.compile_kernels SM...``.
 
 The interpreter forgives much that the compiler does not. So each wrapper is called with tensors on the CPU, its
 launches are caught on their way, and what they would have compiled is compiled for the given capabilities. Prints a
@@ -20,10 +20,10 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.kernels import rows
-from model.kernels.norm import norm
-from model.kernels.residual import residual
-from model.plan import Columns
+from model.diffusion import machine_triton as rows
+from model.diffusion.plan import Columns
+from model.network.kernels.norm import norm
+from model.network.kernels.residual import residual
 
 TOOLS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
 POINTERS = {torch.float32: "*fp32", torch.bfloat16: "*bf16"}

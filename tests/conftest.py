@@ -20,12 +20,12 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from app.main import create_app
+from app.api.app import create_app
 from app.settings import Settings
 from model import checkpoint
 from model.checkpoint import Card, Checkpoint
 from model.data import Dataset
-from model.recipe import SCHEDULER_CONFIG, Recipe, network
+from model.training.recipe import SCHEDULER_CONFIG, Recipe, network
 
 torch.set_num_threads(1)  # the networks here are too small to share, and threads that wait for a busy core cost seconds
 
@@ -71,7 +71,7 @@ def settings(tiny: Path) -> Settings:
         dtype="float32",
         cache=str(tiny / "cache"),
         max_width=8,
-        max_pictures=16,
+        max_images=16,
         max_body_bytes=8192,
     )
 

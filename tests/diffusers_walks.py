@@ -10,10 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.walk import Hop, Level
+from model.diffusion.levels import Hop, Level
 
 Predict = Callable[[Tensor, float], Tensor]  # ε from (x_t, t)
-Visited = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the end of a walk to the clean picture
+Visited = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the end of a walk to the clean image
 
 
 def diffusers_grid(config: Mapping[str, Any], steps: int) -> list[int]:
@@ -38,7 +38,7 @@ def diffusers_walk(scheduler: Any, steps: int) -> list[Hop]:
     T, grid = config.num_train_timesteps, diffusers_grid(config, steps)
     abar = scheduler.alphas_cumprod.double().numpy()
     is_ddim = type(scheduler).__name__ == "DDIMScheduler"
-    # Without set_alpha_to_one DDIM stops at the level of t = 0 instead of the clean picture.
+    # Without set_alpha_to_one DDIM stops at the level of t = 0 instead of the clean image.
     final = float(abar[0]) if is_ddim and not config.set_alpha_to_one else 1.0
     hops = []
     for i, t in enumerate(grid):
@@ -60,7 +60,7 @@ def diffusers_sample(
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Tensor:
-    """Walk ``x`` with diffusers itself, each picture's noise from its own generator; ``options`` go to step.
+    """Walk ``x`` with diffusers itself, each image's noise from its own generator; ``options`` go to step.
 
     Args:
         seeds: None for schedulers that draw no noise.

@@ -9,11 +9,11 @@ import threading
 import torch
 
 from app.engine.engine import Engine
-from app.engine.flight import Flight
-from app.engine.lane import Lane
+from app.engine.jobs import Lane
+from app.engine.pending import PendingTick
 from app.engine.scheduler import Forwards, Widths
-from model import samplers
-from model.schedule import NoiseSchedule
+from model.diffusion import samplers
+from model.diffusion.schedule import NoiseSchedule
 
 WIDTHS = Widths((1, 2, 4, 8), (0.001, 0.001, 0.001, 0.001), (4,))
 SCHEDULE = NoiseSchedule.from_config({})
@@ -38,7 +38,7 @@ class Log:
 
 
 class FakeDevice:
-    """Advances cursors; the picture is the seed. ``gate`` holds every forward until it is released."""
+    """Advances cursors; the image is the seed. ``gate`` holds every forward until it is released."""
 
     ahead = 0
 
@@ -48,8 +48,8 @@ class FakeDevice:
         self.seen: list[list[Lane]] = []
         self.entered = 0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Flight:
-        flight = Flight(torch.device("cpu"))
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> PendingTick:
+        flight = PendingTick(torch.device("cpu"))
         self.entered += 1
         if self.gate:
             assert self.gate.acquire(timeout=10)

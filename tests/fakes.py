@@ -11,8 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.schedule import NoiseSchedule
-from model.walk import LEAST_ABAR
+from model.diffusion.levels import LEAST_ABAR
+from model.diffusion.schedule import NoiseSchedule
 
 
 def level(schedule: NoiseSchedule, t: Tensor, like: Tensor) -> Tensor:

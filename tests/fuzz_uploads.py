@@ -23,9 +23,9 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from app import uploads
 from app.errors import UnstirError
-from model.pictures import FITS
+from app.operations import files as uploads
+from model.images import FITS
 
 SERVICE: Any = SimpleNamespace(
     checkpoint=SimpleNamespace(shape=(1, 8, 8), background=(255, 0, 0)), settings=SimpleNamespace(max_pixels=1 << 20)
@@ -36,7 +36,7 @@ ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (
 
 
 def saved(image: Image.Image, form: str, **options: Any) -> bytes:
-    """The picture as a file."""
+    """The image as a file."""
     buffer = io.BytesIO()
     image.save(buffer, form, **options)
     return buffer.getvalue()
@@ -161,7 +161,7 @@ def tried(content: bytes, as_latent: bool, fit: Any) -> tuple[bool, str]:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", append=True)
         try:
-            uploads.latent(SERVICE, "a", content) if as_latent else uploads.read_picture(SERVICE, "a", content, fit)
+            uploads.latent(SERVICE, "a", content) if as_latent else uploads.read_image(SERVICE, "a", content, fit)
             accepted = True
         except UnstirError:
             pass

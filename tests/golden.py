@@ -10,10 +10,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model import inversion
-from model.plan import Clip, Plan
-from model.samplers import ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, obelm, pndm, unipc
-from model.schedule import NoiseSchedule
+from model.diffusion.inversion import methods as inversion
+from model.diffusion.plan import Clip, Plan
+from model.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, obelm, pndm, unipc
+from model.diffusion.schedule import NoiseSchedule
 
 PLANS = Path(__file__).parent / "golden" / "plans.json"
 

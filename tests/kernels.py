@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-import model.kernels
+import model.network.kernels
 
 CUDA = torch.cuda.is_available()
 DEVICE = torch.device("cuda" if CUDA else "cpu")
-if not model.kernels.usable(DEVICE):
+if not model.network.kernels.usable(DEVICE):
     pytest.skip("neither a card that Triton knows nor its interpreter", allow_module_level=True)
 
 
@@ -22,7 +22,7 @@ def randn(seed, *shape, dtype=torch.float32):
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(DEVICE, dtype)
 
 
-def pictures(seed, *shape, dtype=torch.float32):
+def images(seed, *shape, dtype=torch.float32):
     return randn(seed, *shape, dtype=dtype).to(memory_format=torch.channels_last)
 
 

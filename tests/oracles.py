@@ -1,6 +1,6 @@
-"""Other ways to the same pictures: loops written from the papers' equations.
+"""Other ways to the same images: loops written from the papers' equations.
 
-Nothing here imports ``model.plan`` or ``model.machine``; where these agree with a compiled plan, two roads met.
+Nothing here imports ``model.diffusion.plan`` or ``model.diffusion.machine``.
 """
 
 from __future__ import annotations
@@ -13,11 +13,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from model.schedule import NoiseSchedule
-from model.walk import Hop, Level
+from model.diffusion.levels import Hop, Level
+from model.diffusion.schedule import NoiseSchedule
 
 Predict = Callable[[Tensor, float], Tensor]  # ε from (x_t, t)
-Visited = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the end of a walk to the clean picture
+Visited = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the end of a walk to the clean image
 
 
 def ddpm_loop(
@@ -43,7 +43,7 @@ def ddpm_loop(
             return mean  # "z = 0 if t = 1"
         sigma_sq = beta if variance == "fixed_large" else (1 - abar_next) / (1 - abar) * beta  # section 3.2
         x = mean + math.sqrt(sigma_sq) * next(zs)
-    raise AssertionError("the walk does not end at the clean picture")
+    raise AssertionError("the walk does not end at the clean image")
 
 
 def ddim_loop(
@@ -82,7 +82,7 @@ def half_log_snr(abar: float) -> float:
 
 
 def dpmpp_2m_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
-    """DPM-Solver++'s algorithm 2; the step to the clean picture, where λ is infinite, is its first-order one."""
+    """DPM-Solver++'s algorithm 2; the step to the clean image, where λ is infinite, is its first-order one."""
     h_before, m_before = 0.0, torch.zeros_like(x)
     for i in range(len(visited) - 1):
         (t, abar), (_, abar_next) = visited[i], visited[i + 1]

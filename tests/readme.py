@@ -10,11 +10,11 @@ import re
 from pathlib import Path
 
 from app.errors import catalogue
-from app.metrics import GAUGES, LABELS, Metrics
 from app.settings import SHIPPED, Settings
+from app.telemetry.metrics import GAUGES, LABELS, Metrics
 from bench.peers.table import PEERS
-from model.methods import METHODS
-from model.samplers import SAMPLERS
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.samplers import SAMPLERS
 
 README = Path(__file__).resolve().parents[1] / "README.md"
 
@@ -56,7 +56,7 @@ def samplers_table() -> str:
 
 def methods_table() -> str:
     rows = ["| method | what it is, and when to use it | evaluations for N steps | leads back |", "|---|---|---|---|"]
-    rows += [f"| `{m.name}` | {m.what} {m.when} | {m.evaluations} | `{m.sampler}` |" for m in METHODS.values()]
+    rows += [f"| `{m.name}` | {m.what} {m.when} | {m.evaluations} | `{m.sampler}` |" for m in INVERSIONS.values()]
     return "\n".join(rows)
 
 
@@ -76,8 +76,8 @@ def quality_table() -> str:
     floor = found["floor"]["classifier"]
     rows.append("")
     rows.append(
-        f"{found['pictures']} pictures each, from the same seeds, beside {found['reference']} held-out ones. As many "
-        f"real training pictures come to {floor['mean']:.2f}, with draws differing by up to {floor['spread']:.2f}."
+        f"{found['images']} images each, from the same seeds, beside {found['reference']} held-out ones. As many "
+        f"real training images come to {floor['mean']:.2f}, with draws differing by up to {floor['spread']:.2f}."
     )
     return "\n".join(rows)
 

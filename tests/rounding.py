@@ -14,10 +14,11 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
-from model import latents, machine
-from model.machine import Net
-from model.plan import Plan
-from model.unet import UNet
+from model.diffusion import machine
+from model.diffusion.machine import Net
+from model.diffusion.noise import draw_noise, seeded_generator
+from model.diffusion.plan import Plan
+from model.network.unet import UNet
 
 Walk: TypeAlias = Callable[[Net, torch.dtype], Tensor]  # takes its network there in that precision
 
@@ -40,10 +41,10 @@ def sampled(
     net: Net, plan: Plan, seeds: Sequence[int], y: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """``machine.sample`` in any precision, with the same noise."""
-    generators = [latents.generator(seed) for seed in seeds]
+    generators = [seeded_generator(seed) for seed in seeds]
 
     def draw() -> Tensor:
-        return torch.stack([latents.draw(generator, shape) for generator in generators]).to(dtype)
+        return torch.stack([draw_noise(generator, shape) for generator in generators]).to(dtype)
 
     return machine.run(net, plan, draw(), y, draw)
 

@@ -16,15 +16,16 @@ from fastapi.testclient import TestClient
 
 from app import __version__
 from app.__main__ import _add_train
-from app.main import create_app
-from app.schemas.requests import InterpolateRequest, InvertRequest, SampleRequest
+from app.api.app import create_app
+from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.settings import Settings
-from model import machine, samplers, walk
 from model.data import Dataset
-from model.plan import Plan
-from model.recipe import Recipe, network
-from model.samplers import SAMPLERS, Sampler
-from model.schedule import NoiseSchedule
+from model.diffusion import levels as walk
+from model.diffusion import machine, samplers
+from model.diffusion.plan import Plan
+from model.diffusion.samplers import SAMPLERS, Sampler
+from model.diffusion.schedule import NoiseSchedule
+from model.training.recipe import Recipe, network
 from tests.fakes import GaussianEps
 from tests.readme import README, rendered
 

@@ -12,15 +12,15 @@ from collections import deque
 import pytest
 import torch
 
-from app.engine.forms import Nets
-from app.engine.lane import Lane
+from app.engine.jobs import Lane
+from app.engine.networks import Networks
 from bench.gpu import beside, clock, engine, kernels, networks, numbers, page, pipelines, served, suite
 from bench.gpu.__main__ import SHARES, Report, take, wrong
 from bench.gpu.bench import Bench
 from bench.gpu.claims import ASKED, claims
 from bench.server import ROOT
-from model.methods import METHODS
-from model.samplers import SAMPLERS
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.samplers import SAMPLERS
 from tests.engines import plan
 
 
@@ -53,7 +53,7 @@ def test_the_whole_script_runs(report):
         assert part["saturated"]["seconds"].keys() == part["latency"]["seconds"].keys() == page.WHO.keys()
         assert part["tick"].keys() == {"1", str(part["width"])}
     assert found["numbers"]["samplers"].keys() == SAMPLERS.keys()
-    assert found["numbers"]["inversions"].keys() == METHODS.keys()
+    assert found["numbers"]["inversions"].keys() == INVERSIONS.keys()
     assert found["bits"]["compared"] >= 5
     assert found["served"]["answered"] == found["served"]["requests"] > 0
     assert wrong(found) == []
@@ -73,7 +73,7 @@ class Flights:
         self.ahead, self.out, self.most, self.ended = ahead, deque(), 0, []
 
     def advance(self, lanes, width, exact):
-        flight = Flight(self)
+        flight = PendingTick(self)
         self.out.append(flight)
         self.most = max(self.most, len(self.out))
         for lane in lanes:
@@ -86,7 +86,7 @@ class Flights:
         return torch.zeros(1)
 
 
-class Flight:
+class PendingTick:
     def __init__(self, runner):
         self.runner = runner
 
@@ -190,12 +190,12 @@ def test_psnr_is_that_of_pixels_from_minus_one_to_one():
     a = torch.zeros(3, 8, 8)
     assert numbers.psnr(a, a + 0.2) == pytest.approx(20.0, abs=1e-4)
     assert numbers.psnr(a, a) == pytest.approx(200.0)
-    assert numbers.psnr(a + 1, a + 5) == pytest.approx(200.0)  # what a picture cannot show does not count
+    assert numbers.psnr(a + 1, a + 5) == pytest.approx(200.0)  # what an image cannot show does not count
 
 
-def test_served_pictures_stand_beside_full_forwards_of_the_same_widths():
+def test_served_images_stand_beside_full_forwards_of_the_same_widths():
     found = served.beside_bare({4: 10, 8: 5}, 60.0, 20.0, {4: 0.05, 8: 0.1})  # 80 rows in a second
-    assert found == {"pictures_per_second": 3.0, "bare_pictures_per_second": 4.0, "share": 0.75}
+    assert found == {"images_per_second": 3.0, "bare_images_per_second": 4.0, "share": 0.75}
 
 
 def test_kernels_are_told_apart_by_their_names():
@@ -246,6 +246,6 @@ def test_another_network_is_no_contestant(small):
     pipelines.eager(ours)
     other = networks.random(networks.TINY, seed=5)
     swapped = copy.copy(ours)
-    object.__setattr__(swapped, "nets", Nets(other, other))
+    object.__setattr__(swapped, "nets", Networks(other, other))
     with pytest.raises(pipelines.LeftOut, match="not that of the same weights"):
         pipelines.eager(swapped)

@@ -9,8 +9,8 @@ import pytest
 from bench.gpu import floor, kernels, networks, page
 from bench.gpu.__main__ import wrong
 from bench.gpu.claims import ASKED, NOT_YET, claims
-from model.methods import METHODS
-from model.samplers import SAMPLERS
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.samplers import SAMPLERS
 
 
 def of(median):
@@ -55,19 +55,19 @@ def figures():
         "cifar10-32": cifar,
         "numbers": {
             "samplers": {name: dict(walk) for name in SAMPLERS},
-            "inversions": {name: dict(walk) for name in METHODS},
-            "pictures": {"dtype": "bfloat16", "fast": {"least": 40.0}, "exact": {"least": 110.0}},
+            "inversions": {name: dict(walk) for name in INVERSIONS},
+            "images": {"dtype": "bfloat16", "fast": {"least": 40.0}, "exact": {"least": 110.0}},
         },
         "bits": {"compared": 9, "differing": [], "control": True},
         "start": {"first_seconds": 41.0, "again_seconds": 17.0},
         "served": {
             "share": 0.95,
             "clients": 64,
-            "pictures_of_a_request": 16,
+            "images_of_a_request": 16,
             "mix": "10:1",
             "seconds": 12.0,
-            "pictures_per_second": 950.0,
-            "bare_pictures_per_second": 1000.0,
+            "images_per_second": 950.0,
+            "bare_images_per_second": 1000.0,
             "requests": 500,
             "answered": 500,
         },
@@ -90,7 +90,7 @@ def test_claims_can_be_met(figures):
 WORSE = (
     lambda parts: parts["tests"].update(failed=1),
     lambda parts: parts["numbers"]["samplers"]["heun"].update(within=False, error=1e-3),
-    lambda parts: parts["numbers"]["pictures"]["fast"].update(least=34.9),
+    lambda parts: parts["numbers"]["images"]["fast"].update(least=34.9),
     lambda parts: parts["bits"]["differing"].append("in company, width 8"),
     lambda parts: parts["cifar10-32"]["latency"]["times_faster"].update(diffusers=of(4.9)),
     lambda parts: parts["cifar10-32"]["latency"]["times_faster"].update(compiled=of(1.0)),
@@ -117,7 +117,7 @@ def test_every_claim_can_fail(figures, number):
         (lambda parts: parts["tests"].update(passed=0), 0),
         (lambda parts: parts["numbers"]["samplers"].pop("unipc"), 1),
         (lambda parts: parts["numbers"]["inversions"].pop("ddim"), 1),
-        (lambda parts: parts["numbers"]["pictures"].update(dtype="float32"), 2),
+        (lambda parts: parts["numbers"]["images"].update(dtype="float32"), 2),
         (lambda parts: parts["bits"].update(compared=1), 3),
         (lambda parts: parts["bits"].update(control=False), 3),
         (lambda parts: parts["cifar10-32"]["latency"]["times_faster"].pop("compiled"), 5),
@@ -139,10 +139,10 @@ def test_wrong_numbers_end_the_check_with_an_error(figures):
     parts = figures["parts"]
     parts["tests"]["status"] = 1
     parts["numbers"]["inversions"]["obelm"]["within"] = False
-    parts["numbers"]["pictures"]["fast"]["least"] = 30.0
+    parts["numbers"]["images"]["fast"]["least"] = 30.0
     parts["bits"]["differing"].append("again")
     parts["served"]["error"] = "RuntimeError: no"
-    assert wrong(parts) == ["served", "tests", "numbers: float32", "numbers: pictures", "bits"]
+    assert wrong(parts) == ["served", "tests", "numbers: float32", "numbers: images", "bits"]
 
 
 def test_the_page_shows_what_was_measured(figures):
@@ -156,8 +156,8 @@ def test_the_page_shows_what_was_measured(figures):
         r"35\.7M \| 512 \| 6,368\.2 \| 11,888\.0 \| 9\.097 \| 18\.195 \| 50\.0 % \|", fields["gpu_forwards"]
     )
     # 88.7 MB over 4e12 are 22 µs, fifty times of which are 1.1 ms.
-    assert re.search(r"one, ms \| 1 \| 1\.109 \| 25\.000 \| 500\.000 \| 50\.000 \|", fields["gpu_pictures"])
-    assert re.search(r"a second \| 512 \| 1,125\.6 \| 512\.0 \| 170\.7 \| 365\.7 \|", fields["gpu_pictures"])
+    assert re.search(r"one, ms \| 1 \| 1\.109 \| 25\.000 \| 500\.000 \| 50\.000 \|", fields["gpu_images"])
+    assert re.search(r"a second \| 512 \| 1,125\.6 \| 512\.0 \| 170\.7 \| 365\.7 \|", fields["gpu_images"])
     assert "64 clients" in fields["gpu_more"]
     assert "| `gemm` | 40 | 10.000 | 55.6 % |" in fields["gpu_more"]
     assert "| 1 | 0.600 | 0.400 | 1.50 (quartiles 1.35 to 1.65) |" in fields["gpu_more"]
@@ -171,4 +171,4 @@ def test_the_page_says_what_is_not_measured_yet(figures):
     assert fields["gpu_more"] == ""
     del figures["parts"]["cifar10-32"]["saturated"]
     figures["parts"]["cifar10-32"]["left_out"]["compiled"] = "not compiled within 60 s"
-    assert "left out: not compiled within 60 s" in page.fields(figures)["gpu_pictures"]
+    assert "left out: not compiled within 60 s" in page.fields(figures)["gpu_images"]

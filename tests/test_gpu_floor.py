@@ -7,8 +7,8 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from bench.gpu import floor, networks
-from model.unet import UNet
-from model.unet_config import UNetConfig
+from model.network.config import UNetConfig
+from model.network.unet import UNet
 
 CONFIGS = {
     "cifar": networks.CIFAR,
@@ -83,7 +83,7 @@ def test_what_is_doubled_or_projected_thrice_is_read_once():
     )
     one_level = floor.work(UNetConfig(**{**base.__dict__, "sample_size": 4, "block_out_channels": (4,),
         "down_block_types": ("DownBlock2D",), "up_block_types": ("UpBlock2D",)}))  # fmt: skip
-    # On 8x8 the same blocks but the middle's, once; besides, a picture is halved, and one is doubled.
+    # On 8x8 the same blocks but the middle's, once; besides, an image is halved, and one is doubled.
     ends = 2 * tokens * 4 * ((3 + 4) + (4 + 3)) / 4
     small = one_level.row_bytes - 2 * 16 * ((3 + 4) + (4 + 3))
     middle = 2 * tokens * 4 * 2

@@ -7,12 +7,12 @@ import itertools
 
 import pytest
 
-from app.bench.mix import Mix, poisson
-from app.engine.lane import Lane
+from app.cli.mix import Mix, poisson
+from app.engine.jobs import Lane
 from bench import page, performance, prediction, saturation
 from bench.claims import claims
 from bench.peers import side_by_side
-from bench.peers.run import Visit, pooled
+from bench.peers.run import RequestTask, pooled
 from bench.peers.side_by_side import Racer
 from bench.performance import FOLDER
 from tests.engines import FakeDevice, ask, engine_on, plan
@@ -147,7 +147,7 @@ def test_other_mixes_are_served_as_the_simulator_says():
 def test_turns_are_pooled():
     """Slowdown is over bare forwards, and percentiles are those of all turns together."""
     visits = [
-        Visit(
+        RequestTask(
             "unstir",
             repeat,
             0.1,

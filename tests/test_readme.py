@@ -55,7 +55,7 @@ def test_every_curl_command_answers(served, tmp_path):
     assert again.content == head
     assert (tmp_path / "ddpm.png").read_bytes() != head
     assert Image.open(io.BytesIO((tmp_path / "heads.png").read_bytes())).size == (4 * 32 + 3 * 2,) * 2
-    assert np.load(tmp_path / "pictures.npy").shape == (4, 3, 32, 32)
+    assert np.load(tmp_path / "images.npy").shape == (4, 3, 32, 32)
     answers = [json.loads(output) for output in outputs.values() if output.startswith(b"{")]
     assert any(len(answer.get("images", [])) == 2 for answer in answers)
     assert any(answer.get("name") == CHECKPOINT.name for answer in answers)
@@ -92,7 +92,7 @@ def opened(path: Path) -> Image.Image:
 
 
 def worst(one: Path, other: Path) -> int:
-    """The largest difference of two pictures, of 255."""
+    """The largest difference of two images, of 255."""
     a, b = (np.asarray(opened(path).convert("RGB")).astype(int) for path in (one, other))
     return int(np.abs(a - b).max())
 
@@ -118,16 +118,16 @@ def test_the_recipe_of_a_client(served, tmp_path, language, command):
 def test_held_out_garments_come_back():
     with server(SHIPPED / "fashion-mnist-32") as (_, client, _):
         for name in ("pullover", "sweater"):
-            picture = (README.parent / "docs" / "garments" / f"{name}.png").read_bytes()
+            image = (README.parent / "docs" / "garments" / f"{name}.png").read_bytes()
             default, exact = (
-                client.post("/invert", files={"image": picture}, data=data).raise_for_status().json()
+                client.post("/invert", files={"image": image}, data=data).raise_for_status().json()
                 for data in ({}, {"method": "obelm"})
             )
             assert default["psnr"] > 50  # the median of 256 is 58.0 in docs/quality.md
             assert (exact["exact"], default["warnings"], exact["warnings"]) == (1, [], [])
             again = client.post("/sample", json={**exact["decode"], "latent": {"npy": exact["latent"]}})
             assert again.content == base64.b64decode(exact["reconstruction"])
-            assert np.array_equal(np.asarray(opened_bytes(again.content)), np.asarray(opened_bytes(picture)))
+            assert np.array_equal(np.asarray(opened_bytes(again.content)), np.asarray(opened_bytes(image)))
 
 
 def test_the_commands_without_a_server(tmp_path):
@@ -144,7 +144,7 @@ def test_the_commands_without_a_server(tmp_path):
         assert done.returncode == 0, (command, done.stderr)
         told[line.split()[1]] = done.stdout
     assert "the same bytes again" in told["replay"]
-    assert "back to the picture:\n  unstir sample --latent=head.npy" in told["invert"]
+    assert "back to the image:\n  unstir sample --latent=head.npy" in told["invert"]
     assert opened(tmp_path / "walk.gif").n_frames == 16
     answer = json.loads((tmp_path / "head.json").read_text())
     assert base64.b64decode(answer["images"][0]) == (tmp_path / "head.png").read_bytes()
@@ -162,6 +162,6 @@ def test_the_shipped_checkpoints_are_what_their_cards_say(name, classes, last, l
     assert loaded.shape == (channels, 32, 32)
     assert (loaded.schedule.T, loaded.scheduler_config["beta_schedule"]) == (1000, "linear")
     assert sum(path.stat().st_size for path in (SHIPPED / name).rglob("*") if path.is_file()) < 12e6
-    seen = f"{card.training['pictures_seen'] / 1e6:.2f}M pictures"
+    seen = f"{card.training['images_seen'] / 1e6:.2f}M images"
     assert seen in README.read_text()
     assert f"{card.numbers['parameters'] / 1e6:.2f}M parameters" in README.read_text()

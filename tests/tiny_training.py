@@ -1,4 +1,4 @@
-"""What tests of training share: a recipe of milliseconds, its pictures, and when two runs are the same."""
+"""What tests of training share: a recipe of milliseconds, its images, and when two runs are the same."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import torch
 
 from model.data import Dataset
-from model.recipe import Recipe
+from model.training.recipe import Recipe
 
 CPU = torch.device("cpu")
 TINY = Recipe(
@@ -25,7 +25,7 @@ TINY = Recipe(
 
 
 def shades(n, classes=("dark", "light")):
-    """n pictures, each of one grey level that tells which it is; lopsided, so that a mirrored one shows."""
+    """n images, each of one grey level that tells which it is; lopsided, so that a mirrored one shows."""
     images = np.zeros((n, 8, 8, 1), np.uint8)
     images[:, :, :4] = np.arange(10, 10 + n, dtype=np.uint8)[:, None, None, None]
     return Dataset(images, np.arange(n) % len(classes) if classes else None, classes)

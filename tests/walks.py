@@ -6,9 +6,9 @@ from functools import partial
 
 import torch
 
-from model import machine
-from model.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, pndm, unipc
-from model.schedule import NoiseSchedule
+from model.diffusion import machine
+from model.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, pndm, unipc
+from model.diffusion.schedule import NoiseSchedule
 from tests.fakes import MixtureEps
 
 LINEAR = NoiseSchedule.from_config({})

@@ -51,7 +51,7 @@ class Admission:
         Args:
             seconds: of work that is asked for.
             waiting: seconds of work that were let in and are not done.
-            sender: as :class:`app.engine.ticket.Terms` has it; None is promised nothing.
+            sender: as :class:`app.engine.reservation.SubmitOptions` has it; None is promised nothing.
             claim: whether a place that was promised is taken; not if the work must be refused for other reasons.
 
         Raises:

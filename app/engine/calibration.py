@@ -20,13 +20,13 @@ from typing import TypeVar
 
 import torch
 
-from app.engine.forms import Dtype, Form, Nets, capture, form
+from app.engine.networks import Dtype, InferenceNet, Networks, capture, form
 from app.engine.probe import Probe
 from app.engine.scheduler import Widths
-from model import kernels
 from model.checkpoint import Checkpoint
-from model.folds import Layout
-from model.machine import Kernels
+from model.diffusion.machine import Kernels
+from model.network import kernels
+from model.network.inference_layers import Layout
 
 LARGEST_ERROR = 0.01  # of ε in bfloat16: rms of the difference over rms of ε, at any noise level; 0.004 as shipped
 SAME = 1e-4  # the same, of one float32 form beside another: sums in another order make 1e-6 of it
@@ -106,7 +106,7 @@ def calibrated(checkpoint: Checkpoint, device: torch.device, wanted: Wanted, kep
     return found
 
 
-def nets(checkpoint: Checkpoint, device: torch.device, found: Calibration) -> Nets:
+def nets(checkpoint: Checkpoint, device: torch.device, found: Calibration) -> Networks:
     """The network in the forms that were found to be best, ready for forwards of the widths that were."""
     exact = form(checkpoint, device, found.layout, "float32", exact=True)
     fast = exact
@@ -119,13 +119,13 @@ def nets(checkpoint: Checkpoint, device: torch.device, found: Calibration) -> Ne
             except torch.OutOfMemoryError as error:  # the engine finds out by itself when it tries
                 torch.cuda.empty_cache()
                 log.warning("no room to prepare forwards of %d rows: %s", width, error)
-    return Nets(fast, exact, _updates(device, found.layout))
+    return Networks(fast, exact, _updates(device, found.layout))
 
 
 def _updates(device: torch.device, layout: Layout) -> Kernels | None:
     if device.type != "cuda" or layout != "fused":
         return None
-    from model.kernels import rows  # noqa: PLC0415 - it needs Triton
+    from model.diffusion import machine_triton as rows  # noqa: PLC0415 - it needs Triton
 
     return rows
 
@@ -159,7 +159,7 @@ def _layout_on_cpu(checkpoint: Checkpoint, device: torch.device, wanted: Wanted,
     Others may not be chosen by the clock, or a busy moment at the start would change them.
     """
 
-    def timed(net: Form, threads: int) -> Callable[[], float]:
+    def timed(net: InferenceNet, threads: int) -> Callable[[], float]:
         def measure() -> float:
             torch.set_num_threads(threads)
             return probe.seconds(net, wanted.canonical)
@@ -168,7 +168,7 @@ def _layout_on_cpu(checkpoint: Checkpoint, device: torch.device, wanted: Wanted,
 
     usual = torch.get_num_threads()
     plain = form(checkpoint, device, "channels_last", "float32", exact=True)
-    tried: dict[tuple[Layout, int], Form] = {("channels_last", usual): plain}
+    tried: dict[tuple[Layout, int], InferenceNet] = {("channels_last", usual): plain}
     if torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         tried["packed", usual] = form(checkpoint, device, "packed", "float32", exact=True)
     if wanted.threads is None:

@@ -18,10 +18,10 @@ from collections.abc import Callable
 from functools import partial
 
 from app.engine.admission import Admission, check_deadline
-from app.engine.lane import Job, Result
-from app.engine.pace import Pace
+from app.engine.cost_model import CostModel
+from app.engine.jobs import Job, Result
+from app.engine.reservation import Cancel, Close, Reservation, Submit, SubmitOptions
 from app.engine.scheduler import Forwards
-from app.engine.ticket import Cancel, Close, Submit, Terms, Ticket
 from app.engine.worker import Device, Observer, Outcome, Worker
 from app.errors import Draining, EngineDead, Overloaded
 
@@ -38,7 +38,7 @@ class Engine:
     ) -> None:
         self.draining = self._closed = False
         self.failure: str | None = None
-        self._pace = Pace(forwards)
+        self._pace = CostModel(forwards)
         self.worker = Worker(
             device,
             self._pace,
@@ -48,7 +48,7 @@ class Engine:
         )
         self._admission = Admission(max_queue_seconds)
         self._max_lanes = max_lanes
-        self._tickets: set[Ticket] = set()
+        self._tickets: set[Reservation] = set()
         self._futures: dict[Job, asyncio.Future[Result]] = {}
 
     def open(self) -> None:
@@ -56,9 +56,15 @@ class Engine:
         self._loop = asyncio.get_running_loop()
 
     def reserve(
-        self, lanes: int, row_steps: int, *, steps: int | None = None, exact: bool = False, terms: Terms | None = None
-    ) -> Ticket:
-        """Take a place for ``lanes`` pictures at once and ``row_steps`` rows of forwards in all, or refuse at once.
+        self,
+        lanes: int,
+        row_steps: int,
+        *,
+        steps: int | None = None,
+        exact: bool = False,
+        terms: SubmitOptions | None = None,
+    ) -> Reservation:
+        """Take a place for ``lanes`` images at once and ``row_steps`` rows of forwards in all, or refuse at once.
 
         Args:
             steps: forwards that it needs one after another, whatever company they have; by default as if all lanes
@@ -69,7 +75,7 @@ class Engine:
             TooLate: it cannot be done before its deadline.
             Overloaded: with the seconds after which there will be a place.
         """
-        terms = terms or Terms()
+        terms = terms or SubmitOptions()
         self._check_alive()
         if self.draining:
             raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
@@ -85,10 +91,10 @@ class Engine:
         self._admission.admit(seconds, wait, now, terms.sender, claim=not crowded)
         if crowded:
             raise Overloaded(
-                f"{held} pictures are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
+                f"{held} images are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
                 retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
-        return Ticket(self._tickets, self._run, lanes, row_steps, exact, terms)
+        return Reservation(self._tickets, self._run, lanes, row_steps, exact, terms)
 
     def _check_alive(self) -> None:
         if self.failure:
@@ -106,7 +112,7 @@ class Engine:
         """What a tick takes of late, over what its forward took at the start."""
         return self._pace.overall
 
-    def _seconds(self, ticket: Ticket) -> float:
+    def _seconds(self, ticket: Reservation) -> float:
         return ticket.remaining * self._pace.widths(ticket.exact).seconds_per_row
 
     def _due_before(self, deadline: float, priority: int) -> float:
@@ -139,7 +145,7 @@ class Engine:
 
     @property
     def lanes(self) -> tuple[int, int]:
-        """(pictures that have not begun, pictures under way)."""
+        """(images that have not begun, images under way)."""
         jobs = [ticket.job for ticket in self._tickets if ticket.job is not None]
         steps = [(lane.cursor, lane.plan.nfe) for job in jobs for lane in job.lanes]  # the device thread moves them
         running = sum(0 < cursor < nfe for cursor, nfe in steps)
@@ -156,13 +162,13 @@ class Engine:
         """Requests that were refused, and for which a place is kept."""
         return self._admission.kept(time.monotonic())
 
-    def position(self, ticket: Ticket) -> int:
+    def position(self, ticket: Reservation) -> int:
         """How many requests of less remaining work are ahead of one that has not begun: about its place in line."""
         if ticket.running:
             return 0
         return sum(other.remaining <= ticket.remaining for other in self._tickets if other is not ticket)
 
-    def seconds_left(self, ticket: Ticket) -> float:
+    def seconds_left(self, ticket: Reservation) -> float:
         """About how long until it is done: its own steps one after another, and what goes first."""
         widths = self._pace.widths(ticket.exact)
         in_turn = ticket.remaining / ticket.lanes * widths.seconds[0]

@@ -10,10 +10,10 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from app.engine import forms
-from app.engine.forms import Form
+from app.engine import networks as forms
+from app.engine.networks import InferenceNet
 from model.checkpoint import Checkpoint
-from model.machine import Net
+from model.diffusion.machine import Net
 
 ROUNDS = 7  # through all widths
 SATURATED = 1.02  # a card to which twice the rows give less than so many times the rows a second
@@ -40,7 +40,7 @@ class Probe:
         y = None if self.classes is None else torch.arange(width).remainder(self.classes).to(self.device)
         return x.to(self.device), t.to(self.device), y
 
-    def seconds(self, form: Form, width: int, forwards: int = 3) -> float:
+    def seconds(self, form: InferenceNet, width: int, forwards: int = 3) -> float:
         """The best of a few forwards in a row; on a card as it sees them, without what the host does."""
         x, t, y = self.rows(width)
         if self.device.type == "cuda":
@@ -53,7 +53,7 @@ class Probe:
         return min(times)
 
     @staticmethod
-    def _seconds_of_card(form: Form, x: Tensor, told: Tensor, forwards: int) -> list[float]:
+    def _seconds_of_card(form: InferenceNet, x: Tensor, told: Tensor, forwards: int) -> list[float]:
         events = [
             torch.cuda.Event(enable_timing=True)  # type: ignore[no-untyped-call]
             for _ in range(forwards + 1)
@@ -71,7 +71,7 @@ class Probe:
         torch.set_num_threads(threads)
         return net(*self.rows(width))
 
-    def curve(self, form: Form, max_width: int, canonical: int) -> dict[int, float]:
+    def curve(self, form: InferenceNet, max_width: int, canonical: int) -> dict[int, float]:
         """Seconds by width: doubling ones and the canonical one, up to the widest that gives 99 % of the best rows/s.
 
         Whether a forward is that wide is decided tick by tick, so that one width too many is no loss, while one too few
@@ -109,7 +109,7 @@ class Probe:
             return rate < SATURATED * before or seconds > LONGEST
         return rate < 0.8 * before
 
-    def _fill_in(self, form: Form, costs: dict[int, float]) -> None:
+    def _fill_in(self, form: InferenceNet, costs: dict[int, float]) -> None:
         """On a card, where a forward of nine rows would be padded to sixteen, add the widths half-way between."""
         if self.device.type != "cuda":
             return

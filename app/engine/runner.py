@@ -15,13 +15,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from app.engine.flight import Flight
-from app.engine.forms import Nets
-from app.engine.lane import Lane
-from model import latents, machine, staging
+from app.engine.jobs import Lane
+from app.engine.networks import Networks
+from app.engine.pending import PendingTick
 from model.checkpoint import Checkpoint
-from model.folded import Folded
-from model.plan import Columns
+from model.device import to_device, to_host
+from model.diffusion import machine
+from model.diffusion.noise import draw_noise, seeded_generator
+from model.diffusion.plan import Columns
+from model.network.inference import InferenceUNet
 
 DRAWERS = 8  # threads that draw noise for a CUDA device, which would otherwise wait for it at large widths
 
@@ -37,10 +39,10 @@ class Runner:
         ahead: ticks that may be enqueued while an earlier one is under way.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, nets: Nets | None = None) -> None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, nets: Networks | None = None) -> None:
         if nets is None:
-            plain = Folded(checkpoint.net, checkpoint.schedule.T)
-            nets = Nets(plain, plain)
+            plain = InferenceUNet(checkpoint.net, checkpoint.schedule.T)
+            nets = Networks(plain, plain)
         self.checkpoint = checkpoint
         self.nets = nets
         self.device = device
@@ -50,7 +52,7 @@ class Runner:
         self._drawers = ThreadPoolExecutor(DRAWERS, "noise") if device.type == "cuda" else None
 
     @torch.inference_mode()
-    def advance(self, lanes: Sequence[Lane], width: int, exact: bool = False) -> Flight:
+    def advance(self, lanes: Sequence[Lane], width: int, exact: bool = False) -> PendingTick:
         """Take every lane one step of its plan, in one forward of ``width`` rows.
 
         Cursors have moved when this returns; ``frames`` and :meth:`end` are there when the flight has landed.
@@ -62,7 +64,7 @@ class Runner:
         Raises:
             OutOfMemoryError: the forward does not fit; all lanes are as they were.
         """
-        flight = Flight(self.device)
+        flight = PendingTick(self.device)
         try:
             new = self._forward(lanes, width, exact, flight)
         except torch.OutOfMemoryError as error:
@@ -75,12 +77,12 @@ class Runner:
         flight.depart()
         return flight
 
-    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool, flight: Flight) -> Tensor:
+    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool, flight: PendingTick) -> Tensor:
         """The next states, [B, R, C, H, W], lanes first; can be tried again, since noise once drawn is kept."""
         slots = max(lane.plan.slots for lane in lanes)
         self._begin([lane for lane in lanes if lane.state is None])
 
-        # Padding repeats the first lane's coefficients on an empty picture, and its result is dropped.
+        # Padding repeats the first lane's coefficients on an empty image, and its result is dropped.
         padded = [*lanes, *[lanes[0]] * (width - sum(lane.rows for lane in lanes))]
         rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
         return machine.advance(
@@ -95,13 +97,13 @@ class Runner:
     def _begin(self, lanes: Sequence[Lane]) -> None:
         """Give lanes their first states."""
         for lane in lanes:
-            lane.generator = latents.generator(lane.seed)
+            lane.generator = seeded_generator(lane.seed)
         states = torch.zeros(len(lanes), max((lane.plan.slots for lane in lanes), default=0), *self.shape)
         # Drawn in any case: the noise that follows is then the same, wherever the walk begins.
         for state, lane, x_T in zip(states, lanes, self._drawn(lanes), strict=True):
             start = x_T[None] if lane.start is None else lane.start
             state[: len(start)] = start
-        for state, lane in zip(staging.to_device(states, self.device) if lanes else (), lanes, strict=True):
+        for state, lane in zip(to_device(states, self.device) if lanes else (), lanes, strict=True):
             lane.state = state[: lane.plan.slots]
 
     def _gathered(self, lanes: Sequence[Lane], count: int, slots: int) -> Tensor:
@@ -116,7 +118,7 @@ class Runner:
             if len(kinds) == 1:
                 state[: len(lanes)] = together
             else:
-                state[staging.to_device(torch.tensor(at), self.device), :kind] = together
+                state[to_device(torch.tensor(at), self.device), :kind] = together
         return state
 
     @staticmethod
@@ -125,7 +127,7 @@ class Runner:
         ended = [i for i, lane in enumerate(lanes) if not lane.remaining]
         if ended:
             first, most = ended[0], max(lanes[i].returns for i in ended)
-            home = staging.to_host(new[first : ended[-1] + 1, :most])
+            home = to_host(new[first : ended[-1] + 1, :most])
             for i in ended:
                 lanes[i].state = home[i - first, : lanes[i].returns]
 
@@ -133,7 +135,7 @@ class Runner:
         """The next noise of each lane's own, in their order."""
 
         def drawn(lane: Lane) -> Tensor:
-            return latents.draw(lane.generator, self.shape)  # type: ignore[arg-type]
+            return draw_noise(lane.generator, self.shape)  # type: ignore[arg-type]
 
         return map(drawn, lanes) if self._drawers is None else self._drawers.map(drawn, lanes)
 
@@ -146,7 +148,7 @@ class Runner:
         z = torch.zeros(count, *self.shape)
         for i in noisy:
             z[i] = lanes[i].noise  # type: ignore[assignment]
-        return staging.to_device(z, self.device)
+        return to_device(z, self.device)
 
     def _net(self, padded: Sequence[Lane], lanes: int, t: np.ndarray, exact: bool) -> machine.Net:
         """The network for these rows, padding behind the lanes, and behind both the twins of those with guidance."""
@@ -174,7 +176,7 @@ class Runner:
         return weights
 
     @staticmethod
-    def _show(lanes: Sequence[Lane], flight: Flight, x_0: Tensor) -> None:
+    def _show(lanes: Sequence[Lane], flight: PendingTick, x_0: Tensor) -> None:
         """Keep what was asked for; a step that is tried again shows the same."""
 
         def take_home(lane: Lane, cursor: int, seen: Tensor) -> None:
@@ -182,7 +184,7 @@ class Runner:
 
         for i, lane in enumerate(lanes):
             if lane.cursor in lane.keep:
-                seen = staging.to_host(x_0[i] if lane.look == "x_0" else lane.state[0])  # type: ignore[index]
+                seen = to_host(x_0[i] if lane.look == "x_0" else lane.state[0])  # type: ignore[index]
                 flight.landing.append(partial(take_home, lane, lane.cursor, seen))
 
     def end(self, lane: Lane) -> Tensor:

@@ -18,11 +18,11 @@ from typing import NamedTuple, Protocol
 
 import torch
 
-from app.engine.lane import Job, Lane, Result
-from app.engine.pace import Pace
+from app.engine.cost_model import CostModel
+from app.engine.jobs import Job, Lane, Result
+from app.engine.reservation import Cancel, Close, Message, Submit
 from app.engine.runner import OutOfMemoryError
 from app.engine.scheduler import Choice, choose
-from app.engine.ticket import Cancel, Close, Message, Submit
 from app.errors import DeviceMemory, NotFinite, UnstirError
 
 log = logging.getLogger("unstir.engine")
@@ -85,7 +85,7 @@ class Worker:
     def __init__(
         self,
         device: Device,
-        pace: Pace,
+        pace: CostModel,
         observer: Observer,
         *,
         publish: Callable[[Job, Outcome], None],

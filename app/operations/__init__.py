@@ -1,8 +1,8 @@
 """The stories: what happens to a request, in the order in which it happens, for HTTP and command line alike."""
 
-from app.operations.interpolating import Interpolated, interpolate
-from app.operations.inverting import Inverted, invert
-from app.operations.sampling import Sampled, sample
-from app.operations.walks import Caller
+from app.operations.interpolate import Interpolated, interpolate
+from app.operations.invert import Inverted, invert
+from app.operations.resolve import RequestContext
+from app.operations.sample import Sampled, sample
 
-__all__ = ["Caller", "Interpolated", "Inverted", "Sampled", "interpolate", "invert", "sample"]
+__all__ = ["Interpolated", "Inverted", "RequestContext", "Sampled", "interpolate", "invert", "sample"]

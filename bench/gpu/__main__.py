@@ -139,8 +139,8 @@ def wrong(found: dict[str, dict[str, Any]]) -> list[str]:
     walks = [*compared.get("samplers", {}).values(), *compared.get("inversions", {}).values()]
     if not all(each["within"] for each in walks):
         bad.append("numbers: float32")
-    if compared.get("pictures", {}).get("fast", {}).get("least", LEAST_PSNR) < LEAST_PSNR:
-        bad.append("numbers: pictures")
+    if compared.get("images", {}).get("fast", {}).get("least", LEAST_PSNR) < LEAST_PSNR:
+        bad.append("numbers: images")
     if found.get("bits", {}).get("differing"):
         bad.append("bits")
     return bad

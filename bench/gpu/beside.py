@@ -1,4 +1,4 @@
-"""One network, ours beside diffusers': its forwards, one picture alone, and as many as the card can take."""
+"""One network, ours beside diffusers': its forwards, one image alone, and as many as the card can take."""
 
 from __future__ import annotations
 
@@ -43,9 +43,9 @@ def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
     bench.tell("diffusers")
     found["left_out"] = {}
     walks = contestants(bench, served, found)
-    bench.tell("one picture")
+    bench.tell("one image")
     found["latency"] = _walks(bench, walks, 1, found["steps"], 0.4 * bench.left())
-    bench.tell("many pictures")
+    bench.tell("many images")
     found["saturated"] = _walks(bench, walks, widest, found["steps"], 0.8 * bench.left())
 
 
@@ -56,7 +56,7 @@ def load(bench: Bench, network: Network) -> Served:
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who takes so many pictures through so many steps: ``walk(width, steps)``, at the widths that it can."""
+    """One who takes so many images through so many steps: ``walk(width, steps)``, at the widths that it can."""
 
     walk: Callable[[int, int], object]
     widths: Container[int]

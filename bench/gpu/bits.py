@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.engine import forms
-from app.engine.lane import Lane
+from app.engine import networks as forms
+from app.engine.jobs import Lane
 from bench.gpu import beside, clock
 from bench.gpu.bench import Bench
 from bench.gpu.engine import Rides, Served

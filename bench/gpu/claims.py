@@ -7,8 +7,8 @@ from typing import Any, NamedTuple
 
 from bench.claims import Claim
 from bench.gpu.floor import Work
-from model.methods import METHODS
-from model.samplers import SAMPLERS
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.samplers import SAMPLERS
 
 Parts = dict[str, dict[str, Any]]
 NOT_YET = "not yet measured"
@@ -76,14 +76,14 @@ def _tests(parts: Parts) -> tuple[str, bool]:
 def _float32(parts: Parts) -> tuple[str, bool]:
     samplers, inversions = (parts["numbers"][kind] for kind in ("samplers", "inversions"))
     each = {name: samplers[name] for name in SAMPLERS}
-    each |= {f"{name} inverted": inversions[name] for name in METHODS}
+    each |= {f"{name} inverted": inversions[name] for name in INVERSIONS}
     far = [name for name, found in each.items() if not found["within"]]
     worst = max(found["error"] / found["bound"] for found in each.values())
     return f"{', '.join(far) or 'none'} of {len(each)}; at most {worst:.2f} of the bound", not far
 
 
 def _bfloat16(parts: Parts) -> tuple[str, bool]:
-    found = parts["numbers"]["pictures"]
+    found = parts["numbers"]["images"]
     least = found["fast"]["least"]
     return (
         f"{least:.1f} dB in {found['dtype']} (float32: {found['exact']['least']:.1f} dB)",
@@ -126,8 +126,8 @@ def _served(parts: Parts) -> tuple[str, bool]:
     found = parts["served"]
     share, missing = found["share"], found["requests"] - found["answered"]
     return (
-        f"{100 * share:.1f} % ({found['pictures_per_second']:.0f} and {found['bare_pictures_per_second']:.0f}"
-        f" pictures a second; {missing} of {found['requests']} requests not answered)",
+        f"{100 * share:.1f} % ({found['images_per_second']:.0f} and {found['bare_images_per_second']:.0f}"
+        f" images a second; {missing} of {found['requests']} requests not answered)",
         share >= 0.9 and missing == 0,
     )
 
@@ -152,12 +152,12 @@ ASKED = (
         _float32,
     ),
     Asked(
-        "PSNR of DDIM-50 pictures beside the CPU's in float32, the least of 16, shipped checkpoint",
+        "PSNR of DDIM-50 images beside the CPU's in float32, the least of 16, shipped checkpoint",
         "≥ 35 dB",
         _bfloat16,
     ),
     Asked("the same reproducible walk in other company, slots and widths: results that differ in a bit", "0", _bits),
-    Asked("DDIM-50, one picture, 35.7M: times faster than diffusers", "≥ 5", _faster("latency", "diffusers", 5)),
+    Asked("DDIM-50, one image, 35.7M: times faster than diffusers", "≥ 5", _faster("latency", "diffusers", 5)),
     Asked("the same, than diffusers with torch.compile", "> 1", _faster("latency", "compiled", 1)),
     Asked("DDIM-50, as many as fit, 35.7M: times faster than diffusers", "≥ 2", _faster("saturated", "diffusers", 2)),
     Asked(
@@ -167,7 +167,7 @@ ASKED = (
     ),
     Asked("a tick beyond its forward, 35.7M, the widest, of the forward", "< 5 %", _overhead),
     Asked("a tick beyond its forward, 35.7M, one row", "< 150 µs", _overhead_of_one),
-    Asked("mixed load over HTTP, 35.7M: of the bare loop's pictures a second at the same widths", "≥ 90 %", _served),
+    Asked("mixed load over HTTP, 35.7M: of the bare loop's images a second at the same widths", "≥ 90 %", _served),
     Asked("from the command to a server that is ready, nothing kept from before, 35.7M", "< 60 s", _start),
     Asked("the whole check, nothing cut short", f"≤ {SECONDS} s", _in_time),
 )

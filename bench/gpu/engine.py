@@ -13,17 +13,17 @@ import torch
 from torch import Tensor
 
 from app.engine.calibration import Calibration, Wanted, calibrated, nets
-from app.engine.forms import Dtype, Nets
-from app.engine.lane import Lane
+from app.engine.jobs import Lane
+from app.engine.networks import Dtype, Networks
 from app.engine.runner import Runner
 from app.engine.worker import Device, Landing
 from bench.gpu import clock
 from bench.gpu.bench import Bench
 from model import checkpoint
 from model.checkpoint import Checkpoint
-from model.habits import Habits
-from model.plan import Plan
-from model.samplers import SAMPLERS
+from model.diffusion.defaults import SamplingDefaults
+from model.diffusion.plan import Plan
+from model.diffusion.samplers import SAMPLERS
 
 CANONICAL = 4  # rows of a forward that reproducible lanes ride in; what the server has by default
 
@@ -66,7 +66,7 @@ class Served:
     checkpoint: Checkpoint
     wanted: Wanted
     calibration: Calibration
-    nets: Nets
+    nets: Networks
     runner: Runner
 
     @property
@@ -83,15 +83,15 @@ class Served:
     def plan(self, sampler: str, steps: int, **options: Any) -> Plan:
         """The walk as the checkpoint's habits have it."""
         found, schedule = SAMPLERS[sampler], self.checkpoint.schedule
-        habits = Habits.from_config(self.checkpoint.scheduler_config)
+        habits = SamplingDefaults.from_config(self.checkpoint.scheduler_config)
         return found.compile(schedule, steps, **habits.options(found, steps, schedule.T), **options)
 
     def lane(self, plan: Plan, seed: int, **options: Any) -> Lane:
-        """A picture of some class, where there are classes."""
+        """An image of some class, where there are classes."""
         return Lane(plan, seed, None if self.classes is None else seed % self.classes, **options)
 
     def rows(self, width: int) -> tuple[Tensor, Tensor, Tensor | None]:
-        """(x, t, y) of made-up pictures at levels that differ: x on the device, the others on the host."""
+        """(x, t, y) of made-up images at levels that differ: x on the device, the others on the host."""
         T, index = self.checkpoint.schedule.T, torch.arange(width)
         x = torch.randn(width, *self.checkpoint.shape, generator=torch.Generator().manual_seed(0))
         y = None if self.classes is None else index.remainder(self.classes)

@@ -1,6 +1,6 @@
 """The least that a forward can take: its operations and bytes, over what the card was measured to do of each.
 
-Counted are convolutions, linear layers and attention over pictures, in bfloat16: two operations for each multiply-add;
+Counted are convolutions, linear layers and attention over images, in bfloat16: two operations for each multiply-add;
 each weight read once a forward, each of their inputs read once and each output written once. Norms, activations,
 additions and joins cost nothing here, since they could be done on the way in or out, and what timestep and class say to
 the blocks is looked up. So no forward can be as fast as this, and one that is near it has little left to gain.
@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from model.unet import Attention, TimestepMLP, UNet
-from model.unet_config import UNetConfig
+from model.network.config import UNetConfig
+from model.network.unet import Attention, TimestepMLP, UNet
 
 BYTES = 2  # of a number in bfloat16
 
@@ -74,9 +74,9 @@ class _Count:
         looked_up = {each for module in net.modules() if isinstance(module, TimestepMLP) for each in module.modules()}
         for name, module in net.named_modules():
             if isinstance(module, nn.Conv2d | nn.Linear) and module not in looked_up and "time_emb_proj" not in name:
-                # The picture that is doubled before a convolution can be read as it was.
+                # The image that is doubled before a convolution can be read as it was.
                 repeats = 4 if "upsamplers" in name else 1
-                # q, k and v are of one picture, which is read for the first of them.
+                # q, k and v are of one image, which is read for the first of them.
                 again = name.endswith(("to_k", "to_v"))
                 module.register_forward_hook(self._layer(0 if again else 1 / repeats))
             elif isinstance(module, Attention):

@@ -14,8 +14,8 @@ from bench.gpu import beside, clock
 from bench.gpu.bench import Bench
 from bench.gpu.engine import Served
 from bench.gpu.networks import Network
-from model.folded import Folded
-from model.graphs import Arithmetic, Graphed
+from model.network.cuda_graphs import Arithmetic, Graphed
+from model.network.inference import InferenceUNet
 
 
 @torch.inference_mode()
@@ -43,7 +43,7 @@ def _compiled(bench: Bench, served: Served, width: int) -> Callable[[], Tensor]:
     """Of the same weights in bfloat16 and channels_last, whose operations are torch's own; on a CPU only traced."""
     x, t, y = served.rows(width)
     torch.compiler.reset()
-    form = Folded(served.checkpoint.net, served.checkpoint.schedule.T, torch.bfloat16, "channels_last")
+    form = InferenceUNet(served.checkpoint.net, served.checkpoint.schedule.T, torch.bfloat16, "channels_last")
     backend = "inductor" if bench.device.type == "cuda" else "eager"
     form.forward = torch.compile(form.forward, backend=backend, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
     told = form.told(t, y)

@@ -15,9 +15,9 @@ import torch
 from app.settings import SHIPPED
 from model import checkpoint
 from model.checkpoint import Card
-from model.recipe import SCHEDULER_CONFIG
-from model.unet import UNet
-from model.unet_config import UNetConfig
+from model.network.config import UNetConfig
+from model.network.unet import UNet
+from model.training.recipe import SCHEDULER_CONFIG
 
 SHIPPED_NAME = "avatars-32"
 

@@ -1,7 +1,7 @@
-"""What comes out on the device, beside the CPU: every sampler and inversion in float32, and pictures in bfloat16.
+"""What comes out on the device, beside the CPU: every sampler and inversion in float32, and images in bfloat16.
 
 In float32 a walk may end as far from its float64 end as the plain float32 loop on the CPU does when its network errs at
-random by as much as it errs in float32, four times over: see :mod:`tests.rounding`. In bfloat16 it is the picture that
+random by as much as it errs in float32, four times over: see :mod:`tests.rounding`. In bfloat16 it is the image that
 counts.
 """
 
@@ -13,24 +13,25 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.engine.lane import Lane
+from app.engine.jobs import Lane
 from app.settings import SHIPPED
 from bench.gpu import engine
 from bench.gpu.bench import Bench
 from bench.gpu.engine import CANONICAL, Rides, Served
 from bench.gpu.networks import SHIPPED_NAME, random
-from model import checkpoint, machine
+from model import checkpoint
 from model.checkpoint import Card
-from model.machine import Net
-from model.methods import METHODS
-from model.plan import Plan
-from model.recipe import SCHEDULER_CONFIG
-from model.samplers import SAMPLERS
-from model.unet import UNet
-from model.unet_config import UNetConfig
+from model.diffusion import machine
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.machine import Net
+from model.diffusion.plan import Plan
+from model.diffusion.samplers import SAMPLERS
+from model.network.config import UNetConfig
+from model.network.unet import UNet
+from model.training.recipe import SCHEDULER_CONFIG
 from tests import rounding
 
-KINDS, PICTURES = 3, 2
+KINDS, IMAGES = 3, 2
 SMALL = UNetConfig(
     sample_size=16,
     block_out_channels=(16, 32),
@@ -51,12 +52,12 @@ def measure(bench: Bench, found: dict[str, Any]) -> None:
         # ddpm is good from 100 steps on.
         steps = bench.of(sampler.default_steps or 100, 4)
         samplers[name] = {"steps": steps, **_sampled(small, small.plan(name, steps))}
-    for name, method in METHODS.items():
+    for name, method in INVERSIONS.items():
         steps = bench.of(10, 3)
         plan = method.compile(small.checkpoint.schedule, steps)
         inversions[name] = {"steps": steps, **_inverted(small, plan, method.slots)}
-    bench.tell("pictures")
-    found["pictures"] = pictures(bench, engine.load(bench, SHIPPED / SHIPPED_NAME, bench.of(16, 2)))
+    bench.tell("images")
+    found["images"] = images(bench, engine.load(bench, SHIPPED / SHIPPED_NAME, bench.of(16, 2)))
 
 
 def _small(bench: Bench) -> Served:
@@ -78,7 +79,7 @@ def _compared(ends: list[Tensor], exact: Tensor, bound: float) -> dict[str, Any]
 
 
 def _sampled(small: Served, plan: Plan) -> dict[str, Any]:
-    seeds, shape, y = range(PICTURES), small.checkpoint.shape, torch.arange(PICTURES) % KINDS
+    seeds, shape, y = range(IMAGES), small.checkpoint.shape, torch.arange(IMAGES) % KINDS
 
     def walk(net: Net, dtype: torch.dtype) -> Tensor:
         return rounding.sampled(net, plan, seeds, y, shape, dtype)
@@ -90,10 +91,10 @@ def _sampled(small: Served, plan: Plan) -> dict[str, Any]:
 
 
 def _inverted(small: Served, plan: Plan, slots: int) -> dict[str, Any]:
-    """Of pictures that are as smooth as a few waves."""
-    y = torch.arange(PICTURES) % KINDS
+    """Of images that are as smooth as a few waves."""
+    y = torch.arange(IMAGES) % KINDS
     wave = torch.linspace(0, 6, small.checkpoint.shape[-1])
-    x = torch.stack([torch.sin(wave[None, :, None] * (i + 1) + wave) for i in range(PICTURES)])
+    x = torch.stack([torch.sin(wave[None, :, None] * (i + 1) + wave) for i in range(IMAGES)])
     x = 0.8 * x.expand(-1, small.checkpoint.shape[0], -1, -1)
 
     def walk(net: Net, dtype: torch.dtype) -> Tensor:
@@ -101,27 +102,26 @@ def _inverted(small: Served, plan: Plan, slots: int) -> dict[str, Any]:
 
     exact, bound = rounding.bound(_on_cpu(small), walk)
     lanes = [
-        Lane(plan, 0, int(kind), exact=True, start=picture[None], returns=slots)
-        for picture, kind in zip(x, y, strict=True)
+        Lane(plan, 0, int(kind), exact=True, start=image[None], returns=slots) for image, kind in zip(x, y, strict=True)
     ]
     return _compared(Rides(small.runner).walk(lanes, CANONICAL, exact=True), exact, bound)
 
 
-def pictures(bench: Bench, served: Served) -> dict[str, Any]:
-    """PSNR of DDIM pictures beside those of the CPU in float32: in what is fastest here, and in float32."""
+def images(bench: Bench, served: Served) -> dict[str, Any]:
+    """PSNR of DDIM images beside those of the CPU in float32: in what is fastest here, and in float32."""
     count, steps = bench.of(16, 2), bench.of(50, 5)
     plan, kinds = served.plan("ddim", steps), served.classes or 1
     y = torch.arange(count) % kinds if served.classes else None
     with torch.inference_mode():
         expected = machine.sample(_on_cpu(served), plan, range(count), served.checkpoint.shape, y)
-    found: dict[str, Any] = {"steps": steps, "pictures": count, "dtype": served.calibration.dtype}
+    found: dict[str, Any] = {"steps": steps, "images": count, "dtype": served.calibration.dtype}
     for name, exact in (("fast", False), ("exact", True)):
         width = max(served.calibration.exact if exact else served.calibration.fast)
         rides, ends = Rides(served.runner), []
         for first in range(0, count, width):
             lanes = [served.lane(plan, seed, exact=exact) for seed in range(first, min(first + width, count))]
             ends += [end[0] for end in rides.walk(lanes, width, exact=exact)]
-        each = [psnr(end, picture) for end, picture in zip(ends, expected, strict=True)]
+        each = [psnr(end, image) for end, image in zip(ends, expected, strict=True)]
         found[name] = {"least": min(each), "median": float(torch.tensor(each).median())}
     return found
 

@@ -34,9 +34,9 @@ def fields(gpu: dict[str, Any] | None) -> dict[str, str]:
             ),
             (row for each in measured() for row in _forwards(each, known)),
         ),
-        "gpu_pictures": table(
+        "gpu_images": table(
             ("network", "DDIM-50", "rows", "floor", *WHO.values()),
-            (row for each in measured() for row in _pictures(each, known)),
+            (row for each in measured() for row in _images(each, known)),
         ),
         "gpu_more": "".join(f"\n\n{each}" for each in _more(known)),
     }  # fmt: skip
@@ -92,11 +92,11 @@ def _forwards(network: Network, parts: Parts) -> Iterable[Sequence[str]]:
         yield [*cells, _number(took, 1e3), *shares]
 
 
-def _pictures(network: Network, parts: Parts) -> Iterable[Sequence[str]]:
+def _images(network: Network, parts: Parts) -> Iterable[Sequence[str]]:
     found, least = _known(network, parts)
     steps, widest = found.get("steps", 50), found.get("width", network.max_width)
     out = found.get("left_out", {})
-    for kind, width, unit in (("latency", 1, "one, ms"), ("saturated", widest, "many, pictures a second")):
+    for kind, width, unit in (("latency", 1, "one, ms"), ("saturated", widest, "many, images a second")):
         seconds = found.get(kind, {}).get("seconds", {})
         limit = _floor(least, width, parts)
         cells = []
@@ -128,7 +128,7 @@ def _more(parts: Parts) -> Iterable[str]:
     if "share" in load:
         yield (
             f"Over HTTP {load['clients']} clients asked again as soon as they were answered, each for "
-            f"{load['pictures_of_a_request']} pictures of as many steps as the mix has it (`{load['mix']}`); forwards "
+            f"{load['images_of_a_request']} images of as many steps as the mix has it (`{load['mix']}`); forwards "
             f"and rows were counted by the server for {load['seconds']:.0f} s in the midst of that."
         )
     price = parts.get("bits", {}).get("determinism")

@@ -1,6 +1,6 @@
 """diffusers on the same weights: the loop of its DDIMPipeline, as it comes and with its network compiled.
 
-In bfloat16 and channels_last, with the state in bfloat16 as the pipeline keeps it, and without making pictures of
+In bfloat16 and channels_last, with the state in bfloat16 as the pipeline keeps it, and without making images of
 8 bits of the result. The pipeline itself knows no classes and lets nobody in between its steps, so its loop is written
 out.
 """
@@ -18,7 +18,7 @@ from torch import Tensor
 from bench.gpu import clock
 from bench.gpu.bench import Bench
 from bench.gpu.engine import Served
-from model import latents
+from model.diffusion.noise import draw_noise, seeded_generator
 
 LEAST_SECONDS = 25.0  # in which it makes sense to begin to compile
 LARGEST_DIFFERENCE = 0.1  # of what both say of the same rows, rms over rms: bfloat16 makes 0.01 of it
@@ -35,7 +35,7 @@ class Pipeline:
     Attributes:
         unet: UNet2DModel, or what torch.compile made of it.
         scheduler: DDIMScheduler.
-        kinds: classes that pictures may be of; None for a network without.
+        kinds: classes that images may be of; None for a network without.
     """
 
     unet: Callable[..., Any]
@@ -45,13 +45,13 @@ class Pipeline:
     kinds: int | None
 
     def classes(self, width: int) -> Tensor | None:
-        """Of so many pictures."""
+        """Of so many images."""
         return None if self.kinds is None else torch.arange(width, device=self.device).remainder(self.kinds)
 
     @torch.no_grad()
     def walk(self, width: int, steps: int) -> Tensor:
-        """So many pictures at once, from the first noise to float32 [width, C, H, W] on the CPU."""
-        x = torch.stack([latents.draw(latents.generator(seed), self.shape) for seed in range(width)])
+        """So many images at once, from the first noise to float32 [width, C, H, W] on the CPU."""
+        x = torch.stack([draw_noise(seeded_generator(seed), self.shape) for seed in range(width)])
         x = x.to(self.device, torch.bfloat16).contiguous(memory_format=torch.channels_last)
         y = self.classes(width)
         self.scheduler.set_timesteps(steps)

@@ -12,32 +12,32 @@ from typing import Any
 import httpx
 import torch
 
-from app.bench import load
-from app.bench.command import MIX
-from app.bench.mix import Mix
-from app.bench.report import outcomes
+from app.cli.loadtest import load
+from app.cli.loadtest.command import MIX
+from app.cli.loadtest.report import outcomes
+from app.cli.mix import Mix
 from bench import server
 from bench.gpu import beside, clock
 from bench.gpu.bench import Bench
 from bench.gpu.engine import Served
 from bench.gpu.networks import Network
 
-PICTURES = 16  # of a request: at thousands of pictures a second, one at a time would measure HTTP alone
+IMAGES = 16  # of a request: at thousands of images a second, one at a time would measure HTTP alone
 NPY = "application/x-npy"
 
 
 def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
     """Clients who ask again at once keep the server busy; in the midst of that its own counters are read twice."""
     ours = beside.load(bench, network)
-    pictures = bench.of(PICTURES, 2)
+    images = bench.of(IMAGES, 2)
     # Twice as many rows as one forward takes, so that there is always somebody for the next.
-    clients = max(4, 2 * ours.widths[-1] // pictures)
+    clients = max(4, 2 * ours.widths[-1] // images)
     mix = bench.of(MIX, "2:0.6,4:0.3,8:0.1")
-    found |= {"width": ours.widths[-1], "clients": clients, "pictures_of_a_request": pictures, "mix": mix}
+    found |= {"width": ours.widths[-1], "clients": clients, "images_of_a_request": images, "mix": mix}
     with _server(bench, ours) as served:
         target = load.Target(
             f"{served.base}/sample",
-            lambda steps, seed: {"sampler": "ddim", "steps": steps, "seed": seed * pictures, "n": pictures},
+            lambda steps, seed: {"sampler": "ddim", "steps": steps, "seed": seed * images, "n": images},
             NPY,
         )
         bench.tell("bare forwards")
@@ -58,14 +58,14 @@ def beside_bare(
 
     Args:
         forwards: how many of each width.
-        steps: of a picture, on average.
+        steps: of an image, on average.
         bare: seconds of a forward by width.
     """
     rows = sum(width * count for width, count in forwards.items())
     most = rows / sum(bare[width] * count for width, count in forwards.items())
     return {
-        "pictures_per_second": rows_per_second / steps,
-        "bare_pictures_per_second": most / steps,
+        "images_per_second": rows_per_second / steps,
+        "bare_images_per_second": most / steps,
         "share": rows_per_second / most,
     }
 

@@ -11,7 +11,10 @@ from bench.gpu.bench import Bench
 from bench.server import ROOT
 
 FOLDER = "tests/cuda"
-KERNELS = ("tests/model/test_kernels.py", "tests/model/test_kernels_rows.py")  # they run on the card where there is one
+KERNELS = (
+    "tests/model/network/test_kernels.py",
+    "tests/model/diffusion/test_machine_triton.py",
+)  # they run on the card where there is one
 WORKERS = 4  # processes that share the card: most of their time is the compiler's
 ENDS = ("passed", "failed", "errors", "skipped")
 

@@ -21,7 +21,7 @@ from torch import Tensor
 from bench.peers import common
 from bench.peers.table import QUIET
 from bench.server import ROOT
-from model.machine import Net
+from model.diffusion.machine import Net
 
 Rows = tuple[Tensor, Tensor, Tensor | None]
 

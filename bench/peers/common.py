@@ -22,12 +22,13 @@ from PIL import Image
 from torch import Tensor
 
 from app.engine.calibration import Wanted, calibrated, nets
-from model import latents, machine
 from model.checkpoint import Checkpoint, load
-from model.habits import Habits
-from model.pictures.convert import to_uint8
-from model.pictures.encode import png
-from model.samplers import SAMPLERS
+from model.diffusion import machine
+from model.diffusion.defaults import SamplingDefaults
+from model.diffusion.noise import draw_noise, seeded_generator
+from model.diffusion.samplers import SAMPLERS
+from model.images.convert import to_uint8
+from model.images.encode import png
 
 CAP = 8  # rows of a forward, for every server that batches
 PATIENCE = 3600  # seconds; more than any run takes, for servers that limit a request's time
@@ -68,13 +69,13 @@ def null_class(rows: int) -> Tensor | None:
 def table(steps: int) -> np.ndarray:
     """The walk in so many steps, one line each, as the checkpoint's scheduler config would have it."""
     found, ddim = checkpoint(), SAMPLERS["ddim"]
-    options = Habits.from_config(found.scheduler_config).options(ddim, steps, found.schedule.T)
+    options = SamplingDefaults.from_config(found.scheduler_config).options(ddim, steps, found.schedule.T)
     return ddim.compile(found.schedule, steps, **options).table(1)
 
 
 @dataclass(eq=False)
 class Row:
-    """One picture under way.
+    """One image under way.
 
     Attributes:
         state: [1, C, H, W].
@@ -88,7 +89,7 @@ class Row:
     @classmethod
     def of(cls, request: Mapping[str, Any]) -> Row:
         """The beginning of what ``{"steps": 20, "seed": 7}`` asks for."""
-        noise = latents.draw(latents.generator(int(request.get("seed", 0))), checkpoint().shape)
+        noise = draw_noise(seeded_generator(int(request.get("seed", 0))), checkpoint().shape)
         return cls(table(int(request["steps"])), noise[None])
 
     @property
@@ -98,7 +99,7 @@ class Row:
 
     @property
     def reply(self) -> dict[str, str]:
-        """The picture, as all peers answer."""
+        """The image, as all peers answer."""
         return reply(self.state[0])
 
 
@@ -132,9 +133,9 @@ def warm_up(net: Network) -> None:
         answer_all(net, [{"steps": 10, "seed": seed} for seed in range(width)])
 
 
-def reply(picture: Tensor) -> dict[str, str]:
-    """A picture in base64: raw little-endian float32, or PNG where :func:`in_png`."""
-    content = png(to_uint8(picture)) if in_png() else picture.numpy().astype("<f4").tobytes()
+def reply(image: Tensor) -> dict[str, str]:
+    """An image in base64: raw little-endian float32, or PNG where :func:`in_png`."""
+    content = png(to_uint8(image)) if in_png() else image.numpy().astype("<f4").tobytes()
     return {"image": base64.b64encode(content).decode()}
 
 
@@ -143,7 +144,7 @@ def in_png() -> bool:
     return os.environ.get(FORM) == "png"
 
 
-def picture(content: bytes) -> np.ndarray:
+def image(content: bytes) -> np.ndarray:
     """The numbers in an answer of a peer, flat."""
     found = base64.b64decode(json.loads(content)["image"])
     return pixels(found) if found.startswith(PNG) else np.frombuffer(found, "<f4")

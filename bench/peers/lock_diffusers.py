@@ -13,7 +13,7 @@ from fastapi import FastAPI
 from starlette.concurrency import run_in_threadpool
 
 from bench.peers import common, ports
-from model import latents
+from model.diffusion.noise import draw_noise, seeded_generator
 
 unet = UNet2DModel.from_pretrained(common.CHECKPOINT / "unet")  # type: ignore[no-untyped-call]
 unet.eval().requires_grad_(False)
@@ -31,7 +31,7 @@ async def sample(request: dict[str, Any]) -> dict[str, str]:
 def walk(steps: int, seed: int) -> dict[str, str]:
     scheduler = DDIMScheduler.from_config(common.checkpoint().scheduler_config)  # type: ignore[no-untyped-call]
     scheduler.set_timesteps(steps)
-    x = latents.draw(latents.generator(seed), common.checkpoint().shape)[None]
+    x = draw_noise(seeded_generator(seed), common.checkpoint().shape)[None]
     for t in scheduler.timesteps:
         eps = unet(x.to(unet.dtype), t, common.null_class(1)).sample.float()
         x = scheduler.step(eps, t, x, use_clipped_model_output=True).prev_sample

@@ -28,11 +28,11 @@ from typing import Any
 
 import torch
 
-from app.bench import load
-from app.bench.command import MIX
-from app.bench.load import LoadError, Record
-from app.bench.mix import Mix, poisson
-from app.bench.report import outcomes, spread
+from app.cli.loadtest import load
+from app.cli.loadtest.command import MIX
+from app.cli.loadtest.load import LoadError, Record
+from app.cli.loadtest.report import outcomes, spread
+from app.cli.mix import Mix, poisson
 from app.engine.calibration import bfloat16_is_native
 from bench.peers import common
 from bench.peers.bare import bare
@@ -71,7 +71,7 @@ class Settings:
 
 
 @dataclass
-class Visit:
+class RequestTask:
     """One server in one repeat; everything that is pooled later.
 
     Attributes:
@@ -90,12 +90,12 @@ class Visit:
     failure: str = ""
 
 
-def visit(peer: Peer, repeat: int, settings: Settings, capacity: float) -> Visit:
+def visit(peer: Peer, repeat: int, settings: Settings, capacity: float) -> RequestTask:
     """Everything that one server is put through in one repeat.
 
     After a load that left requests unanswered it is started afresh: it may still be at work on them.
     """
-    found = Visit(peer.name, repeat, round(os.getloadavg()[0], 2))
+    found = RequestTask(peer.name, repeat, round(os.getloadavg()[0], 2))
     todo: list[float | None] = [*settings.loads_of(peer), None]
     try:
         while todo:
@@ -109,7 +109,7 @@ def visit(peer: Peer, repeat: int, settings: Settings, capacity: float) -> Visit
 
 
 async def _put_through(
-    server: Running, todo: list[float | None], found: Visit, settings: Settings, capacity: float
+    server: Running, todo: list[float | None], found: RequestTask, settings: Settings, capacity: float
 ) -> None:
     """Take loads off ``todo``, None standing for the closed loop, until there are none or one left requests behind."""
     mix = Mix.parse(settings.mix)
@@ -163,7 +163,7 @@ def _facts(records: Sequence[Record]) -> dict[str, Any]:
     }
 
 
-def pooled(visits: Sequence[Visit], forward_seconds: float) -> dict[str, Any]:
+def pooled(visits: Sequence[RequestTask], forward_seconds: float) -> dict[str, Any]:
     """What all visits to each server come to, by load.
 
     Args:
@@ -262,7 +262,7 @@ def table(facts: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
-def write(path: Path, facts: dict[str, Any], visits: Sequence[Visit]) -> None:
+def write(path: Path, facts: dict[str, Any], visits: Sequence[RequestTask]) -> None:
     """Replace the file in one go; each visit takes one line."""
     head = json.dumps(facts, indent=1)[:-2]
     runs = ",\n".join("  " + json.dumps(asdict(each)) for each in visits)
@@ -280,10 +280,10 @@ def compare(peers: Sequence[Peer], repeats: int, settings: Settings, out: Path, 
     """
     plain = json.loads(json.dumps(asdict(settings)))
     facts: dict[str, Any] = {}
-    visits: list[Visit] = []
+    visits: list[RequestTask] = []
     if resume and out.exists():
         facts = json.loads(out.read_text(encoding="utf-8"))
-        visits = [Visit(**each) for each in facts.pop("visits")]
+        visits = [RequestTask(**each) for each in facts.pop("visits")]
         visits = [each for each in visits if not each.failure]
         if facts["settings"] != plain:
             raise SystemExit(f"{out} was measured with other settings: {facts['settings']}")

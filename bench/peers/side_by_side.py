@@ -23,9 +23,9 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from app.bench import load
-from app.bench.load import LoadError, Record
-from app.bench.mix import Mix
+from app.cli.loadtest import load
+from app.cli.loadtest.load import LoadError, Record
+from app.cli.mix import Mix
 from bench.peers import common
 from bench.peers.bare import bare
 from bench.peers.run import CLIENTS, DEEP, STEPS, versions

@@ -22,14 +22,14 @@ from typing import IO, Any
 import httpx
 import numpy as np
 
-from app.bench.load import Target
+from app.cli.loadtest.load import Target
 from bench.peers import common
 from bench.server import ROOT, free_port
 
 PYTHON = sys.executable
 START_SECONDS = 90
-STEPS, SEED, LIKE = 10, 0, 0.02  # of a picture that all must draw, values in [-1, 1] differing by no more
-LEAST_PNG = 500  # bytes of any picture here, and more than any answer without one
+STEPS, SEED, LIKE = 10, 0, 0.02  # of an image that all must draw, values in [-1, 1] differing by no more
+LEAST_PNG = 500  # bytes of any image here, and more than any answer without one
 MARK = "BENCH_MARK"
 QUIET = {
     "OMP_NUM_THREADS": "1",
@@ -61,7 +61,7 @@ class Peer:
         path: that is asked.
         body: (steps, seed) to the JSON of a request.
         accept, accept_png: what it is asked for, where answers are numbers, and where they are PNGs.
-        picture: the numbers in an answer, flat.
+        image: the numbers in an answer, flat.
         packages: whose versions matter.
         step_level: whether rows may join and leave between two forwards.
         warm_up: how many requests it is sent before anything is measured.
@@ -74,13 +74,13 @@ class Peer:
     body: Callable[[int, int], dict[str, Any]] = _plain
     accept: str = "application/json"
     accept_png: str = "application/json"
-    picture: Callable[[bytes], np.ndarray] = common.picture
+    image: Callable[[bytes], np.ndarray] = common.image
     packages: tuple[str, ...] = ()
     step_level: bool = False
     warm_up: int = 12
 
     def target(self, port: int) -> Target:
-        """Where and what to ask; every answer holds a whole picture."""
+        """Where and what to ask; every answer holds a whole image."""
         url = f"http://127.0.0.1:{port}{self.path}"
         if common.in_png():
             return Target(url, self.body, self.accept_png, LEAST_PNG)
@@ -103,7 +103,7 @@ PEERS = {
             body=lambda steps, seed: {"steps": steps, "seed": seed, "sampler": "ddim"},
             accept="application/x-npy",
             accept_png="image/png",
-            picture=_array,
+            image=_array,
             packages=("fastapi", "uvicorn"),
             step_level=True,
         ),
@@ -128,7 +128,7 @@ PEERS = {
             "BentoML",
             tuple(_BENTOML.split()),
             body=lambda steps, seed: {"requests": [{"steps": steps, "seed": seed}]},
-            picture=lambda content: common.picture(content.strip()[1:-1]),
+            image=lambda content: common.image(content.strip()[1:-1]),
             packages=("bentoml",),
         ),
         Peer("ray", "Ray Serve", _own("ray_server"), packages=("ray",)),
@@ -172,7 +172,7 @@ def running(peer: Peer) -> Iterator[Running]:
     """Start a server and warm it up; at the end every process of it is gone.
 
     Raises:
-        StartError: it did not answer within 90 seconds, or with another picture.
+        StartError: it did not answer within 90 seconds, or with another image.
     """
     port, mark = free_port(), uuid.uuid4().hex
     command = [PYTHON, *(part.format(port=port) for part in peer.command)]
@@ -196,7 +196,7 @@ def running(peer: Peer) -> Iterator[Running]:
 
 
 def ask(peer: Peer, target: Target, steps: int, seed: int, seconds: float | None = None) -> np.ndarray:
-    """The picture, flat.
+    """The image, flat.
 
     Raises:
         httpx.HTTPError: there was no answer, or a refusal.
@@ -204,7 +204,7 @@ def ask(peer: Peer, target: Target, steps: int, seed: int, seconds: float | None
     answer = httpx.post(
         target.url, json=target.body(steps, seed), headers={"accept": target.accept}, timeout=seconds, trust_env=False
     )
-    return peer.picture(answer.raise_for_status().content)
+    return peer.image(answer.raise_for_status().content)
 
 
 def _wait(peer: Peer, process: subprocess.Popen[bytes], target: Target, log: IO[bytes]) -> None:
@@ -224,16 +224,16 @@ def _wait(peer: Peer, process: subprocess.Popen[bytes], target: Target, log: IO[
 
 
 def _compare(name: str, found: np.ndarray) -> None:
-    """Everybody must draw the same picture, or some would do less work.
+    """Everybody must draw the same image, or some would do less work.
 
     Raises:
         StartError: it is another.
     """
     request = {"steps": STEPS, "seed": SEED}
-    mine = common.picture(json.dumps(common.answer_all(common.network(), [request])[0]).encode())
+    mine = common.image(json.dumps(common.answer_all(common.network(), [request])[0]).encode())
     least = 127.5 * LIKE if common.in_png() else LIKE
     if found.shape != mine.shape or not np.abs(found.astype(float) - mine.astype(float)).max() <= least:
-        raise StartError(f"{name} draws another picture")
+        raise StartError(f"{name} draws another image")
 
 
 def _end(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from model import pictures
 from model.data import Dataset
+from model.images import from_uint8
 
 BATCH = 250
 
@@ -67,7 +67,7 @@ def fitted(path: Path, dataset: Dataset, device: torch.device, epochs: int = 4) 
             order = np.random.default_rng(epoch).permutation(len(labels))
             for k in range(per_epoch):
                 index = order[k * BATCH : (k + 1) * BATCH]
-                x = pictures.from_uint8(dataset.images[index]).to(device)
+                x = from_uint8(dataset.images[index]).to(device)
                 loss = F.cross_entropy(net(x), labels[index].to(device), label_smoothing=0.05)
                 optimizer.zero_grad()
                 loss.backward()  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ def fitted(path: Path, dataset: Dataset, device: torch.device, epochs: int = 4) 
 
 @torch.inference_mode()
 def classify(net: Classifier, images: np.ndarray, device: torch.device) -> tuple[np.ndarray, np.ndarray]:
-    """Features [n, 64] and decisions [n] for uint8 pictures [n, H, W, C]."""
+    """Features [n, 64] and decisions [n] for uint8 images [n, H, W, C]."""
     features, decisions = [], []
     for x in batches(images, device):
         inner = net.features(x)
@@ -93,4 +93,4 @@ def classify(net: Classifier, images: np.ndarray, device: torch.device) -> tuple
 def batches(images: np.ndarray, device: torch.device) -> Iterator[Tensor]:
     """uint8 [n, H, W, C] as float32 [B, C, H, W] in [-1, 1], a few at a time."""
     for first in range(0, len(images), BATCH):
-        yield pictures.from_uint8(images[first : first + BATCH]).to(device)
+        yield from_uint8(images[first : first + BATCH]).to(device)

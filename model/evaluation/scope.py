@@ -1,4 +1,4 @@
-"""What is evaluated: which walks, within which budgets, with how many pictures."""
+"""What is evaluated: which walks, within which budgets, with how many images."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from model.habits import Habits
-from model.plan import Plan
-from model.samplers import SAMPLERS
-from model.schedule import NoiseSchedule, ScheduleError
+from model.diffusion.defaults import SamplingDefaults
+from model.diffusion.plan import Plan
+from model.diffusion.samplers import SAMPLERS
+from model.diffusion.schedule import NoiseSchedule, ScheduleError
 
 
 @dataclass(frozen=True)
@@ -17,15 +17,15 @@ class Scope:
     """How much is measured.
 
     Attributes:
-        pictures: generated with each walk; picture i is drawn from seed i, with class i modulo their number.
+        images: generated with each walk; image i is drawn from seed i, with class i modulo their number.
         budgets: numbers of network evaluations; each sampler takes the longest walk that keeps within them.
         long: the budget for ``ddpm`` alone, or None.
-        inverted: how many held-out pictures are encoded and decoded again.
+        inverted: how many held-out images are encoded and decoded again.
         inversion_steps: step counts of those round trips.
-        reference: how many held-out pictures all others are compared with.
+        reference: how many held-out images all others are compared with.
     """
 
-    pictures: int = 1000
+    images: int = 1000
     budgets: tuple[int, ...] = (5, 10, 20, 50, 100)
     long: int | None = 1000
     inverted: int = 256
@@ -33,7 +33,7 @@ class Scope:
     reference: int = 10_000
 
 
-QUICK = Scope(pictures=100, budgets=(5, 10, 20), long=None, inverted=16, inversion_steps=(20, 50), reference=2000)
+QUICK = Scope(images=100, budgets=(5, 10, 20), long=None, inverted=16, inversion_steps=(20, 50), reference=2000)
 
 # What is compared: the label in tables and plots, the sampler, and options that differ from the defaults.
 WALKS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -56,7 +56,7 @@ WALKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One walk whose pictures are looked at.
+    """One walk whose images are looked at.
 
     Attributes:
         walk: its label.
@@ -71,7 +71,7 @@ class Cell:
     plan: Plan
 
 
-def cells(schedule: NoiseSchedule, habits: Habits, scope: Scope) -> Iterator[Cell]:
+def cells(schedule: NoiseSchedule, habits: SamplingDefaults, scope: Scope) -> Iterator[Cell]:
     """Every walk within each budget, as the server would take it by default."""
     for label, (name, options) in WALKS.items():
         sampler = SAMPLERS[name]

@@ -9,15 +9,17 @@ import pytest
 import torch
 
 from app.engine.calibration import Wanted, calibrated, nets
-from app.engine.lane import Lane
+from app.engine.jobs import Lane
 from app.engine.runner import Runner
-from model import checkpoint, samplers, staging
-from model.folded import Folded
-from model.graphs import Arithmetic, Graphed
-from model.plan import Clip
-from tests.app.test_engine_walks import assert_as_near_as_the_plain_loop, unlike_requests
+from model import checkpoint
+from model.device import to_host
+from model.diffusion import samplers
+from model.diffusion.plan import Clip
+from model.network.cuda_graphs import Arithmetic, Graphed
+from model.network.inference import InferenceUNet
+from tests.app.engine.test_engine_plans import assert_as_near_as_the_plain_loop, unlike_requests
 from tests.engines import ask, engine_on
-from tests.model.test_folded import SHAPES, network, rows
+from tests.model.network.test_inference import SHAPES, network, rows
 
 pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device"), pytest.mark.anyio]
 CARD = torch.device("cuda")
@@ -49,7 +51,7 @@ def runner(ckpt, prepared):
 @torch.inference_mode()
 def test_a_replayed_forward_has_the_bits_of_a_launched_one(shape, dtype, layout):
     net = network(**SHAPES[shape]).to(CARD)
-    fold = Folded(net, 1000, dtype, layout)
+    fold = InferenceUNet(net, 1000, dtype, layout)
     graphed = Graphed(fold, Arithmetic())
     graphed.capture([1, 5])
     x, t, y = (None if each is None else each.to(CARD) for each in rows(net))
@@ -67,7 +69,7 @@ def test_the_card_computes_the_same_function(shape, layout):
     net = network(**SHAPES[shape])
     x, t, y = rows(net)
     said = net(x, t, y)
-    there = Graphed(Folded(net.to(CARD), 1000, layout=layout), Arithmetic())
+    there = Graphed(InferenceUNet(net.to(CARD), 1000, layout=layout), Arithmetic())
     there.capture([5])
     assert (there(x.to(CARD), t, y).cpu() - said).abs().max() < 1e-5
 
@@ -101,7 +103,7 @@ async def test_rows_do_not_depend_on_neighbours_slots_or_joins(runner, found):
     solo = await served(in_turn)
     for how in (at_once, joining):
         for one, other in zip(solo, await served(how), strict=True):
-            assert torch.equal(one.pictures, other.pictures)
+            assert torch.equal(one.images, other.images)
 
 
 async def test_every_walk_is_as_near_to_the_exact_one_as_a_plain_loop_on_the_cpu(runner, found, tiny_ckpt):
@@ -141,7 +143,7 @@ def test_what_is_copied_home_is_there_when_its_event_is_over():
     big = torch.randn(64, 1 << 20, device=CARD)
     for _ in range(5):
         big = big.roll(1, 1)
-        home, ended = staging.to_host(big[:4]), torch.cuda.Event()
+        home, ended = to_host(big[:4]), torch.cuda.Event()
         ended.record()
         ended.synchronize()
         seen = home.clone()  # before anything else waits for the card

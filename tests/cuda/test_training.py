@@ -13,9 +13,9 @@ import pytest
 import torch
 
 from model import checkpoint
-from model.batches import Batches
-from model.training import AHEAD, Trainer
-from model.training_run import train
+from model.training.batches import Batches
+from model.training.run import train
+from model.training.trainer import AHEAD, Trainer
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
 
 pytestmark = [
@@ -49,7 +49,7 @@ def deterministic():
 
 
 @pytest.mark.parametrize("resident", [True, False])
-def test_the_order_of_the_pictures_is_that_of_a_cpu_and_the_noise_repeats(resident):
+def test_the_order_of_the_images_is_that_of_a_cpu_and_the_noise_repeats(resident):
     recipe, dataset = replace(TINY, flip=False, label_drop=0.0, batch=7), shades(10)
     there, again = (Batches(recipe, dataset, 1000, CUDA, resident) for _ in range(2))
     here = Batches(recipe, dataset, 1000, CPU)

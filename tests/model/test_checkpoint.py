@@ -7,12 +7,13 @@ import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from safetensors.torch import load_file, save_file
 
-from model import checkpoint, machine
+from model import checkpoint
 from model.checkpoint import WEIGHTS, Card, CheckpointError
-from model.plan import Clip
-from model.samplers import ddpm
-from model.unet import UNet
-from model.unet_config import UNetConfig
+from model.diffusion import machine
+from model.diffusion.plan import Clip
+from model.diffusion.samplers import ddpm
+from model.network.config import UNetConfig
+from model.network.unet import UNet
 
 CONFIG = UNetConfig(
     sample_size=8,
@@ -134,7 +135,7 @@ def test_diffusers_opens_our_folder_as_a_pipeline(folder):
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     theirs = pipeline(2, generators, num_inference_steps=10, output_type="np").images
     found = machine.sample(ours.net, ddpm(ours.schedule, 10, clip=Clip(1.0)), seeds, ours.shape)
-    # float32, 10 steps: see test_machine; the pipeline's pictures lie in [0, 1].
+    # float32, 10 steps: see test_machine; the pipeline's images lie in [0, 1].
     assert (found.clamp(-1, 1) / 2 + 0.5 - torch.from_numpy(theirs).movedim(-1, 1)).abs().max() < 1e-4
 
 

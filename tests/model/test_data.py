@@ -38,7 +38,7 @@ def test_npz_with_labels_and_names(tmp_path):
     assert found.classes == ("cat", "dog")
 
 
-def test_npz_of_grey_pictures_without_labels(tmp_path):
+def test_npz_of_grey_images_without_labels(tmp_path):
     images = pixels(2, 4, 4)
     np.savez(tmp_path / "a.npz", images=images)
     found = data.load(tmp_path / "a.npz", 4, channels=1)
@@ -72,7 +72,7 @@ def test_idx_file_without_labels_beside_it(tmp_path):
     assert found.labels is None
 
 
-def test_idx_pictures_that_are_shrunk(tmp_path):
+def test_idx_images_that_are_shrunk(tmp_path):
     images = pixels(2, 8, 8)
     write_idx(tmp_path / "images.gz", images)
     expected = images.reshape(2, 4, 2, 4, 2).mean(axis=(2, 4)).round()
@@ -83,7 +83,7 @@ def test_folder_without_classes(tmp_path):
     first, second = pixels(4, 4, 3, seed=3), pixels(2, 4, 3, seed=4)
     Image.fromarray(second).save(tmp_path / "b.PNG")
     Image.fromarray(first).save(tmp_path / "a.png")
-    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "notes.txt").write_text("no image")
     found = data.load(tmp_path, 4)
     assert np.array_equal(found.images[0], first)
     assert np.array_equal(found.images[1, 1:3], second)
@@ -102,7 +102,7 @@ def test_folder_whose_subfolders_are_classes(tmp_path):
     assert found.labels.tolist() == [0, 0, 1]
 
 
-def test_folder_brings_every_picture_to_one_size(tmp_path):
+def test_folder_brings_every_image_to_one_size(tmp_path):
     Image.fromarray(np.full((8, 16), 200, np.uint8)).save(tmp_path / "a.png")
     Image.fromarray(np.full((3, 3), 100, np.uint8)).save(tmp_path / "b.png")
     found = data.load(tmp_path, 4, channels=1).images[..., 0]
@@ -112,14 +112,14 @@ def test_folder_brings_every_picture_to_one_size(tmp_path):
 
 @pytest.mark.parametrize(("channels", "mode"), [(1, "RGB"), (3, "L"), (3, "P"), (3, "RGBA")])
 def test_folder_converts_colours(tmp_path, channels, mode):
-    picture = Image.fromarray(np.full((4, 4, 3), 102, np.uint8)).convert(mode)  # a grey that palettes have
-    picture.save(tmp_path / "a.png")
+    image = Image.fromarray(np.full((4, 4, 3), 102, np.uint8)).convert(mode)  # a grey that palettes have
+    image.save(tmp_path / "a.png")
     found = data.load(tmp_path, 4, channels)
     assert found.images.shape == (1, 4, 4, channels)
     assert np.all(found.images == 102)
 
 
-def test_smaller_pictures_are_centred_on_black():
+def test_smaller_images_are_centred_on_black():
     images = pixels(2, 4, 6, 3) | 1
     found = data.fit(images, 8)
     assert found.dtype == np.uint8
@@ -133,7 +133,7 @@ def test_padding_that_cannot_be_halved_puts_the_rest_right_and_below():
 
 
 @pytest.mark.parametrize(("height", "width"), [(8, 8), (8, 4), (12, 12), (4, 16)])
-def test_larger_pictures_are_area_averaged(height, width):
+def test_larger_images_are_area_averaged(height, width):
     images, factor = pixels(3, height, width, 3), max(height, width) // 4
     h, w = height // factor, width // factor
     expected = images.reshape(3, h, factor, w, factor, 3).mean(axis=(2, 4))
@@ -145,16 +145,16 @@ def test_larger_pictures_are_area_averaged(height, width):
     assert not found.any()
 
 
-def test_shrinking_keeps_the_order_of_many_pictures():
+def test_shrinking_keeps_the_order_of_many_images():
     images = np.repeat(np.arange(9000) % 251, 4).astype(np.uint8).reshape(9000, 2, 2, 1)
     assert np.array_equal(data.fit(images, 1)[:, 0, 0, 0], np.arange(9000) % 251)
 
 
-def test_a_very_long_picture_keeps_at_least_a_line():
+def test_a_very_long_image_keeps_at_least_a_line():
     assert data.fit(np.full((1, 1, 300, 1), 7, np.uint8), 8).max() == 7
 
 
-def test_a_picture_of_the_right_size_is_left_alone():
+def test_a_image_of_the_right_size_is_left_alone():
     images = pixels(2, 5, 5, 1)
     assert np.array_equal(data.fit(images, 5), images)
 
@@ -179,28 +179,28 @@ def idx_cut_short(path):
 
 
 def folder_of_text(path):
-    (path / "notes.txt").write_text("no picture")
+    (path / "notes.txt").write_text("no image")
     return path
 
 
-def folder_with_a_broken_picture(path):
-    (path / "a.png").write_bytes(b"no picture")
+def folder_with_a_broken_image(path):
+    (path / "a.png").write_bytes(b"no image")
     return path
 
 
 IMAGES = pixels(3, 4, 4, 1)
 UNREADABLE = {
-    "nothing": (lambda path: path / "nowhere", "neither a folder of pictures, an .npz nor an idx"),
-    "text-file": (written("a.txt", b"x"), "neither a folder of pictures"),
-    "empty-folder": (lambda path: path, "holds no pictures"),
-    "folder-of-text": (folder_of_text, "holds no pictures"),
-    "folder-broken-picture": (folder_with_a_broken_picture, r"a\.png"),
-    "npz-without-images": (npz(pictures=IMAGES), "has pictures, but no 'images'"),
+    "nothing": (lambda path: path / "nowhere", "neither a folder of images, an .npz nor an idx"),
+    "text-file": (written("a.txt", b"x"), "neither a folder of images"),
+    "empty-folder": (lambda path: path, "holds no images"),
+    "folder-of-text": (folder_of_text, "holds no images"),
+    "folder-broken-image": (folder_with_a_broken_image, r"a\.png"),
+    "npz-without-images": (npz(images=IMAGES), "has images, but no 'images'"),
     "npz-floats": (npz(images=IMAGES / 255), r"expected uint8 \[N, H, W, 1 or 3\], found float64 \[3, 4, 4, 1\]"),
     "npz-flat": (npz(images=IMAGES[0, 0]), "expected uint8"),
     "npz-two-channels": (npz(images=pixels(3, 4, 4, 2)), r"found uint8 \[3, 4, 4, 2\]"),
     "npz-empty": (npz(images=pixels(0, 4, 4, 1)), "expected uint8"),
-    "npz-labels-short": (npz(images=IMAGES, labels=np.array([0, 1])), "one label of 0 or more for each of 3 pictures"),
+    "npz-labels-short": (npz(images=IMAGES, labels=np.array([0, 1])), "one label of 0 or more for each of 3 images"),
     "npz-labels-negative": (npz(images=IMAGES, labels=np.array([0, 1, -1])), "one label of 0 or more"),
     "npz-names-short": (
         npz(images=IMAGES, labels=np.array([0, 1, 2]), names=np.array(["a", "b"])),
@@ -252,6 +252,6 @@ def test_what_has_no_test_half_says_so(tmp_path):
     (tmp_path / "photos").mkdir()
     (tmp_path / "idx").mkdir()
     write_idx(tmp_path / "idx" / "train-images-idx3-ubyte.gz", pixels(2, 4, 4))
-    for path, words in (("a.npz", "no 'test_images'"), ("photos", "no test pictures of its own"), ("idx", "t10k")):
+    for path, words in (("a.npz", "no 'test_images'"), ("photos", "no test images of its own"), ("idx", "t10k")):
         with pytest.raises(DataError, match=words):
             data.load(tmp_path / path, 4, split="test")

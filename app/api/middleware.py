@@ -1,0 +1,94 @@
+"""The frame around every request: its id, its size, its time, its line in the log. Plain ASGI: nothing is buffered."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from collections.abc import Callable
+
+from fastapi import HTTPException, Request, Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.telemetry.logs import REQUEST_ID
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger("unstir.http")
+_SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}")
+
+
+class Frame:
+    """Gives each request an id (the client's own, if it sent a printable one), and measures and logs its answer.
+
+    What nobody else has caught ends here: ``on_defect`` makes the answer of it.
+    """
+
+    def __init__(self, app: ASGIApp, metrics: Metrics, on_defect: Callable[[Request, Exception], Response]) -> None:
+        self.app = app
+        self.metrics = metrics
+        self.on_defect = on_defect
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        began = time.perf_counter()
+        sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
+        scope.setdefault("state", {})["request_id"] = request_id
+        REQUEST_ID.set(request_id)
+        status = 0
+
+        async def framed(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                told = f"total;dur={(time.perf_counter() - began) * 1e3:.3f}".encode()
+                mine = ((b"x-request-id", request_id.encode()), (b"server-timing", told))
+                message["headers"] = [*message["headers"], *mine]
+            await send(message)
+
+        try:
+            await self.app(scope, receive, framed)
+        except Exception as error:
+            if status:  # the answer is already on its way: only the connection can be broken off
+                raise
+            await self.on_defect(Request(scope), error)(scope, receive, framed)
+        finally:
+            seconds = time.perf_counter() - began
+            # Unknown paths share one label, or a scanner could make the metrics grow without end.
+            endpoint = getattr(scope.get("route"), "path", "other")
+            sampler = scope["state"].get("sampler", "")
+            self.metrics.requests.labels(endpoint, sampler, status).inc()
+            self.metrics.duration.labels(endpoint, sampler).observe(seconds)
+            method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
+            fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
+            log.info("%s %s %d %.1f ms", method, path, status, took, extra={"fields": fields})
+
+
+class BodyLimit:
+    """Refuses bodies over a limit: by their Content-Length before a byte is read, or when the count passes it."""
+
+    def __init__(self, app: ASGIApp, limit: int) -> None:
+        self.app = app
+        self.limit = limit
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        declared = dict(scope["headers"]).get(b"content-length", b"0")
+        seen = 0
+
+        async def counted() -> Message:
+            nonlocal seen
+            if declared.isdigit() and int(declared) > self.limit:
+                raise HTTPException(413, f"{int(declared)} bytes")
+            message = await receive()
+            seen += len(message.get("body", b""))
+            if seen > self.limit:
+                raise HTTPException(413, f"more than {self.limit} bytes")
+            return message
+
+        await self.app(scope, counted, send)

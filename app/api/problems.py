@@ -1,0 +1,85 @@
+"""Errors as answers: every one in the shape of RFC 9457, whoever found it."""
+
+from __future__ import annotations
+
+import logging
+from itertools import groupby
+from typing import Any
+
+from fastapi import Request, Response
+from fastapi.responses import JSONResponse
+from starlette.exceptions import HTTPException
+
+from app import errors
+from app.api.body import encodable, plain
+from app.api.responses.schemas import FieldProblem, Problem
+from app.errors import InvalidJSON, UnstirError
+
+log = logging.getLogger("unstir.http")
+REJECTIONS = (errors.TryLater, errors.TooLate, errors.BodyTooLarge, errors.ImageTooLarge)
+DECLARED: dict[int | str, dict[str, Any]] = {
+    status: {"model": Problem, "description": " / ".join(kind.title for kind in kinds)}
+    for status, kinds in groupby(sorted(errors.catalogue(), key=lambda kind: kind.status), lambda kind: kind.status)
+    if status not in (404, 405, 499)
+}
+
+
+def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
+    """The problem details of an error."""
+    content = Problem(
+        type=f"urn:unstir:problem:{error.code}",
+        title=error.title,
+        status=error.status,
+        detail=encodable(error.detail),
+        code=error.code,
+        request_id=request_id,
+        errors=[
+            FieldProblem(field=encodable(field)[:200], value=plain(value), remedy=remedy)
+            for field, value, remedy in error.fields[: errors.MOST_FIELDS]
+        ],
+    )
+    return content.model_dump(mode="json", exclude_defaults=True)
+
+
+def problem(request: Request, error: UnstirError) -> JSONResponse:
+    """Any error in the one shape."""
+    if isinstance(error, REJECTIONS):
+        request.app.state.service.metrics.rejections.labels(error.code).inc()
+    content = describe(error, request.scope["state"]["request_id"])
+    return JSONResponse(content, error.status, headers=error.headers, media_type="application/problem+json")
+
+
+async def on_unstir_error(request: Request, error: Exception) -> Response:
+    """Ours, as it is."""
+    assert isinstance(error, UnstirError)
+    return problem(request, error)
+
+
+async def on_http_exception(request: Request, error: Exception) -> Response:
+    """What Starlette refuses by itself, and our own body limit."""
+    assert isinstance(error, HTTPException)
+    where = f"{request.method} {request.url.path}"
+    answer: UnstirError
+    match error.status_code:
+        case 404:
+            answer = errors.NotFound(f"{where}: see /docs for what there is")
+        case 405:
+            answer = errors.MethodNotAllowed(f"{where}: use {(error.headers or {}).get('Allow', 'another method')}")
+        case 413:
+            limit = request.app.state.service.settings.max_body_bytes
+            answer = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
+        case _:
+            answer = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
+    answer.headers |= dict(error.headers or {})
+    return problem(request, answer)
+
+
+def on_defect(request: Request, error: Exception) -> Response:
+    """A bug: the client learns the request id, the log has the rest."""
+    return problem(request, defect(error, request.scope["state"]["request_id"]))
+
+
+def defect(error: Exception, request_id: str) -> UnstirError:
+    """What a client is told of a bug, after it was logged."""
+    log.error("unexpected error, id=%s", request_id, exc_info=error)
+    return errors.Internal("the log has the details under this request id; please report it")

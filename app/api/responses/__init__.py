@@ -1,0 +1,1 @@
+"""One outcome in the form that the client asked for: image, sheet, animation, numbers, archive, JSON."""

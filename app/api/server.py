@@ -1,0 +1,98 @@
+"""The process: uvicorn, and what SIGTERM means."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import signal
+import sys
+from types import FrameType
+
+import uvicorn
+
+from app.api.app import create_app
+from app.operations.service import Service
+from app.settings import Settings
+from app.telemetry import logs
+
+# Whoever closes an idle connection first must not be the server: a request that is just being sent would be lost.
+# Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, balancers); uvicorn would for 5.
+KEEP_ALIVE_SECONDS = 75
+LINGER_SECONDS = 5  # for answers on their way, once no work is left; a client that does not read must not hold us up
+
+
+class Server(uvicorn.Server):
+    """Drains before it stops: the port stays open, so that /readyz can say why, until accepted work is answered."""
+
+    service: Service
+    loop: asyncio.AbstractEventLoop | None = None
+    signals = 0
+
+    async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
+        """Remember the loop for the signal handler."""
+        self.loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+
+    def handle_exit(self, sig: int, _: FrameType | None) -> None:
+        """First signal: drain, then stop. Second: answer what runs with 503, and stop. Third: stop."""
+        self.signals += 1
+        if self.loop is None or self.signals > 2:
+            self.should_exit = self.force_exit = True
+        elif self.signals == 2:
+            self.loop.call_soon_threadsafe(self._stop)
+        else:
+            logging.getLogger("unstir").info("%s: draining", signal.Signals(sig).name)
+            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+
+    async def _drain(self) -> None:
+        await self.service.drain()
+        self._stop()
+
+    def _stop(self) -> None:
+        self.service.close()  # whatever still runs is answered now, so that its connection ends
+        self.should_exit = True
+
+
+def prepared(settings: Settings) -> Server:
+    """A server that runs as :func:`serve` has it, once it is told to."""
+    # The device thread gives the lock of the interpreter up at every operation, and a busy event loop keeps it for a
+    # whole interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
+    sys.setswitchinterval(0.0005)
+    logs.configure(settings.log_level, settings.log_format)
+
+    def give_up() -> None:
+        server.should_exit = True
+
+    app = create_app(settings, on_failure=give_up)
+    config = uvicorn.Config(
+        app,
+        host=settings.host,
+        port=settings.port,
+        log_config=None,
+        access_log=False,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=LINGER_SECONDS,
+    )
+    server = Server(config)
+    server.service = app.state.service
+    return server
+
+
+def serve(settings: Settings) -> int:
+    """Serve until told to stop; returns the exit status, 1 if the network could not be loaded."""
+    server = prepared(settings)
+    status = 0
+    try:
+        server.run()
+    except SystemExit as stopped:  # uvicorn could not listen, and has said why
+        status = int(stopped.code or 0)
+    if status:
+        where = f"{settings.host}:{settings.port}"
+        logging.getLogger("unstir").error(
+            "no listening on %s: choose another --port (UNSTIR_PORT) or --host (UNSTIR_HOST)", where
+        )
+    if server.service.loading:  # leave without the loading thread, which may be deep in the device
+        logging.shutdown()
+        os._exit(status)
+    return 1 if server.service.failure else status

@@ -1,0 +1,254 @@
+"""Requests as clients see them: plain words, ranges, examples."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from typing import Annotated, Any, Self
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import WithJsonSchema as Described
+
+from app.engine.jobs import Look
+from model.diffusion.interpolation import Inversion as Interpolation
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.samplers import SAMPLERS
+from model.diffusion.schedule import Spacing
+from model.images import Fit
+
+MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
+MAX_TRAJECTORY = 100
+MAX_ENDS = 8
+
+
+def _known_sampler(name: str) -> str:
+    if name not in SAMPLERS:
+        raise ValueError(f"choose one of {', '.join(SAMPLERS)}")
+    return name
+
+
+def _known_method(name: str) -> str:
+    if name not in INVERSIONS:
+        raise ValueError(f"choose one of {', '.join(INVERSIONS)}")
+    return name
+
+
+def _from_base64(value: Any) -> Any:
+    """Files of a form are bytes already; JSON has them in base64, which a browser may have made a data URL."""
+    if not isinstance(value, str):
+        return value
+    if value.startswith("data:"):
+        value = value.partition(",")[2]
+    try:
+        return base64.b64decode(value, validate=True)
+    except (binascii.Error, ValueError):
+        raise ValueError("send the file's bytes in base64, or the file itself in a form") from None
+
+
+def _to_base64(content: bytes) -> str:
+    return base64.b64encode(content).decode()
+
+
+Content = Annotated[
+    bytes,
+    BeforeValidator(_from_base64),
+    PlainSerializer(_to_base64, return_type=str),
+    Described({"type": "string", "format": "byte", "description": "A file in base64."}),
+]
+SamplerName = Annotated[str, AfterValidator(_known_sampler), Field(json_schema_extra={"enum": list(SAMPLERS)})]
+MethodName = Annotated[str, AfterValidator(_known_method), Field(json_schema_extra={"enum": list(INVERSIONS)})]
+Label = int | str | None
+FitField = Annotated[
+    Fit,
+    Field(
+        description="What is done to images of another size: exact refuses them, resize stretches, crop fills the "
+        "frame and cuts off the rest, pad shows all of it on the background."
+    ),
+]
+LookField = Annotated[
+    Look,
+    Field(description="x_0 shows what the network takes the image to be on the way, x_t the noisy state itself."),
+]
+ENTRIES = "\n".join(f"- `{sampler.name}`: {sampler.summary}" for sampler in SAMPLERS.values())
+INVERSION_LINES = "\n".join(f"- `{method.name}`: {method.summary}" for method in INVERSIONS.values())
+STRICT = ConfigDict(
+    extra="forbid",
+    strict=True,  # "2" is no number and true no label; silent coercion hides mistakes
+    allow_inf_nan=False,
+)
+
+
+class Latent(BaseModel):
+    """An x_T: one of its three forms. A bare number is a seed."""
+
+    model_config = STRICT
+
+    seed: int | None = Field(None, ge=0, le=MAX_SEED, description="x_T ~ N(0, I), drawn from this seed.")
+    npy: Content | None = Field(
+        None, description="A .npy of float32 [C, H, W], or [2, C, H, W] for the pair of `obelm`, in base64."
+    )
+    image: Content | None = Field(None, description="An image, in base64; it is encoded first, as /invert does.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _bare_seed(cls, value: Any) -> Any:
+        return {"seed": value} if isinstance(value, int) and not isinstance(value, bool) else value
+
+    @model_validator(mode="after")
+    def _one_form(self) -> Self:
+        if sum(form is not None for form in (self.seed, self.npy, self.image)) != 1:
+            raise ValueError("give one of seed, npy and image")
+        return self
+
+
+class Walking(BaseModel):
+    """What `/sample` and `/interpolate` have in common: how to walk from noise to image."""
+
+    model_config = STRICT
+
+    sampler: SamplerName = Field("ddim", description=f"How to walk from noise to image.\n\n{ENTRIES}")
+    steps: int | None = Field(
+        None,
+        ge=1,
+        description="Steps of the walk, up to the T of the network's training (`timesteps` of `/model`); "
+        "by default the sampler's.",
+    )
+    eta: float | None = Field(
+        None, ge=0, le=1, description="ddim only: 0 (default) is deterministic, 1 as noisy as ddpm."
+    )
+    order: int | None = Field(
+        None,
+        ge=1,
+        le=3,
+        description="dpmpp_2m, unipc and (up to 2) dpmpp_2m_sde only: how many past steps they learn from; default 2.",
+    )
+    warmup: bool | None = Field(
+        None, description="pndm only: take the first three steps by Runge-Kutta, for eight evaluations more."
+    )
+    spacing: Spacing | None = Field(
+        None,
+        description="Which noise levels are visited; by default those that suit the sampler, else the checkpoint's, "
+        "or trailing where so few steps would not reach the noise.",
+    )
+    clip: bool | None = Field(
+        None,
+        description="Keep the predicted image within range on the way; by default as the checkpoint says, and off "
+        "where the walk returns to an image that was encoded.",
+    )
+    guidance: float = Field(
+        1.0,
+        ge=0,
+        le=20,
+        description="Weight of classifier-free guidance: 1 is none, 1.5 to 4 follow the label more closely at the "
+        "price of variety, above that images suffer, below 1 they heed the label less; doubles the evaluations.",
+    )
+    reproducible: bool = Field(
+        False, description="The same bytes at any load, at the price of forwards that are padded to one width."
+    )
+    fit: FitField = "exact"
+
+
+class SampleRequest(Walking):
+    """What to draw. Every field may be left out."""
+
+    model_config = ConfigDict(
+        json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
+    )
+
+    n: int = Field(1, ge=1, description="How many images, up to `max_images` of `/model`.")
+    seed: int | None = Field(
+        None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i; left out, a seed is drawn and reported."
+    )
+    latent: Latent | None = Field(
+        None,
+        description="Where the walk begins, instead of an x_T drawn from `seed`: a seed, a .npy, or an image, which "
+        "is encoded first. With fresh noise on the way, `seed` still decides that noise.",
+    )
+    label: Label = Field(
+        None, description="Class, by name (in any case) or index; left out, the network draws of any class."
+    )
+    trajectory: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_TRAJECTORY,
+        description="Frames along the walk, up to its number of evaluations: the animation or the strip of how the "
+        "image comes out of the noise.",
+    )
+    trajectory_of: LookField = "x_0"
+
+
+class InvertRequest(BaseModel):
+    """An image to encode."""
+
+    model_config = ConfigDict(
+        **STRICT, json_schema_extra={"examples": [{"image": "<base64>", "method": "fixed_point", "steps": 50}]}
+    )
+
+    image: Content = Field(description="PNG, JPEG, WebP or GIF (its first frame).")
+    method: MethodName = Field("fixed_point", description=f"How to walk from image to noise.\n\n{INVERSION_LINES}")
+    steps: int = Field(50, ge=1, description="Steps of the walk, which the way back takes again; up to T.")
+    refinements: int | None = Field(
+        None,
+        ge=1,
+        le=50,
+        description="fixed_point only: K, iterations after the first guess of each step; default 3. More come nearer.",
+    )
+    spacing: Spacing | None = Field(
+        None, description="Which noise levels are visited; by default those that /sample takes for the same steps."
+    )
+    label: Label = Field(
+        None, description="Class that the image is of, by name or index; left out, any. The way back needs the same."
+    )
+    fit: FitField = "exact"
+    check: bool = Field(True, description="Decode the latent again, and report how near it came to the image.")
+    reproducible: bool = Field(
+        False, description="The same latent at any load. The way back is reproducible in any case."
+    )
+    trajectory: int | None = Field(
+        None,
+        ge=2,
+        le=MAX_TRAJECTORY,
+        description="Frames along the walk up, to see the image being stirred; up to its number of evaluations.",
+    )
+    trajectory_of: LookField = "x_0"
+
+
+class InterpolateRequest(Walking):
+    """What to walk between: `a` and `b`; or `latents` with `weights`; or four of them as the corners of a `grid`."""
+
+    model_config = ConfigDict(
+        json_schema_extra={
+            "examples": [
+                {"a": {"seed": 7}, "b": {"seed": 8}, "frames": 8, "label": "lorelei"},
+                {"latents": [1, 2, 3, 4], "grid": [5, 5]},
+                {"latents": [1, 2, 3], "weights": [0.5, 0.25, 0.25]},
+            ]
+        }
+    )
+
+    a: Latent | None = Field(None, description="Where the way begins.")
+    b: Latent | None = Field(None, description="Where it ends.")
+    latents: list[Latent] | None = Field(
+        None, min_length=2, max_length=MAX_ENDS, description="2 to 8 with `weights`, or 4 with `grid`."
+    )
+    weights: list[float] | None = Field(
+        None, description="One for each of `latents`, 0 or more; only their ratios matter. Gives one image."
+    )
+    grid: list[int] | None = Field(
+        None,
+        min_length=2,
+        max_length=2,
+        description="[rows, columns] between four corners: top left, top right, bottom left, bottom right.",
+    )
+    frames: int | None = Field(
+        None, ge=2, description="Images from a to b, both included; default 8, up to `max_images` of `/model`."
+    )
+    method: Interpolation = Field(
+        "slerp",
+        description="slerp keeps to the sphere that latents lie on; lerp cuts across it, and washes images out.",
+    )
+    label: Label = Field(None, description="Class of all images, by name or index; left out, any.")
+    labels: list[Label] | None = Field(
+        None,
+        description="Instead of `label`, a class for each end; between them the network's class embedding is mixed.",
+    )

@@ -1,1 +1,0 @@
-"""One outcome in the form that the client asked for: picture, sheet, animation, numbers, archive, JSON."""

@@ -1,1 +1,0 @@
-"""Requests and answers as clients see them: plain words, ranges, examples."""

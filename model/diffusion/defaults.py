@@ -1,0 +1,52 @@
+"""SamplingDefaults: how a checkpoint's scheduler config says that its network should be walked with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from model.diffusion.plan import Clip
+from model.diffusion.samplers import Sampler, Variance
+from model.diffusion.schedule import ScheduleError, Spacing, covering_spacing
+
+
+@dataclass(frozen=True)
+class SamplingDefaults:
+    """How a checkpoint's scheduler config says that its network should be walked with."""
+
+    clip: Clip | None = None
+    clip_limit: float = 1.0
+    spacing: Spacing = "leading"
+    variance: Variance = "fixed_small"
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> SamplingDefaults:
+        """Read a diffusers ``scheduler_config.json``."""
+        limit = float(config.get("clip_sample_range", 1.0))
+        clip = Clip(limit) if config.get("clip_sample", True) else None
+        if config.get("thresholding"):
+            clip = Clip(
+                float(config.get("sample_max_value", 1.0)), float(config.get("dynamic_thresholding_ratio", 0.995))
+            )
+        variance = str(config.get("variance_type", "fixed_small")).removesuffix("_log")
+        if variance not in ("fixed_small", "fixed_large", "learned_range"):
+            raise ScheduleError("variance_type", variance, "choose fixed_small, fixed_large or learned_range")
+        return cls(clip, limit, config.get("timestep_spacing", "leading"), variance)  # type: ignore[arg-type]
+
+    def variance_for(self, steps: int, T: int) -> Variance:
+        """The trained variance; but ``fixed_large`` is unusable on a shortened walk (DDIM, table 1, σ̂)."""
+        return "fixed_small" if self.variance == "fixed_large" and steps < T else self.variance
+
+    def options(self, sampler: Sampler, steps: int, T: int) -> dict[str, Any]:
+        """What ``sampler.compile`` is given where nobody asked for anything else: spacing, clip and variance."""
+        preferred = sampler.spacing or self.spacing
+        if preferred not in sampler.spacings:
+            preferred = "leading"
+        chosen: dict[str, Any] = {
+            "spacing": covering_spacing(T, steps, preferred),
+            "clip": self.clip,
+        }
+        if "variance" in sampler.options:
+            chosen["variance"] = self.variance_for(steps, T)
+        return chosen

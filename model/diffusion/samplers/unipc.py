@@ -1,0 +1,95 @@
+"""UniPC (Zhao et al. 2023): a predictor like DPM-Solver++, and a corrector that costs no evaluation of its own."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+
+from model.diffusion.levels import Level, levels, step, terms
+from model.diffusion.plan import Clip, Plan
+from model.diffusion.samplers.dpmpp import check_order
+from model.diffusion.schedule import NoiseSchedule, Spacing
+
+
+def unipc(
+    schedule: NoiseSchedule,
+    steps: int,
+    *,
+    order: int = 2,
+    spacing: Spacing | None = None,
+    clip: Clip | None = None,
+    lower_order_final: bool = True,
+    walk: Sequence[Level] | None = None,
+) -> Plan:
+    """UniPC-p in its B2(h) form, predicting x̂0 (algorithms 7 and 8 of the paper).
+
+    At each level the x̂0 just evaluated also corrects the step that led there: S_0 is the predicted x, which the network
+    sees, S_1 the corrected one, from which the next prediction starts.
+
+    Args:
+        steps: 1..T, which is also its NFE.
+        order: 1, 2 or 3; accuracy is one order higher thanks to the corrector.
+        clip: what is done to x̂0.
+        lower_order_final: fall back towards order 1 over the last steps.
+        walk: overrides the levels that ``steps`` and ``spacing`` describe; the clean level need not be the last.
+
+    Raises:
+        ScheduleError: ``steps``, ``spacing`` or ``order`` cannot be.
+    """
+    check_order(order, 3)
+    walk = walk or levels(schedule, steps, spacing)
+    count = len(walk) - 1
+    x, y, *past, x_0, _, _ = terms(2 + order)
+    program = []
+    p = 0  # the order of the step that led here; the first corrects nothing
+    for i in range(count):
+        corrected = x if p == 0 else _advance(walk, i - 1, p, y, past, arrived=x_0)
+        p = min(order, i + 1, count - i if lower_order_final else order)
+        predicted = _advance(walk, i, p, corrected, [x_0, *past])
+        program.append(step(schedule, walk[i], [predicted, corrected, x_0, *past[:-1]], clip=clip))
+    return Plan(tuple(program))
+
+
+def _advance(
+    walk: Sequence[Level],
+    i: int,
+    p: int,
+    y: np.ndarray,
+    m: Sequence[np.ndarray],
+    arrived: np.ndarray | None = None,
+) -> np.ndarray:
+    """From level i to the next: predicted from the history, or corrected with the x̂0 found on arrival.
+
+    Args:
+        p: order of the step.
+        y: x at level i.
+        m: x̂0 at level i and before it.
+        arrived: x̂0 at level i + 1; None while it is not known.
+    """
+    here, there = walk[i], walk[i + 1]
+    if there.sigma == 0:
+        return m[0]
+    h = there.lam - here.lam
+    grown = math.expm1(-h)  # E; with B2(h), B is the same
+    ratios = [(walk[i - k].lam - here.lam) / h for k in range(1, p)]
+    slopes = [(m[k] - m[0]) / ratios[k - 1] for k in range(1, p)]
+    if arrived is not None:
+        ratios, slopes = [*ratios, 1.0], [*slopes, arrived - m[0]]
+    bend = sum((weight * slope for weight, slope in zip(_weights(ratios, h), slopes, strict=True)), np.zeros_like(y))
+    return np.asarray(there.sigma / here.sigma * y - there.alpha * grown * (m[0] + bend))
+
+
+def _weights(ratios: Sequence[float], h: float) -> Sequence[float]:
+    """ρ of the paper's theorem 3.1: the solution of R ρ = b, in which R_qk = r_k^(q-1) and b_q = f_q(-h) q! / B."""
+    size = len(ratios)
+    if size <= 1:
+        return [0.5] * size  # exact to the order needed, and better conditioned
+    matrix = np.array([[r ** (q - 1) for r in ratios] for q in range(1, size + 1)])
+    grown, f = math.expm1(-h), []
+    term = grown / -h - 1
+    for q in range(1, size + 1):
+        f.append(term * math.factorial(q) / grown)
+        term = term / -h - 1 / math.factorial(q + 1)
+    return [float(weight) for weight in np.linalg.solve(matrix, np.array(f))]

@@ -1,0 +1,182 @@
+"""The forward process: how fast an image dissolves into noise, and which of its timesteps a walk visits.
+
+Everything is float64 on the CPU. Symbols follow DDPM (Ho et al. 2020): β_t, ᾱ_t = Π(1 - β), and
+q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I). The schedule names are those of diffusers' scheduler configs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, Literal, get_args
+
+import numpy as np
+import torch
+from torch import Tensor
+
+Prediction = Literal["epsilon", "v_prediction", "sample"]
+Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras"]
+SPACINGS: tuple[Spacing, ...] = get_args(
+    Spacing
+)  # karras visits levels between the timesteps, see model.diffusion.levels
+
+
+class ScheduleError(ValueError):
+    """A schedule or a grid that cannot be; ``field`` and ``value`` say what was asked for.
+
+    Attributes:
+        field: the parameter's plain name, as users know it (``steps``, ``spacing``, ``eta``…).
+        value: what it was.
+    """
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field} = {value!r}: {remedy}")
+        self.field = field
+        self.value = value
+        self.remedy = remedy
+
+
+@dataclass(frozen=True, eq=False)
+class NoiseSchedule:
+    """ᾱ_t for t = 0..T-1, and what the network that was trained on it predicts.
+
+    Attributes:
+        alphas_cumprod: float64 [T], falling, in (0, 1); the last may be 0 (zero terminal SNR).
+        prediction: ``epsilon`` (the noise), ``v_prediction`` (α ε - σ x_0, Salimans & Ho 2022) or ``sample`` (x_0).
+    """
+
+    alphas_cumprod: np.ndarray
+    prediction: Prediction = "epsilon"
+
+    def __post_init__(self) -> None:
+        if self.prediction not in get_args(Prediction):
+            raise ScheduleError("prediction_type", self.prediction, f"choose one of {', '.join(get_args(Prediction))}")
+        abar = np.asarray(self.alphas_cumprod, dtype=np.float64)
+        if abar.ndim != 1 or not len(abar) or not (np.all(np.diff(abar) < 0) and abar[0] < 1 and abar[-1] >= 0):
+            raise ScheduleError("alphas_cumprod", f"array of shape {abar.shape}", "it must fall strictly within [0, 1)")
+        if abar[-1] == 0 and self.prediction == "epsilon":
+            raise ScheduleError(
+                "rescale_betas_zero_snr",
+                True,
+                "with prediction_type epsilon the first step would divide by zero; use v_prediction or sample",
+            )
+        object.__setattr__(self, "alphas_cumprod", abar)
+
+    @classmethod
+    def from_betas(cls, betas: np.ndarray, prediction: Prediction = "epsilon") -> NoiseSchedule:
+        """From β_t, float64 [T], each in (0, 1)."""
+        return cls(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)), prediction)
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> NoiseSchedule:
+        """Read a diffusers ``scheduler_config.json``; missing keys take diffusers' defaults.
+
+        Raises:
+            ScheduleError: an unknown ``beta_schedule`` or ``prediction_type``, or zero terminal SNR with epsilon.
+        """
+        betas = _betas(config)
+        if config.get("rescale_betas_zero_snr"):
+            betas = _zero_terminal_snr(betas)
+        return cls.from_betas(betas, config.get("prediction_type", "epsilon"))
+
+    @property
+    def T(self) -> int:
+        """Number of training timesteps."""
+        return len(self.alphas_cumprod)
+
+    def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
+        """Draw x_t from q(x_t | x_0) with the given noise (DDPM eq. 4).
+
+        Args:
+            x_0: [B, C, H, W] in [-1, 1].
+            t: int64 [B] in 0..T-1.
+            eps: like ``x_0``, standard normal.
+        """
+        abar = _alphas_cumprod_on(x_0.device, self)[t][:, None, None, None]
+        return abar.sqrt().to(x_0.dtype) * x_0 + (1 - abar).sqrt().to(x_0.dtype) * eps
+
+
+@lru_cache(maxsize=8)
+def _alphas_cumprod_on(device: torch.device, schedule: NoiseSchedule) -> Tensor:
+    """ᾱ_t, float64 [T]; kept, since copying it makes the host wait for a CUDA device."""
+    return torch.as_tensor(schedule.alphas_cumprod, device=device)
+
+
+def _betas(config: Mapping[str, Any]) -> np.ndarray:
+    if config.get("trained_betas") is not None:
+        return np.asarray(config["trained_betas"], dtype=np.float64)
+    T = int(config.get("num_train_timesteps", config.get("timesteps", 1000)))
+    first, last = float(config.get("beta_start", 1e-4)), float(config.get("beta_end", 0.02))
+    match config.get("beta_schedule", "linear"):
+        case "linear":  # DDPM section 4
+            return np.linspace(first, last, T)
+        case "scaled_linear":  # latent diffusion: linear in √β
+            return np.linspace(first**0.5, last**0.5, T) ** 2
+        case "squaredcos_cap_v2":  # Nichol & Dhariwal 2021, eq. 17
+            edge = np.cos((np.arange(T + 1) / T + 0.008) / 1.008 * np.pi / 2) ** 2
+            return np.asarray(np.minimum(1 - edge[1:] / edge[:-1], 0.999))
+        case other:
+            known = "linear, scaled_linear, squaredcos_cap_v2, or trained_betas"
+            raise ScheduleError("beta_schedule", other, f"choose one of {known}")
+
+
+def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
+    """Shift and scale √ᾱ so that it ends at exactly 0 (Lin et al. 2023, algorithm 1)."""
+    root = np.sqrt(np.cumprod(1 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    abar = root**2
+    return 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
+
+
+def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
+    """The ``steps`` timesteps that a walk of any spacing but ``karras`` visits, noisiest first, all different.
+
+    ``leading`` and ``trailing`` are evenly spaced and hold t = 0 or t = T - 1 respectively, ``linspace`` holds both,
+    ``quadratic`` is denser near the image and starts at 0.8 T (DDIM, appendix D.2). Where ``steps`` divides T, they
+    are diffusers' grids; elsewhere ``leading`` and ``trailing`` still cover the whole chain, which diffusers' do not.
+
+    Raises:
+        ScheduleError: ``steps`` outside 1..T, an unknown spacing, or a grid that would start so late in the chain
+            that x_T is no longer noise there (``leading`` below 10 steps, ``linspace`` with one).
+    """
+    if not 1 <= steps <= T:
+        raise ScheduleError(
+            "steps", steps, f"must lie in 1..{T}, the number of timesteps that the network was trained on"
+        )
+    i = np.arange(steps)
+    match spacing:
+        case "leading":
+            grid = i * T // steps
+        case "trailing":
+            grid = np.sort(np.round(T - i * T / steps).astype(int) - 1)
+        case "linspace":
+            grid = np.round(np.linspace(0, T - 1, steps)).astype(int)
+        case "quadratic":
+            grid = (np.linspace(0, np.sqrt(0.8 * T), steps) ** 2).astype(int)
+            # Near t = 0 the squares fall on the same integer: push them up to the next free one.
+            grid = np.maximum.accumulate(grid - i) + i
+        case _:
+            raise ScheduleError("spacing", spacing, f"choose one of {', '.join(SPACINGS)}")
+    top = int(grid[-1])
+    if spacing != "trailing" and top < (0.8 if spacing == "quadratic" else 0.9) * T - 1:
+        raise ScheduleError(
+            "spacing",
+            spacing,
+            f"with steps = {steps} the walk would start at t = {top} of {T}, where an image is not yet noise; "
+            "use trailing, or more steps",
+        )
+    return [int(t) for t in grid[::-1]]
+
+
+def covering_spacing(T: int, steps: int, preferred: Spacing = "leading") -> Spacing:
+    """``preferred``, or ``trailing`` where so few steps would leave the noisy end of the chain out."""
+    if preferred == "karras":
+        return preferred
+    try:
+        timesteps(T, steps, preferred)
+    except ScheduleError as error:
+        if error.field == "spacing" and preferred in SPACINGS:
+            return "trailing"
+        raise
+    return preferred

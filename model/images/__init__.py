@@ -1,0 +1,24 @@
+"""Images, tensors and files: the one home of Pillow."""
+
+from model.images.convert import from_uint8, sheet, to_uint8
+from model.images.decode import FITS, Fit, ImageError, TooManyPixels, decode, fit, read, text_of
+from model.images.encode import ANIMATIONS, animation, jpeg, png, webp
+
+__all__ = [
+    "ANIMATIONS",
+    "FITS",
+    "Fit",
+    "ImageError",
+    "TooManyPixels",
+    "animation",
+    "decode",
+    "fit",
+    "from_uint8",
+    "jpeg",
+    "png",
+    "read",
+    "sheet",
+    "text_of",
+    "to_uint8",
+    "webp",
+]

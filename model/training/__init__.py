@@ -1,0 +1,1 @@
+"""Training a noise predictor by denoising regression."""

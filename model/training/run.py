@@ -1,0 +1,232 @@
+"""A run of training: a loop that can be killed at any moment, and what it leaves behind."""
+
+from __future__ import annotations
+
+import math
+import signal
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from model import checkpoint, data, images
+from model.checkpoint import Card
+from model.diffusion import machine, samplers
+from model.diffusion.plan import Clip
+from model.diffusion.schedule import NoiseSchedule
+from model.network.unet import UNet
+from model.training.recipe import SCHEDULER_CONFIG, Recipe, TrainingError
+from model.training.trainer import Trainer
+
+STATE = "state.pt"
+BOUNDS = ("steps", "minutes")  # of a run, which are raised as a matter of course
+
+
+def recipe_of(out: Path) -> Recipe:
+    """The recipe that the run in ``out`` was last trained with.
+
+    Raises:
+        TrainingError: no run is there.
+    """
+    if not (out / STATE).exists():
+        raise TrainingError(f"{out / STATE} does not exist; leave out --resume to start a run")
+    saved: dict[str, Any] = torch.load(out / STATE, map_location="cpu", weights_only=True)["recipe"]
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    return Recipe(**values)
+
+
+def train(
+    source: Path,
+    out: Path,
+    recipe: Recipe,
+    device: torch.device,
+    *,
+    resume: bool = False,
+    save_seconds: float = 30.0,
+    grid_minutes: float = 5.0,
+    card: dict[str, Any] | None = None,
+) -> Trainer:
+    """Train until a bound of the recipe is reached, or SIGINT or SIGTERM asks to stop; then save and return.
+
+    ``out`` becomes a checkpoint with the averaged weights, renewed with each grid of samples under ``out/samples``.
+    Killed without warning, the run loses at most ``save_seconds`` of work, which it repeats to the same bits.
+
+    Raises:
+        TrainingError: no bound given, ``out`` holds another run, or nothing to resume.
+        DataError: nothing to train on.
+    """
+    state = out / STATE
+    if recipe.steps is None and recipe.minutes is None:
+        raise TrainingError("say how long to train: --minutes or --steps")
+    if resume:
+        _tell_changes(recipe_of(out), recipe)
+    if not resume and state.exists():
+        raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
+    dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
+    with _stop_signals() as stopping, _tensor_cores(device):
+        if recipe.precision == "auto" and device.type == "cpu":
+            tqdm.write("timing a few steps in bf16 and in fp32, to take the faster")
+        trainer = Trainer.start(recipe, dataset, device)
+        if resume:
+            trainer.load_state(state)
+        out.mkdir(parents=True, exist_ok=True)
+        parameters = sum(p.numel() for p in trainer.net.parameters())
+        tqdm.write(f"{len(dataset.images)} images, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+        if not trainer.batches.resident:
+            tqdm.write(f"the images would take over half of the free memory of {device}; they are sent batch by batch")
+        if recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda"):
+            _compile(trainer)
+        _run(trainer, out, stopping, save_seconds, grid_minutes, card or {})
+    return trainer
+
+
+def _tell_changes(was: Recipe, now: Recipe) -> None:
+    """What is not as the run began: it counts from here on, and the card will name it as if it always had."""
+    for name, value in asdict(now).items():
+        if value != (before := getattr(was, name)) and name not in BOUNDS:
+            tqdm.write(f"{name} was {before} until now, and is {value} from here on")
+
+
+def _run(
+    trainer: Trainer,
+    out: Path,
+    stopping: Callable[[], bool],
+    save_seconds: float,
+    grid_minutes: float,
+    facts: dict[str, Any],
+) -> None:
+    """Advance until a bound is reached or a signal comes, saving on the way and at the end."""
+    state = out / STATE
+    saved = drawn = time.monotonic()
+    shown = 0.0
+    with tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
+        begun, start_step = time.monotonic(), trainer.step
+        while trainer.progress() < 1 and not stopping():
+            trainer.advance()
+            now = time.monotonic()
+            if now - shown > 1 or trainer.progress() == 1:
+                bar.n = round(trainer.progress(), 4)
+                bar.set_description_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
+                shown = now
+            if now - saved > save_seconds:
+                trainer.save_state(state)
+                saved = now
+            if now - drawn > 60 * grid_minutes:
+                publish(trainer, out, facts)
+                drawn = now
+    trainer.save_state(state)
+    publish(trainer, out, facts, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
+    ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
+    tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
+
+
+def _compile(trainer: Trainer) -> None:
+    began = time.monotonic()
+    error = trainer.compile()
+    if error is None:
+        tqdm.write(f"compiled in {time.monotonic() - began:.0f} s, which do not count as training")
+    else:
+        reason = " ".join(str(error).splitlines()[:2]).strip()  # the first line may name no more than the backend
+        tqdm.write(f"torch.compile failed, so training goes on without it: {type(error).__name__}: {reason}")
+
+
+@contextmanager
+def _tensor_cores(device: torch.device) -> Iterator[None]:
+    """TF32 for what stays in float32 on a CUDA device, and the fastest convolutions for shapes that never change."""
+    if device.type != "cuda":
+        yield
+        return
+    matmul, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
+    # Not backends.cuda.matmul.fp32_precision: what torch.compile still reads of the older setting then raises
+    # (pytorch issue 166387); this call sets both. Convolutions are in TF32 by default.
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(matmul)
+        torch.backends.cudnn.benchmark = benchmark
+
+
+def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool = True) -> None:
+    """Write the averaged weights as a checkpoint, and a grid of what they draw (DDIM, 50 steps, seeds 0, 1, 2…)."""
+    dataset, recipe = trainer.dataset, trainer.recipe
+    card = Card(
+        **{
+            "name": out.resolve().name,
+            "classes": dataset.classes,
+            "null_class": len(dataset.classes) if dataset.classes else None,
+            "training": {
+                **asdict(recipe),
+                "precision": trainer.precision,
+                "steps": trainer.step,
+                "minutes": round(trainer.seconds / 60, 1),
+                "images_seen": trainer.step * recipe.batch,
+            },
+            "numbers": {
+                "parameters": sum(p.numel() for p in trainer.net.parameters()),
+                "training_loss": round(trainer.loss, 5),
+            },
+            **facts,
+        }
+    )
+    dtype = getattr(torch, recipe.weights)
+    weights = {key: value.to(dtype) for key, value in trainer.ema.state_dict().items()}
+    checkpoint.save(out, trainer.net, weights, SCHEDULER_CONFIG, card)
+    if with_grid:
+        (out / "samples").mkdir(exist_ok=True)
+        drawn = images.png(grid(trainer.ema, dataset.classes), scale=2)
+        (out / "samples" / f"step-{trainer.step:07d}.png").write_bytes(drawn)
+
+
+@torch.inference_mode()
+def grid(net: UNet, classes: tuple[str, ...], columns: int = 10) -> np.ndarray:
+    """A sheet of samples, uint8 [H, W, C]: one row per class, or ``columns`` rows where there are none."""
+    plan = samplers.ddim(NoiseSchedule.from_config(SCHEDULER_CONFIG), 50, clip=Clip(1.0))
+    config = net.config
+    shape = (config.in_channels, *config.size)
+    device = next(net.parameters()).device
+    net.eval()
+    rows = []
+    for k in range(len(classes) or columns):
+        y = torch.full((columns,), k, device=device) if classes else None
+        rows.append(machine.sample(net, plan, [k * columns + i for i in range(columns)], shape, y))
+    net.train()
+    return images.sheet(images.to_uint8(torch.cat(rows)), columns)
+
+
+def _status(trainer: Trainer, steps_per_second: float) -> str:
+    left = math.inf
+    if trainer.recipe.minutes is not None:
+        left = trainer.recipe.minutes * 60 - trainer.seconds
+    if trainer.recipe.steps is not None and steps_per_second:
+        left = min(left, (trainer.recipe.steps - trainer.step) / steps_per_second)
+    rate, left = steps_per_second * trainer.recipe.batch, max(0.0, left)
+    until = f"{left / 60:.0f} min" if left >= 90 else f"{left:.0f} s"
+    return f"step {trainer.step}, {rate:.0f} images/s, loss {trainer.loss:.4f}, {until} left"
+
+
+@contextmanager
+def _stop_signals() -> Iterator[Callable[[], bool]]:
+    """Yields a function that says whether SIGINT or SIGTERM came; a second one kills as usual."""
+    came: list[int] = []
+    previous: dict[int, Any] = {}
+
+    def note(number: int, _: FrameType | None) -> None:
+        came.append(number)
+        signal.signal(number, previous[number])
+
+    for number in (int(signal.SIGINT), int(signal.SIGTERM)):
+        previous[number] = signal.signal(number, note)
+    try:
+        yield lambda: bool(came)
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)

@@ -1,0 +1,164 @@
+"""The stories on the command line, as one types them."""
+
+from __future__ import annotations
+
+import io
+import json
+import re
+import shlex
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from app.__main__ import main
+from model import images
+
+PNG = images.png(np.random.default_rng(1).integers(0, 256, (8, 8, 1), np.uint8))
+
+
+def opened(path) -> Image.Image:
+    return Image.open(io.BytesIO(path.read_bytes()))
+
+
+@pytest.fixture
+def here(tiny, tmp_path, monkeypatch):
+    """A folder with one image in it, and the tiny checkpoint as the default."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("UNSTIR_CHECKPOINT", str(tiny))
+    monkeypatch.setenv("UNSTIR_DEVICE", "cpu")
+    monkeypatch.setenv("UNSTIR_MAX_WIDTH", "4")
+    (tmp_path / "noise.png").write_bytes(PNG)
+    return tmp_path
+
+
+@pytest.fixture
+def unstir(here, capsys):
+    """Runs a command; gives its status, output and complaints."""
+
+    def run(line: str) -> tuple[int, str, str]:
+        status = main(shlex.split(line))
+        return status, *capsys.readouterr()
+
+    return run
+
+
+def test_sample_writes_what_the_name_says(unstir, tmp_path):
+    status, told, _ = unstir("sample --label circle --seed 7 --steps 4 -o a.png")
+    assert (status, told) == (0, "a.png: seed 7, 4 evaluations\n")
+    assert opened(tmp_path / "a.png").size == (8, 8)
+    assert unstir("sample --seed 7 --steps 4 --trajectory 4 -o a.gif")[0] == 0
+    assert opened(tmp_path / "a.gif").n_frames > 1
+    assert unstir("sample --n 3 --steps 2 -o a.npy")[0] == 0
+    assert np.load(tmp_path / "a.npy").shape == (3, 1, 8, 8)
+    assert unstir("sample --steps 2")[0] == 0
+    assert (tmp_path / "sample.png").exists()
+
+
+def test_invert_names_the_command_that_leads_back(unstir, tmp_path):
+    status, told, _ = unstir("invert noise.png --steps 10 --refinements 4 --method fixed_point --label 'Big star'")
+    assert status == 0
+    assert np.load(tmp_path / "noise.npy").shape == (1, 8, 8)
+    assert re.search(r"psnr -?[\d.]+, max_error", told)
+    back = next(line for line in told.splitlines() if line.strip().startswith("unstir sample"))
+    assert unstir(back.split(maxsplit=1)[1])[0] == 0
+    assert unstir("invert noise.png --steps 10 --refinements 4 --label 'Big star' -o rebuilt.png")[0] == 0
+    assert (tmp_path / "back.png").read_bytes() == (tmp_path / "rebuilt.png").read_bytes()
+
+
+def test_invert_as_json_is_the_answer_of_the_endpoint(unstir, tmp_path):
+    assert unstir("invert noise.png --steps 5 --method obelm -o code.json")[0] == 0
+    answer = json.loads((tmp_path / "code.json").read_text())
+    assert (answer["method"], answer["decode"]["sampler"], answer["exact"]) == ("obelm", "obelm", 1)
+
+
+def test_interpolate_between_images_latents_and_seeds(unstir, tmp_path):
+    assert unstir("invert noise.png --steps 4 -o code.npy")[0] == 0
+    assert unstir("interpolate noise.png 8 --steps 4 --frames 3")[0] == 0
+    assert opened(tmp_path / "interpolate.png").size == (3 * 8 + 2 * 2, 8)
+    assert unstir("interpolate code.npy 8 --steps 4 --frames 3 -o walk.npy")[0] == 0
+    assert np.load(tmp_path / "walk.npy").shape == (3, 1, 8, 8)
+    assert unstir("interpolate 1 2 3 --weights 1,2,3 --steps 4 -o blend.npy")[0] == 0
+    assert np.load(tmp_path / "blend.npy").shape == (1, 1, 8, 8)
+    assert unstir("interpolate 1 2 3 4 --grid 2,3 --steps 4 -o grid.png")[0] == 0
+    assert opened(tmp_path / "grid.png").size == (3 * 8 + 2 * 2, 2 * 8 + 2)
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        "sample --label square --steps 4 -o a.png",
+        "sample --steps 4 --n 3 --sampler ddpm -o a.png",
+        "sample --steps 4 --trajectory 3 --trajectory-of x_t -o a.png",
+        "sample --steps 4 --trajectory 3 -o a.apng",
+        "sample --steps 4 --latent noise.png -o a.png",
+        "invert noise.png --steps 4 -o a.png",
+        "invert noise.png --steps 4 --trajectory 3 -o a.png",
+        "interpolate noise.png 8 --steps 4 --frames 3 -o a.png",
+        "interpolate noise.png noise.png --steps 4 --frames 3 --sampler obelm -o a.png",
+        "interpolate 1 2 --steps 4 --labels circle,square -o a.apng",
+    ],
+)
+def test_a_image_replays_from_itself(unstir, tmp_path, command):
+    status, _, complaint = unstir(command)
+    assert status == 0, complaint
+    name = command.rpartition(" ")[2]
+    status, told, complaint = unstir(f"replay {name} -o again{name[1:]}")
+    assert (status, complaint) == (0, "")
+    assert told == f"{name}: the same bytes again\n"
+    assert (tmp_path / f"again{name[1:]}").read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_replay_notices_a_image_that_was_changed(unstir, tmp_path):
+    unstir("sample --steps 4 --seed 1 -o a.png")
+    text = opened(tmp_path / "a.png").text["unstir"]
+    changed = images.png(np.zeros((8, 8, 1), np.uint8), {"unstir": text})
+    (tmp_path / "a.png").write_bytes(changed)
+    status, told, _ = unstir("replay a.png")
+    assert status == 1
+    assert "other bytes" in told
+
+
+@pytest.mark.parametrize(
+    ("command", "words"),
+    [
+        ("replay noise.png", "does not say how it was made"),
+        ("replay nothing.png", "nothing.png: No such file"),
+        ("sample --steps ten", 'steps = "ten"'),
+        ("sample --steps 0", "steps = "),
+        ("sample -o a.tiff", "let its name end in one of .png"),
+        ("sample --checkpoint nowhere", "--checkpoint = nowhere: no such folder"),
+        ("sample --device tpu", "--device = tpu"),
+        ("sample --device cuda:99", "--device = cuda:99"),
+        ("sample --steps 2 -o no/such/folder.png", "--out = no/such/folder.png"),
+        ("invert nothing.png", "nothing.png: No such file"),
+        ("interpolate 1", "latents = "),
+        ("interpolate 1 2 --sampler ddpm", "deterministic"),
+    ],
+)
+def test_what_is_wrong_is_said_without_a_traceback(unstir, command, words):
+    status, _, complaint = unstir(command)
+    assert status == 2
+    assert complaint.startswith("unstir: ")
+    assert words in complaint
+
+
+def test_a_broken_checkpoint_is_named(unstir, tmp_path):
+    (tmp_path / "empty").mkdir()
+    status, _, complaint = unstir("sample --checkpoint empty")
+    assert status == 2
+    assert "config.json is missing" in complaint
+
+
+def test_call_is_the_http_surface(here, capsysbinary):
+    assert main(["call", "GET", "/healthz"]) == 0
+    assert json.loads(capsysbinary.readouterr().out) == {"status": "alive"}
+    assert main(["call", "POST", "/sample", '{"seed": 7, "steps": 4}']) == 0
+    png = capsysbinary.readouterr().out
+    assert Image.open(io.BytesIO(png)).size == (8, 8)
+    assert main(["call", "POST", "/sample", '{"seed": 7, "steps": 4}', "-o", "x.png"]) == 0
+    assert (here / "x.png").read_bytes() == png
+    assert main(["call", "POST", "/sample", '{"steps": 0}']) == 1
+    assert json.loads(capsysbinary.readouterr().err)["code"] == "invalid_field"
+    assert main(["call", "POST", "/sample", '{"steps": 2}', "--accept", "text/event-stream"]) == 0
+    assert b"event: completed" in capsysbinary.readouterr().out

@@ -1,0 +1,202 @@
+"""POST /invert, as its clients meet it. The network here is random, so images come back badly, but predictably."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from model import images
+from model.checkpoint import load
+from model.diffusion import machine
+from model.diffusion.inversion import methods as inversion
+from model.diffusion.inversion.registry import INVERSIONS
+from tests import rounding
+from tests.app.api.test_bad_input import assert_problem
+
+pytestmark = pytest.mark.anyio
+PIXELS = np.random.default_rng(7).integers(0, 256, (8, 8, 1), np.uint8)
+PNG = images.png(PIXELS)
+NPY = {"accept": "application/x-npy"}
+
+
+def decoded(text: str) -> np.ndarray:
+    return np.load(io.BytesIO(base64.b64decode(text)))
+
+
+async def invert(client: httpx.AsyncClient, **fields) -> dict:
+    response = await client.post("/invert", files={"image": PNG}, data=fields)
+    assert response.status_code == 200, response.text
+    return response.json()
+
+
+async def test_a_file_a_body_base64_and_a_data_url_are_the_same_image(client):
+    text = base64.b64encode(PNG).decode()
+    fields = {"steps": 5, "label": "square"}
+    answers = [
+        await client.post("/invert", files={"image": ("x.png", PNG)}, data=fields, headers=NPY),
+        await client.post("/invert", content=PNG, params=fields, headers=NPY | {"content-type": "image/png"}),
+        await client.post("/invert", json=fields | {"image": text}, headers=NPY),
+        await client.post("/invert", json=fields | {"image": f"data:image/png;base64,{text}"}, headers=NPY),
+        await client.post("/invert", files={"image": (None, text)}, data=fields, headers=NPY),
+    ]
+    assert [answer.status_code for answer in answers] == [200] * 5
+    assert len({answer.content for answer in answers}) == 1
+    assert answers[0].headers["x-nfe"] == "20"
+
+
+@pytest.mark.parametrize("method", INVERSIONS)
+async def test_the_latent_is_that_of_the_plain_loop(client, tiny, method):
+    ckpt = load(tiny)
+    found = INVERSIONS[method]
+    plan = found.compile(ckpt.schedule, 12, spacing="leading")
+    x_0 = images.from_uint8(PIXELS)[None, None]
+    exact, most = rounding.bound(
+        ckpt.net, lambda net, dtype: machine.run_slots(net, plan, x_0.to(dtype), torch.tensor([1]))
+    )
+    told = await invert(client, steps=12, label="square", method=method)
+    latent = decoded(told["latent"])
+    expected = exact[0, : found.slots].numpy()
+    assert latent.shape == ((1, 8, 8) if found.slots == 1 else (2, 1, 8, 8))
+    assert np.abs(latent.reshape(expected.shape) - expected).max() < most
+    assert (told["nfe"], told["plan"], told["label"]) == (plan.nfe, plan.digest, "square")
+    assert told["norm"] == pytest.approx(float(np.square(expected[0]).mean()), rel=1e-3)
+    if method == "fixed_point":
+        assert told["residual"] == pytest.approx(float(inversion.residual(exact)), rel=1e-2)
+    else:
+        assert "residual" not in told
+
+
+@pytest.mark.parametrize("method", INVERSIONS)
+async def test_latent_and_decode_give_the_reconstruction_bit_for_bit(client, method):
+    told = await invert(client, steps=9, method=method, label="Big star")
+    sent = {**told["decode"], "latent": {"npy": told["latent"]}}
+    again = await client.post("/sample", json=sent)
+    assert again.status_code == 200, again.text
+    assert again.content == base64.b64decode(told["reconstruction"])
+    assert int(again.headers["x-nfe"]) == told["decode_nfe"]
+    assert "x-seed" not in again.headers
+
+    image = images.from_uint8(PIXELS).numpy()
+    back = np.load(io.BytesIO((await client.post("/sample", json=sent, headers=NPY)).content))[0]
+    error = (back - image).astype(np.float64)
+    mse = float(np.square(error).mean())
+    assert told["mse"] == pytest.approx(mse, rel=1e-5)  # told in six digits
+    assert told["psnr"] == pytest.approx(10 * np.log10(4 / mse), rel=1e-5)
+    assert told["max_error"] == pytest.approx(np.abs(error).max(), rel=1e-5)
+    shown = np.asarray(Image.open(io.BytesIO(again.content)))[..., None]
+    assert told["exact"] == pytest.approx((shown == PIXELS).mean(), rel=1e-5)
+    if method == "obelm":
+        assert told["exact"] == 1
+
+
+async def test_other_forms_of_the_answer(client):
+    told = await invert(client, steps=4)
+    for accept in ("image/png", "image/webp"):
+        form = await client.post("/invert", files={"image": PNG}, data={"steps": 4}, headers={"accept": accept})
+        assert form.headers["content-type"] == accept
+        shown = Image.open(io.BytesIO(form.content)).convert("L")
+        expected = Image.open(io.BytesIO(base64.b64decode(told["reconstruction"])))
+        assert np.array_equal(np.asarray(shown), np.asarray(expected))
+
+
+async def test_without_check_nothing_is_decoded(client):
+    told = await invert(client, steps=4, check="false")
+    assert not {"psnr", "mse", "max_error", "exact", "reconstruction"} & told.keys()
+    assert told["decode"]["steps"] == 4
+    response = await client.post(
+        "/invert", files={"image": PNG}, data={"steps": 4, "check": "false"}, headers={"accept": "image/png"}
+    )
+    assert_problem(response, 406, "not_acceptable", "check = false", "application/x-npy")
+
+
+async def test_fields_are_honoured_and_told(client):
+    told = await invert(client, steps=10, refinements=5, spacing="trailing", reproducible="true")
+    assert (told["steps"], told["refinements"], told["nfe"], told["spacing"]) == (10, 5, 60, "trailing")
+    assert told["decode"] == {
+        "sampler": "ddim", "steps": 10, "spacing": "trailing", "clip": False, "reproducible": True,
+    }  # fmt: skip
+    assert "refinements" not in await invert(client, steps=3, method="ddim")
+    assert (await invert(client))["nfe"] == 200
+    label = await invert(client, steps=5, label="0")
+    assert label["label"] == label["decode"]["label"] == "circle"
+    assert label["latent"] != (await invert(client, steps=5, label="1"))["latent"]
+
+
+async def test_what_is_odd_is_said_in_words(client, monkeypatch):
+    told = await invert(client, steps=10)
+    assert any(warning.startswith("psnr = ") for warning in told["warnings"])  # a random network
+    monkeypatch.setattr("app.operations.invert.LARGE_RESIDUAL", 0.0)
+    monkeypatch.setattr("app.operations.invert.LOW_PSNR", -1e9)
+    told = await invert(client, steps=10)
+    assert any(warning.startswith("residual = ") for warning in told["warnings"])
+    assert not any(warning.startswith("psnr = ") for warning in told["warnings"])
+    low, high = INVERSIONS["fixed_point"].ordinary
+    norm = told["norm"]
+    assert any(warning.startswith("norm = ") for warning in told["warnings"]) == (not low < norm < high)
+
+
+@pytest.mark.parametrize(
+    ("fields", "field", "remedy"),
+    [
+        ({"method": "edict"}, "method", "choose one of fixed_point, ddim, obelm"),
+        ({"steps": 0}, "steps", "greater than or equal to 1"),
+        ({"steps": 1001}, "steps", "1..1000"),
+        ({"method": "obelm", "steps": 1}, "steps", "at least 2"),
+        ({"refinements": 0}, "refinements", "greater than or equal to 1"),
+        ({"method": "ddim", "refinements": 2}, "refinements", "leave it out, or use fixed_point"),
+        ({"label": "Sombrero"}, "label", "circle, square, Big star"),
+        ({"spacing": "even"}, "spacing", "'leading', 'trailing'"),
+        ({"fit": "squeeze"}, "fit", "'exact', 'resize', 'crop' or 'pad'"),
+        ({"check": "perhaps"}, "check", "boolean"),
+        ({"trajectory": 1}, "trajectory", "greater than or equal to 2"),
+        ({"steps": 2, "method": "ddim", "trajectory": 3}, "trajectory", "at most 2"),
+        ({"trajectory_of": "eps"}, "trajectory_of", "'x_0' or 'x_t'"),
+        ({"seed": 7}, "seed", "known are image, method"),
+    ],
+    ids=lambda value: str(value) if isinstance(value, dict) else "",
+)
+async def test_impossible_fields(client, fields, field, remedy):
+    response = await client.post("/invert", files={"image": PNG}, data=fields)
+    body = assert_problem(response, 422, "invalid_field", field, remedy)
+    assert [error["field"] for error in body["errors"]] == [field]
+
+
+async def test_no_image_at_all(client):
+    assert_problem(await client.post("/invert", json={"steps": 5}), 422, "invalid_field", "image", "missing")
+    assert_problem(await client.post("/invert"), 422, "invalid_field", "image", "missing")
+
+
+@pytest.mark.parametrize(("k", "of"), [(2, "x_0"), (5, "x_0"), (5, "x_t")])
+async def test_the_way_up_can_be_watched(client, k, of):
+    told = await invert(client, steps=4, trajectory=k, trajectory_of=of)
+    assert len(told["trajectory"]) == k
+    fields = {"steps": 4, "trajectory": k, "trajectory_of": of}
+    strip = await client.post("/invert", files={"image": PNG}, data=fields, headers={"accept": "image/png"})
+    assert Image.open(io.BytesIO(strip.content)).size == (k * 8 + (k - 1) * 2, 8)
+    for kind in ("gif", "webp", "apng"):
+        moving = await client.post("/invert", files={"image": PNG}, data=fields, headers={"accept": f"image/{kind}"})
+        assert Image.open(io.BytesIO(moving.content)).n_frames == k
+    if of == "x_t":  # from the image to its latent
+        first, last = (np.asarray(Image.open(io.BytesIO(base64.b64decode(told["trajectory"][i])))) for i in (0, -1))
+        assert np.array_equal(first[..., None], PIXELS)
+        latent = torch.from_numpy(decoded(told["latent"]))
+        assert np.array_equal(last[..., None], images.to_uint8(latent))
+
+
+@pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
+async def test_a_image_of_another_size(client, fit):
+    content = images.png(np.random.default_rng(1).integers(0, 256, (12, 20, 3), np.uint8))
+    expected = images.fit(images.decode(content, 1), 8, 8, fit)
+    fields = {"steps": 3, "fit": fit}
+    fitted = await client.post("/invert", files={"image": content}, data=fields, headers=NPY)
+    direct = await client.post("/invert", files={"image": images.png(expected)}, data={"steps": 3}, headers=NPY)
+    assert fitted.status_code == direct.status_code == 200
+    assert fitted.content == direct.content
+    refused = await client.post("/invert", files={"image": content}, data={"steps": 3})
+    assert_problem(refused, 422, "invalid_field", "20x12", "8x8", "resize, crop or pad")

@@ -1,0 +1,135 @@
+"""What holds for every line of the table of samplers, and what went wrong elsewhere."""
+
+from functools import partial
+
+import pytest
+import torch
+
+from model.diffusion import machine
+from model.diffusion.levels import CLEAN, Level
+from model.diffusion.samplers import SAMPLERS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, heun, obelm, pndm, unipc
+from model.diffusion.schedule import SPACINGS, ScheduleError
+from tests.fakes import MixtureEps
+from tests.walks import COSINE, FORMS, LINEAR, draws, ends, pixels
+
+ALL = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
+
+
+@pytest.mark.parametrize("steps", [2, 5, 10, 20, 50])
+@ALL
+def test_cost_and_noise_are_as_advertised(sampler, steps):
+    a, b = sampler.evaluations
+    plan = sampler.compile(LINEAR, steps, spacing="trailing")
+    assert plan.nfe == a * steps + b
+    assert plan.stochastic == sampler.stochastic
+    assert sampler.nfe == {"heun": "2N - 1", "pndm": "N + 1"}.get(sampler.name, "N")
+    calls = []
+    machine.run(lambda u, t, y: calls.append(t) or u, plan, pixels([0.0]), noise=draws(0, (1, 1, 1, 1)))
+    assert len(calls) == plan.nfe
+
+
+@pytest.mark.parametrize("steps", [4, 10, 50])
+def test_warmup_costs_nine_evaluations(steps):
+    assert pndm(LINEAR, steps, warmup=True, spacing="trailing").nfe == steps + 9
+
+
+@pytest.mark.parametrize("steps", [1, 2, 5, 10, 50, 333])
+@pytest.mark.parametrize("spacing", SPACINGS)
+@ALL
+def test_every_spacing_walks_or_says_why_not(sampler, spacing, steps):
+    if spacing not in sampler.spacings:
+        assert (sampler.name, spacing) in {("pndm", "quadratic"), ("pndm", "karras")}
+        return
+    refused = (spacing == "leading" and steps < 10) or (spacing in ("linspace", "quadratic") and steps == 1)
+    if refused:
+        with pytest.raises(ScheduleError, match=f"^spacing = '{spacing}'"):
+            sampler.compile(LINEAR, steps, spacing=spacing)
+        return
+    plan = sampler.compile(LINEAR, steps, spacing=spacing)
+    end = machine.run(MixtureEps(LINEAR), plan, pixels([-1.0, 0.2, 1.1]), noise=draws(7, (3, 1, 1, 1)))
+    assert end.isfinite().all()
+
+
+@ALL
+def test_the_whole_chain_is_walked_timestep_by_timestep(sampler):
+    plan = sampler.compile(LINEAR, 1000, spacing="trailing")
+    assert sorted({step.t for step in plan.steps}) == list(range(1000))
+    end = machine.run(MixtureEps(LINEAR), plan, pixels([-1.0, 0.2, 1.1]), noise=draws(7, (3, 1, 1, 1)))
+    assert end.abs().max() < 1.3
+
+
+@pytest.mark.parametrize("steps", [0, 1001])
+@ALL
+def test_steps_outside_the_chain_are_refused(sampler, steps):
+    for spacing in (None, sampler.spacings[-1]):
+        with pytest.raises(ScheduleError) as caught:
+            sampler.compile(LINEAR, steps, spacing=spacing)
+        assert (caught.value.field, caught.value.value) == ("steps", steps)
+
+
+@pytest.mark.parametrize(("compile_", "highest"), [(dpmpp_2m, 3), (dpmpp_2m_sde, 2), (unipc, 3)])
+def test_an_order_outside_its_range_is_refused(compile_, highest):
+    for order in (0, -1, highest + 1):
+        with pytest.raises(
+            ScheduleError, match=rf"^order = {order}: this sampler has orders 1\.\.{highest}$"
+        ) as caught:
+            compile_(LINEAR, 10, order=order)
+        assert caught.value.field == "order"
+
+
+@pytest.mark.parametrize("steps", [1, 2, 3])
+def test_warmup_in_fewer_than_four_steps_is_refused(steps):
+    with pytest.raises(ScheduleError, match="at least 4 steps") as caught:
+        pndm(LINEAR, steps, warmup=True, spacing="trailing")
+    assert (caught.value.field, caught.value.value) == ("steps", steps)
+
+
+def test_a_pair_in_one_step_is_refused():
+    with pytest.raises(ScheduleError, match="at least 2") as caught:
+        obelm(LINEAR, 1, paired=True, spacing="trailing")
+    assert caught.value.field == "steps"
+
+
+# Regressions: what went wrong elsewhere.
+
+
+@pytest.mark.parametrize("order", [1, 2, 3])
+@pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
+def test_unipc_to_the_clean_image_is_a_number(steps, order):
+    (end,) = ends(unipc(LINEAR, steps, order=order, spacing="trailing"))
+    assert end.abs().max() < 1.5
+
+
+@pytest.mark.parametrize("form", [dpmpp_2m, partial(dpmpp_2m, order=3), dpmpp_2m_sde, dpmpp_2s, unipc, heun, obelm])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_cosine_schedule_starts_far_out_and_arrives(form, dtype):
+    # σ/α = 2e4 at its end; the data lie within 1.2, and Heun in 20 steps brings every x to within 1 of where it should.
+    x = draws(6, (4, 1, 2, 2), dtype)()
+    end = machine.run(MixtureEps(COSINE), form(COSINE, 20, spacing="trailing"), x, noise=draws(7, x.shape, dtype))
+    assert end.abs().max() < 2.2
+
+
+@pytest.mark.parametrize("steps", [61, 103, 121, 122, 201])
+@ALL
+def test_no_walk_leaves_the_chain(sampler, steps):
+    # Float accumulation gives diffusers N + 1 timesteps here, of which the last is -1.
+    for spacing in sampler.spacings:
+        plan = sampler.compile(LINEAR, steps, spacing=spacing)
+        assert all(0 <= step.t <= 999 for step in plan.steps)
+        a, b = sampler.evaluations
+        assert plan.nfe == a * steps + b
+
+
+def test_no_step_after_the_last_level_adds_noise():
+    # steps_offset = 1 makes diffusers' DDPM add noise on its last step.
+    for name, form in FORMS.items():
+        assert not form(LINEAR, 20, spacing="trailing").steps[-1].noisy, name
+
+
+def test_a_walk_may_end_above_the_clean_image_or_at_it():
+    walk = [Level(999, float(LINEAR.alphas_cumprod[999])), Level(500, float(LINEAR.alphas_cumprod[500]))]
+    for form in (dpmpp_2m, dpmpp_2s, unipc, heun, obelm):
+        to_500, to_clean = form(LINEAR, 1, walk=walk), form(LINEAR, 2, walk=[*walk, CLEAN])
+        x = draws(8, (1, 1, 2, 2))()
+        assert machine.run(MixtureEps(LINEAR), to_500, x).isfinite().all()
+        assert machine.run(MixtureEps(LINEAR), to_clean, x).isfinite().all()
