@@ -220,7 +220,7 @@ class Images(BaseHTTPRequestHandler):
         asked = json.loads(self.rfile.read(int(self.headers["content-length"])))
         self.server.asked.append((self.headers["accept"], asked))
         self.send_response(200)
-        self.send_header("content-length", "7")
+        self.send_header("content-length", "5")
         self.end_headers()
         self.wfile.write(b"image")
 
