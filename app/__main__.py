@@ -15,10 +15,12 @@ from app.api.server import serve
 from app.cli.loadtest import command as bench
 from app.cli.local import CommandError, add_all
 from app.cli.simulation import command as simulate
-from app.operations.service import DeviceError, device_of, pick_device
+from app.engine.loading import select_device_for as device_of
 from app.settings import SHIPPED, Settings
 from model.checkpoint import CheckpointError
 from model.data import DataError
+from model.device import DeviceError
+from model.device import select_device as pick_device
 from model.evaluation.run import PARTS, evaluate
 from model.evaluation.scope import QUICK, Scope
 from model.network.config import ConfigError

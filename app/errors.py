@@ -38,7 +38,7 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-MOST_FIELDS = 20  # of one answer; a body of nothing but faults should not be answered by a larger one
+MAX_FIELDS = 20  # of one answer; a body of nothing but faults should not be answered by a larger one
 
 
 class UnstirError(Exception):
@@ -104,7 +104,7 @@ class InvalidField(BadInput):
         return error
 
     def _describe(self) -> str:
-        told = [f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields[:MOST_FIELDS]]
+        told = [f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields[:MAX_FIELDS]]
         more = len(self.fields) - len(told)
         return "; ".join([*told, f"and {more} more faults"] if more else told)
 

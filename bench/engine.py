@@ -19,12 +19,12 @@ from collections.abc import Awaitable, Callable
 
 import torch
 
-from app import operations
 from app.api.app import create_app
 from app.engine.calibration import nets
 from app.engine.jobs import Lane
 from app.engine.worker import Device, Landing
 from app.operations.requests import SampleRequest
+from app.operations.sample import sample
 from app.operations.service import Service
 from app.settings import Settings
 
@@ -56,11 +56,15 @@ class BeforeEachImage:
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     """Of the network as the engine has it."""
-    device = service.device
-    net = nets(service.checkpoint, device, service.calibration).fast
-    x = torch.randn(1, *service.checkpoint.shape, device=device)
+    device = service.model.device
+    net = nets(service.model.checkpoint, device, service.model.calibration).fast
+    x = torch.randn(1, *service.model.checkpoint.shape, device=device)
     t = torch.zeros(1, device=device)
-    y = torch.zeros(1, dtype=torch.int64, device=device) if service.checkpoint.net.config.num_class_embeds else None
+    y = (
+        torch.zeros(1, dtype=torch.int64, device=device)
+        if service.model.checkpoint.net.config.num_class_embeds
+        else None
+    )
 
     @torch.inference_mode()
     def run() -> None:
@@ -71,14 +75,14 @@ def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     return run
 
 
-async def cost_of_a_image(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
+async def cost_of_an_image(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
     """Ratios of an image's time to that of its bare forwards, run just before it; and the times."""
     request = SampleRequest(sampler="ddim", steps=steps, seed=1)
     worker = service.engine.worker
     device = worker.device = BeforeEachImage(worker.device, bare_forwards(service, steps))
     ratios, times = [], []
     for _ in range(repeats + 1):
-        seconds = await timed(lambda: operations.sample(service, request)) - device.seconds
+        seconds = await timed(lambda: sample(service, request)) - device.seconds
         ratios.append(seconds / device.seconds)
         times.append(seconds)
     worker.device = device.device
@@ -105,18 +109,18 @@ async def alternate(
 async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, object]:
     app = create_app(settings)
     async with app.router.lifespan_context(app):
-        service = app.state.service
-        while service.unready:
+        while app.state.lifecycle.unready:
             await asyncio.sleep(0.01)
+        service = app.state.lifecycle.get_service()
 
         async def sequential() -> None:
             for mixed in MIXED:
-                await operations.sample(service, mixed)
+                await sample(service, mixed)
 
         async def concurrent() -> None:
-            await asyncio.gather(*(operations.sample(service, mixed) for mixed in MIXED))
+            await asyncio.gather(*(sample(service, mixed) for mixed in MIXED))
 
-        cost, image = await cost_of_a_image(service, steps, repeats)
+        cost, image = await cost_of_an_image(service, steps, repeats)
         saving = await alternate(concurrent, sequential, max(3, repeats // 6))
         widths = service.engine.forwards.fast
         return {

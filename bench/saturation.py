@@ -25,7 +25,7 @@ from typing import Any
 
 import torch
 
-from app.api.server import Server, prepared
+from app.api.server import Server, create_server
 from app.engine.jobs import Lane
 from app.engine.worker import Device, Landing, Worker
 from app.settings import Settings
@@ -97,7 +97,7 @@ class InTurns:
 
 def bare_loop(server: Server, width: int) -> Callable[[], float]:
     """Rows a second of a few forwards in a row, of the network that the server has loaded."""
-    net, inputs = server.service.engine.worker.device.nets.fast, rows(width)  # type: ignore[attr-defined]
+    net, inputs = server.lifecycle.get_service().engine.worker.device.nets.fast, rows(width)  # type: ignore[attr-defined]
 
     @torch.inference_mode()
     def run() -> float:
@@ -112,10 +112,10 @@ def bare_loop(server: Server, width: int) -> Callable[[], float]:
 @contextmanager
 def running(settings: Settings) -> Iterator[Server]:
     """Serve from another thread of this process; ready."""
-    server = prepared(settings)
+    server = create_server(settings)
     thread = threading.Thread(target=server.run)
     thread.start()
-    while server.service.unready or not server.started:
+    while server.lifecycle.unready or not server.started:
         time.sleep(0.05)
     try:
         yield server
@@ -134,7 +134,7 @@ def busy(server: Server) -> Iterator[None]:
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while server.service.engine.requests.total() < CLIENTS:
+        while server.lifecycle.get_service().engine.requests.total() < CLIENTS:
             time.sleep(0.1)
         yield
     finally:
@@ -154,7 +154,7 @@ def measure(checkpoint: Path, turns: int) -> InTurns:
         log_level="warning",
     )
     with running(settings) as server, busy(server):
-        found = InTurns(server.service.engine.worker, bare_loop(server, common.CAP))
+        found = InTurns(server.lifecycle.get_service().engine.worker, bare_loop(server, common.CAP))
         while len(found.turns) < turns:
             time.sleep(0.2)
     return found

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import torch
 from torch import Tensor
 
@@ -22,3 +24,31 @@ def to_host(values: Tensor) -> Tensor:
         return values.cpu()
     there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
     return there.copy_(values, non_blocking=True)
+
+
+class DeviceError(ValueError):
+    """A device that this machine does not have, or that cannot do what is asked for.
+
+    Attributes:
+        setting, value: what asks for it.
+    """
+
+    def __init__(self, setting: str, value: object, remedy: str) -> None:
+        super().__init__(f"{setting} = {value}: {remedy}")
+        self.setting, self.value, self.remedy = setting, value, remedy
+
+
+def select_device(name: str) -> torch.device:
+    """``auto`` is the CUDA device where there is one, else the CPU.
+
+    Raises:
+        DeviceError: no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
+        raise DeviceError("device", name, "choose auto, cpu, cuda or cuda:N")
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
+        count = torch.cuda.device_count()
+        raise DeviceError("device", name, f"{count} CUDA devices are available here; use auto or cpu")
+    return torch.device(name)

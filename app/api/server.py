@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 
 from app.api.app import create_app
-from app.operations.service import Service
+from app.api.lifespan import Lifecycle
 from app.settings import Settings
 from app.telemetry import logs
 
@@ -25,9 +25,12 @@ LINGER_SECONDS = 5  # for answers on their way, once no work is left; a client t
 class Server(uvicorn.Server):
     """Drains before it stops: the port stays open, so that /readyz can say why, until accepted work is answered."""
 
-    service: Service
     loop: asyncio.AbstractEventLoop | None = None
     signals = 0
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self.lifecycle = lifecycle
 
     async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
         """Remember the loop for the signal handler."""
@@ -46,15 +49,15 @@ class Server(uvicorn.Server):
             self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
 
     async def _drain(self) -> None:
-        await self.service.drain()
+        await self.lifecycle.drain()
         self._stop()
 
     def _stop(self) -> None:
-        self.service.close()  # whatever still runs is answered now, so that its connection ends
+        self.lifecycle.close()  # whatever still runs is answered now, so that its connection ends
         self.should_exit = True
 
 
-def prepared(settings: Settings) -> Server:
+def create_server(settings: Settings) -> Server:
     """A server that runs as :func:`serve` has it, once it is told to."""
     # The device thread gives the lock of the interpreter up at every operation, and a busy event loop keeps it for a
     # whole interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
@@ -74,14 +77,13 @@ def prepared(settings: Settings) -> Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LINGER_SECONDS,
     )
-    server = Server(config)
-    server.service = app.state.service
+    server = Server(config, app.state.lifecycle)
     return server
 
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit status, 1 if the network could not be loaded."""
-    server = prepared(settings)
+    server = create_server(settings)
     status = 0
     try:
         server.run()
@@ -92,7 +94,7 @@ def serve(settings: Settings) -> int:
         logging.getLogger("unstir").error(
             "no listening on %s: choose another --port (UNSTIR_PORT) or --host (UNSTIR_HOST)", where
         )
-    if server.service.loading:  # leave without the loading thread, which may be deep in the device
+    if server.lifecycle.loading:  # leave without the loading thread, which may be deep in the device
         logging.shutdown()
         os._exit(status)
-    return 1 if server.service.failure else status
+    return 1 if server.lifecycle.failure else status

@@ -17,9 +17,10 @@ from pydantic import BaseModel, ValidationError
 
 from app.api.app import create_app
 from app.api.responses import formats
+from app.engine.loading import select_device_for as device_of
 from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
-from app.operations.service import DeviceError, device_of
 from app.settings import SHIPPED, Settings
+from model.device import DeviceError
 from model.images import ImageError, text_of
 
 SUFFIXES = {
@@ -198,7 +199,7 @@ def _asked(arguments: Arguments, path: str, *, accept: str, **body: Any) -> http
 
 async def _ask(settings: Settings, method: str, path: str, accept: str, **body: Any) -> httpx.Response:
     app = create_app(settings)
-    service = app.state.service
+    service = app.state.lifecycle
     headers = {"accept": accept, **body.pop("headers", {})}
     transport = httpx.ASGITransport(app)
     async with (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 
 import torch
@@ -43,11 +43,18 @@ LABELS = {
 class Metrics:
     """The metrics of one server, on a registry of their own."""
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        endpoints: Iterable[str] = (),
+        engine: Callable[[], Engine | None] = lambda: None,
+        jobs: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        """Args:
+        endpoints: paths of operations, so that their gauges are there from the start.
+        jobs: how many are kept, and the bytes of their results.
+        """
         self.registry = registry = CollectorRegistry()
-        self.engine: Callable[[], Engine | None] = lambda: None
-        self.endpoints: Iterable[str] = ()  # paths of operations, so that their gauges are there from the start
-        self.jobs: Callable[[], tuple[int, int]] = lambda: (0, 0)  # how many, and their bytes
+        self.endpoints, self.engine, self.jobs = endpoints, engine, jobs
         self.lag = 0.0
         self._model: tuple[str, ...] | None = None
         registry.register(self)
@@ -115,6 +122,13 @@ class Metrics:
     def failed(self, kind: str) -> None:
         """The engine's observer."""
         self.forward_errors.labels(kind).inc()
+
+    def record_usage(self, endpoint: str, evaluations: Mapping[str, int], queue_seconds: float) -> None:
+        """Of a request that was answered: its network evaluations by sampler, and its time in the queue."""
+        for sampler, count in evaluations.items():
+            self.nfe.labels(sampler).inc(count)
+        self.request_nfe.observe(sum(evaluations.values()))
+        self.queue_time.labels(endpoint).observe(queue_seconds)
 
     def tell_model(self, *labels: str) -> None:
         """Name the network: model, sha256, device, dtype."""

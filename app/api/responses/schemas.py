@@ -1,4 +1,4 @@
-"""Answers as clients see them."""
+"""JSON responses as clients see them."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class Timing(BaseModel):
     encode_ms: float
 
 
-class Walked(BaseModel):
-    """How a walk was taken, with every default filled in, and what it cost."""
+class SamplingResponse(BaseModel):
+    """What `/sample` and `/interpolate` report in common: the request with every default filled in, and its cost."""
 
     sampler: str
     steps: int
@@ -29,72 +29,10 @@ class Walked(BaseModel):
     reproducible: bool
     nfe: int = Field(description="Network evaluations of each image.")
     encode_nfe: int | None = Field(None, description="Network evaluations of each image that was encoded first.")
-    plan: str = Field(description="Digest of the compiled walk.")
+    plan: str = Field(description="Digest of the compiled plan.")
     model: str
     sha256: str = Field(description="Of the weights.")
     timing: Timing
-
-
-class SampleReply(Walked):
-    """The JSON form of what `/sample` answers."""
-
-    images: list[str] = Field(description="PNG, base64.")
-    seeds: list[int] = Field(description="Of each image; empty where a latent was given and no noise drawn.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy, float32 [C, H, W].")
-    label: str | None = Field(None, description="Name of the class; left out where none was asked for.")
-    trajectory: list[list[str]] | None = Field(None, description="Of each image, its frames: PNG, base64.")
-
-
-class Decode(BaseModel):
-    """What `/sample` needs beside the latent to give the image back."""
-
-    sampler: str
-    steps: int
-    spacing: str
-    clip: bool
-    label: str | None = None
-    reproducible: bool
-
-
-class InvertReply(BaseModel):
-    """The JSON form of what `/invert` answers. PSNR, MSE and the largest error are measured on [-1, 1], unrounded."""
-
-    latent: str = Field(description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm.")
-    decode: Decode = Field(description='Send these fields to /sample, with `latent` as {"npy": …}.')
-    method: str
-    steps: int
-    refinements: int | None = None
-    spacing: str
-    label: str | None = None
-    nfe: int = Field(description="Network evaluations of the way up.")
-    decode_nfe: int = Field(description="Network evaluations of the way back.")
-    psnr: float | None = Field(None, description="Of the way there and back, in dB; 58.9 is that of 8-bit rounding.")
-    mse: float | None = None
-    max_error: float | None = Field(None, description="Largest difference of any pixel.")
-    exact: float | None = Field(None, description="Share of the 8-bit values that came back as they were.")
-    residual: float | None = Field(
-        None, description="fixed_point only: by how much the walk misses the exact one (root mean square)."
-    )
-    norm: float = Field(description="Mean square of x_T; about 1 for what the network knows well.")
-    reconstruction: str | None = Field(None, description="PNG, base64: what /sample answers to `decode`.")
-    warnings: list[str] = Field([], description="What is odd about this image for this network, in words.")
-    trajectory: list[str] | None = Field(None, description="Frames along the way up: PNG, base64.")
-    plan: str = Field(description="Digest of the compiled walk.")
-    model: str
-    sha256: str = Field(description="Of the weights.")
-    timing: Timing
-
-
-class InterpolateReply(Walked):
-    """The JSON form of what `/interpolate` answers."""
-
-    images: list[str] = Field(description="PNG, base64; of a grid row by row.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy.")
-    weights: list[list[float]] = Field(description="Of each image, how much of each end.")
-    method: str
-    grid: list[int] | None = None
-    labels: list[str | None] = Field(description="Class of each end.")
-    warnings: list[str] = []
 
 
 class FieldProblem(BaseModel):
@@ -123,7 +61,7 @@ class SamplerInfo(BaseModel):
     name: str
     what: str
     when: str
-    stochastic: bool = Field(description="Whether it draws fresh noise on the way, with default options.")
+    stochastic: bool = Field(description="Whether it draws noise at each step, with default options.")
     evaluations: str = Field(description="What N steps cost.")
     good_steps: str
     default_steps: int
@@ -134,7 +72,7 @@ class SamplerInfo(BaseModel):
     )
 
 
-class MethodInfo(BaseModel):
+class InversionInfo(BaseModel):
     """An inversion, in plain words."""
 
     name: str
@@ -144,7 +82,7 @@ class MethodInfo(BaseModel):
     sampler: str = Field(description="The one that leads back.")
 
 
-class ModelReply(BaseModel):
+class ModelInfo(BaseModel):
     """What is being served."""
 
     name: str
@@ -154,12 +92,12 @@ class ModelReply(BaseModel):
     classes: list[str]
     shape: list[int] = Field(description="[C, H, W] of an image.")
     background: str = Field(description="Behind images that are transparent or too small.")
-    timesteps: int = Field(description="T, the most steps that a walk can have.")
+    timesteps: int = Field(description="T, the most steps that a request can ask for.")
     schedule: dict[str, Any] = Field(description="The scheduler config of the checkpoint.")
     prediction: str
     parameters: int
     samplers: list[SamplerInfo]
-    methods: list[MethodInfo] = Field(description="What `/invert` can do.")
+    methods: list[InversionInfo] = Field(description="What `/invert` can do.")
     device: str
     dtype: str = Field(description="Of ordinary forwards; exact ones are float32.")
     layout: str = Field(description="Of images and weights in memory; the fastest of those that give the same bits.")
@@ -171,7 +109,7 @@ class ModelReply(BaseModel):
     exact_forward_ms: dict[int, float] = Field(
         description="In float32, for reproducible requests, inversions, and what begins in an image or a .npy."
     )
-    pace: float = Field(description="What forwards take of late, over what they took at the start.")
+    cost_ratio: float = Field(description="What forwards take of late, over what they took at the start.")
     reproducible_width: int
     reproducible_widths: list[int] = Field(description="Widths of exact forwards that give the same bits.")
     guidance: bool = Field(description="Whether `guidance` can be asked for: that takes a null class.")
@@ -179,8 +117,8 @@ class ModelReply(BaseModel):
     version: str
 
 
-class JobReply(BaseModel):
-    """How an asynchronous job fares."""
+class JobStatus(BaseModel):
+    """The state of an asynchronous job."""
 
     id: str
     operation: str

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
@@ -12,12 +11,12 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__, errors
 from app.api.app import create_app
-from app.api.responses.formats import FORMATS
-from app.api.routes.operations import SAMPLE
+from app.api.routes.operations import OPERATIONS
+from app.engine.loading import load as load_model
 from app.engine.runner import Runner
 from app.engine.scheduler import Forwards
 from app.errors import catalogue
-from app.operations.service import Service, warm_up
+from app.operations.warmup import warm_up
 from app.settings import Settings
 from app.telemetry.metrics import GAUGES, Metrics
 from model.checkpoint import load
@@ -70,7 +69,7 @@ async def test_health_readiness_and_docs(client):
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert set(paths) == {"/sample", "/invert", "/interpolate", "/model", "/healthz", "/readyz", "/metrics", *JOBS}
     documented = paths["/sample"]["post"]
-    assert set(documented["responses"]["200"]["content"]) == set(FORMATS["/sample"])
+    assert set(documented["responses"]["200"]["content"]) == set(OPERATIONS[0].formats)
     problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status >= "400"}
     assert set(problems) == {"400", "406", "409", "410", "413", "415", "422", "429", "500", "503", "504"}
     assert all(content == {"application/problem+json"} for content in problems.values())
@@ -80,8 +79,7 @@ async def test_health_readiness_and_docs(client):
 
 async def test_before_the_network_is_there(settings, monkeypatch):
     release = threading.Event()
-    original = Service.load
-    monkeypatch.setattr(Service, "load", lambda self: (release.wait(10), original(self)))
+    monkeypatch.setattr("app.api.lifespan.load", lambda *args: release.wait(10) and load_model(*args))
     app = create_app(settings)
     async with serving(app, ready=False) as client:
         assert (await client.get("/healthz")).status_code == 200
@@ -92,7 +90,7 @@ async def test_before_the_network_is_there(settings, monkeypatch):
             assert int(response.headers["retry-after"]) >= 1
         assert await metric(client, "unstir_ready") == 0
         release.set()
-        while app.state.service.unready:
+        while app.state.lifecycle.unready:
             await asyncio.sleep(0.005)
         assert (await client.post("/sample", json={"steps": 1})).status_code == 200
         assert await metric(client, "unstir_ready") == 1
@@ -101,7 +99,7 @@ async def test_before_the_network_is_there(settings, monkeypatch):
 @pytest.mark.parametrize(("asked", "taken"), [(None, 1), (2, 2)], ids=["as torch was told", "as asked"])
 async def test_threads_of_a_forward(settings, asked, taken):
     try:
-        await asyncio.to_thread(Service(settings.model_copy(update={"threads": asked})).load)
+        await asyncio.to_thread(load_model, settings.model_copy(update={"threads": asked}), Metrics())
         assert torch.get_num_threads() == 1  # as tests/conftest.py says; others keep what they have
         assert await asyncio.to_thread(torch.get_num_threads) == taken
     finally:
@@ -158,7 +156,7 @@ async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
     app = create_app(settings.model_copy(update={"max_queue_seconds": 0.01}))
     async with serving(app) as client:
         long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 8}))
-        while not app.state.service.engine.requests:
+        while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
         refused = await client.post("/sample", json={"steps": 1})
         assert_problem(refused, 429, "overloaded", "try again in", "0.01")
@@ -173,9 +171,9 @@ async def test_draining_over_http(settings):
     app = create_app(settings)
     async with serving(app) as client:
         long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm"}))
-        while not app.state.service.engine.requests:
+        while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
-        draining = asyncio.create_task(app.state.service.drain())
+        draining = asyncio.create_task(app.state.lifecycle.drain())
         await asyncio.sleep(0)
         assert_problem(await client.post("/sample", json={}), 503, "draining", "another replica")
         assert (await client.get("/readyz")).status_code == 503
@@ -210,7 +208,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
     async def fail(*_):
         raise error
 
-    monkeypatch.setattr("app.api.routes.operations.SAMPLE", replace(SAMPLE, story=fail))
+    monkeypatch.setattr("app.api.respond.run", fail)
     response = await client.post("/sample", json={})
     assert_problem(response, kind.status, kind.code, error.detail)
     if issubclass(kind, errors.TryLater):

@@ -77,7 +77,7 @@ async def test_a_failure_on_the_way_is_an_event(tmp_path):
     settings = Settings(checkpoint=save_tiny(tmp_path), device="cpu", threads=1, max_width=4)
     app = create_app(settings)
     async with serving(app) as client:
-        for parameter in app.state.service.checkpoint.net.parameters():
+        for parameter in app.state.lifecycle.get_service().model.checkpoint.net.parameters():
             parameter.fill_(float("nan"))
         response = await client.post("/sample", json={"steps": 200}, headers=EVENTS)
         *_, (name, told) = events(response.text)
@@ -101,7 +101,7 @@ def test_hanging_up_in_mid_stream_frees_the_lanes(tiny):
 
 
 async def test_a_quiet_stream_shows_that_it_lives(tiny, settings, monkeypatch):
-    monkeypatch.setattr("app.api.sse.QUIET", 0.05)
+    monkeypatch.setattr("app.api.sse.KEEP_ALIVE_SECONDS", 0.05)
     go, advance = threading.Event(), Runner.advance
 
     def gated(self, *arguments):

@@ -99,7 +99,7 @@ def test_interpolate_between_images_latents_and_seeds(unstir, tmp_path):
         "interpolate 1 2 --steps 4 --labels circle,square -o a.apng",
     ],
 )
-def test_a_image_replays_from_itself(unstir, tmp_path, command):
+def test_an_image_replays_from_itself(unstir, tmp_path, command):
     status, _, complaint = unstir(command)
     assert status == 0, complaint
     name = command.rpartition(" ")[2]
@@ -109,7 +109,7 @@ def test_a_image_replays_from_itself(unstir, tmp_path, command):
     assert (tmp_path / f"again{name[1:]}").read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_replay_notices_a_image_that_was_changed(unstir, tmp_path):
+def test_replay_notices_an_image_that_was_changed(unstir, tmp_path):
     unstir("sample --steps 4 --seed 1 -o a.png")
     text = opened(tmp_path / "a.png").text["unstir"]
     changed = images.png(np.zeros((8, 8, 1), np.uint8), {"unstir": text})
