@@ -66,7 +66,7 @@ class RequestMiddleware:
             self.metrics.duration.labels(endpoint, sampler).observe(seconds)
             method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
             fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
-            log.info("%s %s %d %.1f ms", method, path, status, took, extra={"fields": fields})
+            log.info("%s %s %d %.1f ms", method, path, status, took, extra=fields)
 
 
 class BodyLimitMiddleware:

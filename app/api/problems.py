@@ -35,7 +35,7 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
         request_id=request_id,
         errors=[
             FieldProblem(field=encodable(field)[:200], value=plain(value), remedy=remedy)
-            for field, value, remedy in error.fields[: errors.MAX_FIELDS]
+            for field, value, remedy in error.fields[: errors.MAX_FAULTS]
         ],
     )
     return content.model_dump(mode="json", exclude_defaults=True)
