@@ -28,7 +28,7 @@
     │   └── Internal             500
     └── ClientGone               499, only in metrics and logs
 
-Each is answered as RFC 9457 problem details. ``detail`` names the thing, its value and the remedy.
+Each is sent as RFC 9457 problem details. ``detail`` names the thing, its value and the remedy.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-MAX_FAULTS = 20  # of one answer; a body of nothing but faults should not be answered by a larger one
+MAX_FAULTS = 20  # listed in one response, which must not be larger than the body that it is about
 
 
 class UnstirError(Exception):
@@ -235,7 +235,7 @@ class ClientGone(UnstirError):
 
 
 def catalogue() -> list[type[UnstirError]]:
-    """Every error that can be answered, in the order of the tree."""
+    """Every error that can be sent, in the order of the tree."""
 
     def leaves(kind: type[UnstirError]) -> list[type[UnstirError]]:
         below = kind.__subclasses__()
