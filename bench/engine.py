@@ -21,9 +21,9 @@ import torch
 
 from app import operations
 from app.api.app import create_app
-from app.engine.calibration import nets
+from app.engine.calibration import build_networks
 from app.engine.jobs import Lane
-from app.engine.worker import Device, Landing
+from app.engine.worker import Device, TickHandle
 from app.operations.requests import SampleRequest
 from app.operations.service import Service
 from app.settings import Settings
@@ -43,21 +43,21 @@ class BeforeEachImage:
         self.bare = bare
         self.seconds = 0.0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
         if not lanes[0].cursor:
             began = time.perf_counter()
             self.bare()
             self.seconds = time.perf_counter() - began
         return self.device.advance(lanes, width, exact)
 
-    def end(self, lane: Lane) -> torch.Tensor:
-        return self.device.end(lane)
+    def read_output(self, lane: Lane) -> torch.Tensor:
+        return self.device.read_output(lane)
 
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     """Of the network as the engine has it."""
     device = service.device
-    net = nets(service.checkpoint, device, service.calibration).fast
+    net = build_networks(service.checkpoint, device, service.calibration).fast
     x = torch.randn(1, *service.checkpoint.shape, device=device)
     t = torch.zeros(1, device=device)
     y = torch.zeros(1, dtype=torch.int64, device=device) if service.checkpoint.net.config.num_class_embeds else None

@@ -40,7 +40,7 @@ async def told(visit: RequestTask, ticket: Reservation, request_id: str) -> Asyn
         while not answer.done():
             await asyncio.wait({answer}, timeout=EVERY)
             done = ticket.total - ticket.remaining
-            frames = dict(ticket.job.lanes[0].frames) if ticket.job else {}
+            frames = dict(ticket.job.lanes[0].snapshots) if ticket.job else {}
             latest = max(frames, default=-1)
             if seen is None or seen[0] != done:
                 event: dict[str, Any] = {"done": done, "total": ticket.total}

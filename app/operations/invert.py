@@ -123,16 +123,16 @@ async def invert(service: Service, request: InvertRequest, caller: RequestContex
             label,
             request.reproducible,
             exact=True,
-            start=image[None],
-            returns=plan.slots if method.residual else method.slots,
-            keep=frozenset(shown),
-            look=request.trajectory_of,
+            initial_state=image[None],
+            output_slots=plan.slots if method.residual else method.slots,
+            snapshot_steps=frozenset(shown),
+            snapshot_kind=request.trajectory_of,
         )
         upward = await ticket.run(watched([lane], caller))
-        slots = upward.ends[0][: method.slots]
+        slots = upward.outputs[0][: method.slots]
         back = None
         if request.check:
-            way_back = Lane(walk.plan, 0, label, reproducible=True, start=slots)
+            way_back = Lane(walk.plan, 0, label, reproducible=True, initial_state=slots)
             back = await ticket.run([way_back])
 
     trip = None
@@ -150,7 +150,7 @@ async def invert(service: Service, request: InvertRequest, caller: RequestContex
         walk.request,
         walk.nfe,
         slots,
-        float(method.residual(upward.ends[0][None])) if method.residual else None,
+        float(method.residual(upward.outputs[0][None])) if method.residual else None,
         float(slots[0].square().mean()),
         trip,
         _trajectory(upward, shown, plan),
@@ -194,5 +194,5 @@ def _trajectory(result: Result, shown: list[int], plan: Plan) -> Tensor | None:
     """Its frames; the step beyond the last stands for the latent itself."""
     if not shown:
         return None
-    frames, end = result.frames[0], result.ends[0][0]
+    frames, end = result.snapshots[0], result.outputs[0][0]
     return torch.stack([end if at == plan.nfe else frames[at] for at in shown])

@@ -113,9 +113,11 @@ async def encoded(
         await uploads.image(service, f"{ends[i].name}.image", ends[i].latent.image or b"", request.fit) for i in missing
     ]
     lanes = [
-        Lane(up, 0, labels[i], request.reproducible, exact=True, start=image[None], returns=1 + walk.paired)
+        Lane(
+            up, 0, labels[i], request.reproducible, exact=True, initial_state=image[None], output_slots=1 + walk.paired
+        )
         for i, image in zip(missing, images, strict=True)
     ]
     result = await ticket.run(lanes)
-    found = dict(zip(missing, result.ends, strict=True))
+    found = dict(zip(missing, result.outputs, strict=True))
     return [replace(end, slots=found.get(i, end.slots)) for i, end in enumerate(ends)], result

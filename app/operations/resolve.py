@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from app.engine.jobs import Lane, Look, Result
+from app.engine.jobs import Lane, Result, SnapshotKind
 from app.engine.reservation import Reservation, SubmitOptions
 from app.errors import InvalidField
 from app.operations.requests import Label, Walking
@@ -219,7 +219,7 @@ def _names(classes: tuple[str, ...]) -> str:
     return ", ".join(classes) or "the class indices"
 
 
-def moments(plan: Plan, count: int | None, look: Look) -> list[int]:
+def moments(plan: Plan, count: int | None, look: SnapshotKind) -> list[int]:
     """The steps of which ``count`` frames are taken; the number of steps itself stands for the walk's end.
 
     Raises:
@@ -238,7 +238,7 @@ def watched(lanes: list[Lane], caller: RequestContext) -> list[Lane]:
     """Let the caller see the first of the lanes, at moments of its walk that are evenly spaced."""
     lane = lanes[0]
     count = min(caller.previews, lane.plan.nfe)
-    lane.keep |= {round((i + 1) * lane.plan.nfe / (count + 1)) for i in range(count)} - {lane.plan.nfe}
+    lane.snapshot_steps |= {round((i + 1) * lane.plan.nfe / (count + 1)) for i in range(count)} - {lane.plan.nfe}
     return lanes
 
 
@@ -251,6 +251,6 @@ def placed(
     Raises:
         Starting, Draining, EngineDead, Overloaded, TooLate: see :mod:`app.errors`.
     """
-    with service.engine.reserve(lanes, row_steps, steps=steps, exact=exact, terms=caller.terms) as ticket:
+    with service.engine.reserve(lanes, row_steps, steps=steps, exact=exact, options=caller.terms) as ticket:
         ticket.on_submit = lambda: caller.place(ticket)
         yield ticket

@@ -56,7 +56,7 @@ class Sampled:
         """float32 [n, k, C, H, W], ending in the images; None where none was asked for."""
         if not self.moments:
             return None
-        kept = [[frames[at] for at in self.moments[:-1]] for frames in self.result.frames]
+        kept = [[frames[at] for at in self.moments[:-1]] for frames in self.result.snapshots]
         rows = zip(kept, self.images, strict=True)
         return torch.stack([torch.stack([*frames, image]) for frames, image in rows])
 
@@ -99,8 +99,8 @@ async def sample(service: Service, request: SampleRequest, caller: RequestContex
                 exact,
                 request.guidance,
                 start,
-                keep=frozenset(shown[:-1]),
-                look=request.trajectory_of,
+                snapshot_steps=frozenset(shown[:-1]),
+                snapshot_kind=request.trajectory_of,
             )
             for seed in seeds or [0]
         ]

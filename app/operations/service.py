@@ -6,20 +6,18 @@ import contextlib
 import logging
 import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import anyio
 import torch
 
-from app.engine.calibration import Calibration, Wanted, calibrated, nets
 from app.engine.engine import Engine
 from app.engine.jobs import Lane
+from app.engine.loading import load
 from app.engine.runner import Runner
-from app.engine.scheduler import Forwards
+from app.engine.widths import Forwards
 from app.errors import EngineDead, Starting
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
-from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.inversion.registry import INVERSIONS
@@ -29,7 +27,6 @@ from model.diffusion.schedule import ScheduleError
 
 log = logging.getLogger("unstir")
 WARM_STEPS = 6  # of the walks that are taken at the start on a card
-WIDEST = {"cpu": 16, "cuda": 1024}  # rows of a forward that are tried, where no setting says how many
 
 
 class DeviceError(ValueError):
@@ -65,38 +62,13 @@ class Service:
             CheckpointError, DeviceError: there is no usable checkpoint, or no such device.
             TooSmallError: the device has no room for the network.
         """
-        settings = self.settings
-        device = device_of(settings)
-        if device.type == "cuda":
-            torch.cuda.set_device(device)
-        loaded = checkpoint.load(settings.checkpoint, device)
-        wanted = Wanted(
-            settings.max_width or WIDEST[device.type],
-            settings.reproducible_width,
-            settings.threads,
-            None if settings.dtype == "auto" else settings.dtype,
-        )
-        found = calibrated(loaded, device, wanted, _folder(settings.cache))
-        for line in found.told:
-            log.info("%s on %s: %s", loaded.card.name, device, line)
-        exact = found.widths(exact=True)
-        forwards = Forwards(exact if found.dtype == "float32" else found.widths(exact=False), exact)
-        self.checkpoint: Checkpoint = loaded
-        self.calibration: Calibration = found
-        self.device = device
-        self.habits = SamplingDefaults.from_config(loaded.scheduler_config)
-        self.schedule = loaded.schedule
-        runner = Runner(loaded, device, nets(loaded, device, found))
-        if device.type == "cuda":
-            warm_up(runner, forwards)
-        self._loaded = Engine(
-            runner,
-            forwards,
-            max_queue_seconds=settings.max_queue_seconds,
-            max_lanes=settings.max_lanes,
-            observer=self.metrics,
-        )
-        self.metrics.tell_model(loaded.card.name, loaded.card.sha256, str(device), found.dtype)
+        model = load(self.settings, device_of(self.settings), self.metrics)
+        self.checkpoint, self.schedule, self.habits = model.checkpoint, model.schedule, model.defaults
+        self.calibration, self.device, self._loaded = model.calibration, model.device, model.engine
+        if model.device.type == "cuda":
+            warm_up(model.runner, model.engine.forwards)
+        card = model.checkpoint.card
+        self.metrics.tell_model(card.name, card.sha256, str(model.device), model.calibration.dtype)
 
     def start(self) -> None:
         """Open for work; call it on the event loop, after :meth:`load`."""
@@ -154,8 +126,8 @@ def warm_up(runner: Runner, forwards: Forwards) -> None:
     guidance = 2.0 if conditional and loaded.card.null_class is not None else 1.0
     for exact, widths in ((False, forwards.fast), (True, forwards.exact)):
         for plan in _every_kind(loaded):
-            lane = Lane(plan, 0, 0 if conditional else None, guidance=guidance, keep=frozenset({0}))
-            width = widths.least(lane.rows, reproducible=False)
+            lane = Lane(plan, 0, 0 if conditional else None, guidance=guidance, snapshot_steps=frozenset({0}))
+            width = widths.narrowest(lane.rows, reproducible=False)
             while width is not None and lane.remaining:
                 runner.advance([lane], width, exact).wait()
 
@@ -173,13 +145,6 @@ def _every_kind(loaded: Checkpoint) -> Iterator[Plan]:
         spacing = habits.options(SAMPLERS[method.sampler], steps, schedule.T)["spacing"]
         with contextlib.suppress(ScheduleError):
             yield method.compile(schedule, steps, spacing=spacing)
-
-
-def _folder(name: str) -> Path | None:
-    try:
-        return Path(name).expanduser() if name else None
-    except RuntimeError:  # there is no home
-        return None
 
 
 def device_of(settings: Settings) -> torch.device:
