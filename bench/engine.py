@@ -20,9 +20,9 @@ from collections.abc import Awaitable, Callable
 import torch
 
 from app.api.app import create_app
-from app.engine.calibration import nets
+from app.engine.calibration import build_networks
 from app.engine.jobs import Lane
-from app.engine.worker import Device, Landing
+from app.engine.worker import Device, TickHandle
 from app.operations.requests import SampleRequest
 from app.operations.sample import sample
 from app.operations.service import Service
@@ -43,21 +43,21 @@ class BeforeEachImage:
         self.bare = bare
         self.seconds = 0.0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
         if not lanes[0].cursor:
             began = time.perf_counter()
             self.bare()
             self.seconds = time.perf_counter() - began
         return self.device.advance(lanes, width, exact)
 
-    def end(self, lane: Lane) -> torch.Tensor:
-        return self.device.end(lane)
+    def read_output(self, lane: Lane) -> torch.Tensor:
+        return self.device.read_output(lane)
 
 
 def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     """Of the network as the engine has it."""
     device = service.model.device
-    net = nets(service.model.checkpoint, device, service.model.calibration).fast
+    net = build_networks(service.model.checkpoint, device, service.model.calibration).fast
     x = torch.randn(1, *service.model.checkpoint.shape, device=device)
     t = torch.zeros(1, device=device)
     y = (

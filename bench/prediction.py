@@ -16,7 +16,7 @@ from app.cli.simulation.policies import FirstCome, RequestLevel, Unstir
 from app.cli.simulation.simulate import Lane, Policy, simulate
 from app.cli.simulation.traffic import Mix as Traffic
 from app.cli.simulation.traffic import Request, capacity
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 from bench.peers.table import PEERS
 
 

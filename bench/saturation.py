@@ -27,7 +27,7 @@ import torch
 
 from app.api.server import Server, create_server
 from app.engine.jobs import Lane
-from app.engine.worker import Device, Landing, Worker
+from app.engine.worker import Device, TickHandle, Worker
 from app.settings import Settings
 from bench.peers import common
 from bench.peers.bare import rows
@@ -82,7 +82,7 @@ class InTurns:
             self._turn, self._began = Turn(), time.perf_counter()
         return self._tick()
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
         """As the device does it, and timed."""
         landing = self._device.advance(lanes, width, exact)
         self._turn.in_ticks += landing.wait()
@@ -90,14 +90,14 @@ class InTurns:
         self._turn.rows += sum(lane.rows for lane in lanes)
         return landing
 
-    def end(self, lane: Lane) -> torch.Tensor:
+    def read_output(self, lane: Lane) -> torch.Tensor:
         """As the device does it."""
-        return self._device.end(lane)
+        return self._device.read_output(lane)
 
 
 def bare_loop(server: Server, width: int) -> Callable[[], float]:
     """Rows a second of a few forwards in a row, of the network that the server has loaded."""
-    net, inputs = server.lifecycle.get_service().engine.worker.device.nets.fast, rows(width)  # type: ignore[attr-defined]
+    net, inputs = server.lifecycle.get_service().engine.worker.device.networks.fast, rows(width)  # type: ignore[attr-defined]
 
     @torch.inference_mode()
     def run() -> float:

@@ -73,14 +73,14 @@ class Flights:
         self.ahead, self.out, self.most, self.ended = ahead, deque(), 0, []
 
     def advance(self, lanes, width, exact):
-        flight = PendingTick(self)
-        self.out.append(flight)
+        pending = PendingTick(self)
+        self.out.append(pending)
         self.most = max(self.most, len(self.out))
         for lane in lanes:
             lane.cursor += 1
-        return flight
+        return pending
 
-    def end(self, lane):
+    def read_output(self, lane):
         assert not self.out
         self.ended.append(lane)
         return torch.zeros(1)
@@ -246,6 +246,6 @@ def test_another_network_is_no_contestant(small):
     pipelines.eager(ours)
     other = networks.random(networks.TINY, seed=5)
     swapped = copy.copy(ours)
-    object.__setattr__(swapped, "nets", Networks(other, other))
+    object.__setattr__(swapped, "networks", Networks(other, other))
     with pytest.raises(pipelines.LeftOut, match="not that of the same weights"):
         pipelines.eager(swapped)

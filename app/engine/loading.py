@@ -8,10 +8,10 @@ from pathlib import Path
 
 import torch
 
-from app.engine.calibration import Calibration, Wanted, calibrated, nets
+from app.engine.calibration import Calibration, CalibrationOptions, build_networks, calibrate
 from app.engine.engine import Engine
 from app.engine.runner import Runner
-from app.engine.scheduler import Forwards
+from app.engine.widths import Forwards
 from app.engine.worker import Observer
 from app.settings import Settings
 from model import checkpoint
@@ -21,7 +21,7 @@ from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.schedule import NoiseSchedule
 
 log = logging.getLogger("unstir")
-WIDEST = {"cpu": 16, "cuda": 1024}  # rows of a forward that are tried, where no setting says how many
+DEFAULT_MAX_WIDTH = {"cpu": 16, "cuda": 1024}  # rows of a forward, where no setting says how many
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,41 +38,40 @@ class LoadedModel:
 
 
 def load(settings: Settings, observer: Observer) -> LoadedModel:
-    """Read the checkpoint onto the device and measure it, on the thread that will then do the engine's work.
+    """Read the checkpoint onto the device and calibrate, on the thread that will then do the engine's work.
 
     OpenMP gives each thread that computes a team of its own, and once there are more threads than cores, it puts
     idle ones to sleep between operations: a small network's forward is then more than twice as slow. So one thread
     does all the heavy work, from the first forward on, and all others compute alone.
 
     Raises:
-        CheckpointError: there is no usable checkpoint.
+        CheckpointError, DeviceError: there is no usable checkpoint, or no such device.
         TooSmallError: the device has no room for the network.
     """
     device = select_device_for(settings)
     if device.type == "cuda":
         torch.cuda.set_device(device)
     loaded = checkpoint.load(settings.checkpoint, device)
-    wanted = Wanted(
-        settings.max_width or WIDEST[device.type],
+    options = CalibrationOptions(
+        settings.max_width or DEFAULT_MAX_WIDTH[device.type],
         settings.reproducible_width,
         settings.threads,
         None if settings.dtype == "auto" else settings.dtype,
     )
-    found = calibrated(loaded, device, wanted, _folder(settings.cache))
-    for line in found.told:
+    calibration = calibrate(loaded, device, options, _cache_folder(settings.cache))
+    for line in calibration.log_lines:
         log.info("%s on %s: %s", loaded.card.name, device, line)
-    exact = found.widths(exact=True)
-    forwards = Forwards(exact if found.dtype == "float32" else found.widths(exact=False), exact)
-    runner = Runner(loaded, device, nets(loaded, device, found))
+    runner = Runner(loaded, device, build_networks(loaded, device, calibration))
+    exact = calibration.widths(exact=True)
     engine = Engine(
         runner,
-        forwards,
+        Forwards(exact if calibration.dtype == "float32" else calibration.widths(exact=False), exact),
         max_queue_seconds=settings.max_queue_seconds,
         max_lanes=settings.max_lanes,
         observer=observer,
     )
     defaults = SamplingDefaults.from_config(loaded.scheduler_config)
-    return LoadedModel(loaded, loaded.schedule, defaults, device, found, runner, engine)
+    return LoadedModel(loaded, loaded.schedule, defaults, device, calibration, runner, engine)
 
 
 def select_device_for(settings: Settings) -> torch.device:
@@ -87,7 +86,7 @@ def select_device_for(settings: Settings) -> torch.device:
     return device
 
 
-def _folder(name: str) -> Path | None:
+def _cache_folder(name: str) -> Path | None:
     try:
         return Path(name).expanduser() if name else None
     except RuntimeError:  # there is no home

@@ -38,7 +38,7 @@ class RequestContext:
     def latest_preview(self) -> tuple[int, Tensor | None]:
         """The last snapshot of the first image, [C, H, W], and its step; (-1, None) while there is none."""
         job = self.reservation.job if self.reservation is not None else None
-        frames = dict(job.lanes[0].frames) if job is not None else {}
+        frames = dict(job.lanes[0].snapshots) if job is not None else {}
         step = max(frames, default=-1)
         return step, frames.get(step)
 
@@ -46,7 +46,7 @@ class RequestContext:
         """Let the first lane keep ``previews`` evenly spaced snapshots."""
         lane = lanes[0]
         count = min(self.previews, lane.plan.nfe)
-        lane.keep |= {round((i + 1) * lane.plan.nfe / (count + 1)) for i in range(count)} - {lane.plan.nfe}
+        lane.snapshot_steps |= {round((i + 1) * lane.plan.nfe / (count + 1)) for i in range(count)} - {lane.plan.nfe}
         return lanes
 
 
@@ -116,7 +116,7 @@ def reserve(
         sum(phase.evaluations for phase in phases),
         steps=sum(phase.plan.nfe for phase in phases),
         exact=exact,
-        terms=context.options,
+        options=context.options,
     )
     with reservation:
         reservation.on_submit = lambda: context.admit(reservation)

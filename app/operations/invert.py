@@ -130,15 +130,15 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
             label,
             request.reproducible,
             exact=True,
-            start=image[None],
-            returns=plan.slots if inversion.residual else inversion.slots,
-            keep=frozenset(shown),
-            look=request.trajectory_of,
+            initial_state=image[None],
+            output_slots=plan.slots if inversion.residual else inversion.slots,
+            snapshot_steps=frozenset(shown),
+            snapshot_kind=request.trajectory_of,
         )
         results = [await reservation.run(context.add_previews([lane]))]
-        slots = results[0].ends[0][: inversion.slots]
+        slots = results[0].outputs[0][: inversion.slots]
         if request.check:
-            results.append(await reservation.run([Lane(decode.plan, 0, label, reproducible=True, start=slots)]))
+            results.append(await reservation.run([Lane(decode.plan, 0, label, reproducible=True, initial_state=slots)]))
 
     usage = Usage.measure(phases, results)
     return Encoding(
@@ -148,7 +148,7 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
         plan,
         decode,
         slots,
-        float(inversion.residual(results[0].ends[0][None])) if inversion.residual else None,
+        float(inversion.residual(results[0].outputs[0][None])) if inversion.residual else None,
         float(slots[0].square().mean()),
         _compare(image, decode, slots, results[1], usage) if request.check else None,
         _trajectory(results[0], shown, plan),
@@ -203,5 +203,5 @@ def _trajectory(result: Result, shown: list[int], plan: Plan) -> Tensor | None:
     """Its frames; the step after the last stands for the latent itself."""
     if not shown:
         return None
-    frames, latent = result.frames[0], result.ends[0][0]
+    frames, latent = result.snapshots[0], result.outputs[0][0]
     return torch.stack([latent if step == plan.nfe else frames[step] for step in shown])

@@ -120,9 +120,17 @@ async def encode_images(
     contents = [(f"{latents[i].field}.image", latents[i].latent.image or b"") for i in missing]
     images = [await files.decode_image(service, field, content, request.fit) for field, content in contents]
     lanes = [
-        Lane(phase.plan, 0, labels[i], request.reproducible, exact=True, start=x[None], returns=1 + resolved.paired)
+        Lane(
+            phase.plan,
+            0,
+            labels[i],
+            request.reproducible,
+            exact=True,
+            initial_state=x[None],
+            output_slots=1 + resolved.paired,
+        )
         for i, x in zip(missing, images, strict=True)
     ]
     result = await reservation.run(lanes)
-    encoded = dict(zip(missing, result.ends, strict=True))
+    encoded = dict(zip(missing, result.outputs, strict=True))
     return [replace(each, slots=encoded.get(i, each.slots)) for i, each in enumerate(latents)], [result]

@@ -9,7 +9,7 @@ from typing import Annotated, Any, Self, get_args, get_origin
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic import WithJsonSchema as Described
 
-from app.engine.jobs import Look
+from app.engine.jobs import SnapshotKind
 from model.diffusion.interpolation import Inversion as Interpolation
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
@@ -66,7 +66,7 @@ FitField = Annotated[
     ),
 ]
 LookField = Annotated[
-    Look,
+    SnapshotKind,
     Field(description="x_0 shows the image that the network predicts at each step, x_t the noisy state itself."),
 ]
 SAMPLER_LINES = "\n".join(f"- `{sampler.name}`: {sampler.summary}" for sampler in SAMPLERS.values())

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
-from app.engine.jobs import Look
+from app.engine.jobs import SnapshotKind
 from app.engine.loading import LoadedModel
 from app.errors import InvalidField
 from app.operations.context import Phase
@@ -121,7 +121,7 @@ def inversion_for(sampler: str) -> Inversion | None:
     return next((inversion for inversion in INVERSIONS.values() if inversion.sampler == sampler), None)
 
 
-def trajectory_steps(plan: Plan, count: int | None, look: Look) -> list[int]:
+def trajectory_steps(plan: Plan, count: int | None, look: SnapshotKind) -> list[int]:
     """The steps of which ``count`` frames are taken; NFE itself stands for the final state.
 
     Raises:

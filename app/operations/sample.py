@@ -48,7 +48,7 @@ class Samples:
         """float32 [n, k, C, H, W], ending in the images; None where none was asked for."""
         if not self.shown:
             return None
-        kept = [[frames[step] for step in self.shown[:-1]] for frames in self.result.frames]
+        kept = [[frames[step] for step in self.shown[:-1]] for frames in self.result.snapshots]
         rows = zip(kept, self.images, strict=True)
         return torch.stack([torch.stack([*frames, image]) for frames, image in rows])
 
@@ -88,8 +88,8 @@ async def sample(service: Service, request: SampleRequest, context: RequestConte
                 exact,
                 request.guidance,
                 start,
-                keep=frozenset(shown[:-1]),
-                look=request.trajectory_of,
+                snapshot_steps=frozenset(shown[:-1]),
+                snapshot_kind=request.trajectory_of,
             )
             for seed in seeds or [0]
         ]

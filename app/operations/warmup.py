@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 from app.engine.jobs import Lane
 from app.engine.runner import Runner
-from app.engine.scheduler import Forwards
+from app.engine.widths import Forwards
 from model.checkpoint import Checkpoint
 from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.inversion.registry import INVERSIONS
@@ -25,8 +25,8 @@ def warm_up(runner: Runner, forwards: Forwards) -> None:
     guidance = 2.0 if conditional and loaded.card.null_class is not None else 1.0
     for exact, widths in ((False, forwards.fast), (True, forwards.exact)):
         for plan in short_plans(loaded):
-            lane = Lane(plan, 0, 0 if conditional else None, guidance=guidance, keep=frozenset({0}))
-            width = widths.least(lane.rows, reproducible=False)
+            lane = Lane(plan, 0, 0 if conditional else None, guidance=guidance, snapshot_steps=frozenset({0}))
+            width = widths.narrowest(lane.rows, reproducible=False)
             while width is not None and lane.remaining:
                 runner.advance([lane], width, exact).wait()
 

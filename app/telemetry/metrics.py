@@ -107,7 +107,7 @@ class Metrics:
         self._forwards_of = cache(self.forwards.labels)  # a label look-up costs more than the counting
         self.batch_rows = histogram("batch_rows", "Rows of one forward, without padding.", [2.0**k for k in range(11)])
 
-    def forward(self, width: int, rows: int, seconds: float) -> None:
+    def on_forward(self, width: int, rows: int, seconds: float) -> None:
         """The engine's observer."""
         self._forwards_of(width).inc()
         self.rows.inc(rows)
@@ -115,11 +115,11 @@ class Metrics:
         self.forward_time.observe(seconds)
         self.batch_rows.observe(rows)
 
-    def cancelled(self, seconds: float) -> None:
+    def on_cancel(self, seconds: float) -> None:
         """The engine's observer."""
         self.cancel_time.observe(seconds)
 
-    def failed(self, kind: str) -> None:
+    def on_failure(self, kind: str) -> None:
         """The engine's observer."""
         self.forward_errors.labels(kind).inc()
 
@@ -161,7 +161,7 @@ class Metrics:
             "unstir_images_running": running,
             "unstir_batch_capacity_rows": engine.forwards.fast.cap if engine else 0,
             "unstir_estimated_wait_seconds": engine.wait_seconds if engine else 0,
-            "unstir_forward_cost_ratio": engine.pace if engine else 0,
+            "unstir_forward_cost_ratio": engine.cost_ratio if engine else 0,
             "unstir_event_loop_lag_seconds": self.lag,
             "unstir_model_info": {self._model: 1} if self._model else {},
             "unstir_gpu_memory_bytes": {(kind,): ask(card) for kind, ask in memory.items()} if card else {},

@@ -19,7 +19,7 @@ from bench.gpu.networks import Network
 def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
     """Walks of one seed, alone and in several companies; and what exact forwards cost beside those of any algorithm."""
     served = beside.load(bench, network)
-    found |= company(served, bench.of(6, 3)) | {"alike": list(served.calibration.alike)}
+    found |= company(served, bench.of(6, 3)) | {"alike": list(served.calibration.bit_identical)}
     found["control"] = fast_differs(served)
     found["determinism"] = price(bench, served)
 
@@ -31,7 +31,7 @@ def company(served: Served, steps: int) -> dict[str, Any]:
     and joining others that are half-way. The walk draws noise at every step.
     """
     plan, others = served.plan("ddim", steps, eta=1.0), served.plan("dpmpp_2m", 2 * steps)
-    rides, narrowest = Rides(served.runner), served.calibration.alike[0]
+    rides, narrowest = Rides(served.runner), served.calibration.bit_identical[0]
 
     def mine() -> Lane:
         return served.lane(plan, 7, reproducible=True)
@@ -41,8 +41,8 @@ def company(served: Served, steps: int) -> dict[str, Any]:
 
     (alone,) = rides.walk([mine()], narrowest, exact=True)
     ends: dict[str, Tensor] = {"again": rides.walk([mine()], narrowest, exact=True)[0]}
-    alike = served.calibration.alike
-    for width in [width for width in alike if width <= 4 * served.wanted.canonical or width == alike[-1]]:
+    alike = served.calibration.bit_identical
+    for width in [width for width in alike if width <= 4 * served.wanted.reproducible_width or width == alike[-1]]:
         (ends[f"alone, width {width}"],) = rides.walk([mine()], width, exact=True)
         ends[f"in company, width {width}"] = rides.walk([mine(), *strangers(width - 1)], width, exact=True)[0]
         ends[f"in the last slot, width {width}"] = rides.walk([*strangers(width - 1), mine()], width, exact=True)[-1]
@@ -54,7 +54,7 @@ def company(served: Served, steps: int) -> dict[str, Any]:
         for _ in range(steps):
             rides.tick([*before, late], width, exact=True)
         rides.land()
-        ends[f"joining later, width {width}"] = served.runner.end(late)
+        ends[f"joining later, width {width}"] = served.runner.read_output(late)
     return {"compared": len(ends), "differing": [name for name, end in ends.items() if not torch.equal(end, alone)]}
 
 
@@ -64,7 +64,7 @@ def fast_differs(served: Served) -> bool:
     x, t, y = served.rows(served.widths[-1])
 
     def first(width: int) -> Tensor:
-        return served.nets.fast(x[:width], t[:width], None if y is None else y[:width])[0]
+        return served.networks.fast(x[:width], t[:width], None if y is None else y[:width])[0]
 
     alone = first(1)
     return any(not torch.equal(first(width), alone) for width in served.widths)
@@ -76,13 +76,15 @@ def price(bench: Bench, served: Served) -> dict[str, Any]:
 
     In both float32 is multiplied as such. On a CPU they are the same.
     """
-    width, layout = served.wanted.canonical, served.calibration.layout
+    width, layout = served.wanted.reproducible_width, served.calibration.layout
     x, t, y = served.rows(width)
     turns = {}
     for name, exact in (("deterministic", True), ("any", False)):
-        net = forms.form(served.checkpoint, bench.device, layout, "float32", exact=exact)
+        net = forms.build_network(served.checkpoint, bench.device, layout, "float32", exact=exact)
         forms.capture(net, [width])
-        turns[name] = partial(clock.seconds, partial(net.forward, x, net.told(t, y)), bench.of(20, 2), bench.device)
+        turns[name] = partial(
+            clock.seconds, partial(net.forward, x, net.conditioning(t, y)), bench.of(20, 2), bench.device
+        )
     times = clock.in_rounds(turns, bench.of(15, 2), 0.5 * bench.left())
     return {
         "width": width,

@@ -12,11 +12,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from app.engine.calibration import Calibration, Wanted, calibrated, nets
+from app.engine.calibration import Calibration, CalibrationOptions, build_networks, calibrate
 from app.engine.jobs import Lane
 from app.engine.networks import Dtype, Networks
 from app.engine.runner import Runner
-from app.engine.worker import Device, Landing
+from app.engine.worker import Device, TickHandle
 from bench.gpu import clock
 from bench.gpu.bench import Bench
 from model import checkpoint
@@ -33,7 +33,7 @@ class Rides:
 
     def __init__(self, runner: Device) -> None:
         self.runner = runner
-        self._flights: deque[Landing] = deque()
+        self._flights: deque[TickHandle] = deque()
 
     def tick(self, lanes: Sequence[Lane], width: int, *, exact: bool = False) -> None:
         """One step of every lane; it may not have been taken yet when this returns."""
@@ -51,7 +51,7 @@ class Rides:
         while riders := [lane for lane in lanes if lane.remaining]:
             self.tick(riders, width, exact=exact)
         self.land()
-        return [self.runner.end(lane) for lane in lanes]
+        return [self.runner.read_output(lane) for lane in lanes]
 
 
 @dataclass(frozen=True)
@@ -64,9 +64,9 @@ class Served:
 
     folder: Path
     checkpoint: Checkpoint
-    wanted: Wanted
+    wanted: CalibrationOptions
     calibration: Calibration
-    nets: Networks
+    networks: Networks
     runner: Runner
 
     @property
@@ -100,16 +100,16 @@ class Served:
     def bare(self, width: int) -> Callable[[], Tensor]:
         """A forward of such rows, of which nothing but the network is left: what t and y say is known already."""
         x, t, y = self.rows(width)
-        return partial(self.nets.fast.forward, x, self.nets.fast.told(t, y))
+        return partial(self.networks.fast.forward, x, self.networks.fast.conditioning(t, y))
 
 
 def load(bench: Bench, folder: Path, max_width: int, *, fast: Dtype = "bfloat16") -> Served:
     """Read and calibrate it, as the server does at its start."""
     loaded = checkpoint.load(folder, bench.device)
     threads = 1 if bench.tiny else None
-    wanted = Wanted(max_width, min(CANONICAL, max_width), threads, fast)
-    found = calibrated(loaded, bench.device, wanted, bench.folder / "calibrations")
-    forms = nets(loaded, bench.device, found)
+    wanted = CalibrationOptions(max_width, min(CANONICAL, max_width), threads, fast)
+    found = calibrate(loaded, bench.device, wanted, bench.folder / "calibrations")
+    forms = build_networks(loaded, bench.device, found)
     return Served(folder, loaded, wanted, found, forms, Runner(loaded, bench.device, forms))
 
 
@@ -145,7 +145,7 @@ def ticks(bench: Bench, served: Served, width: int, limit: float) -> dict[str, A
 
         found = clock.elapsed(some, bench.device) / steps
         for lane in lanes:
-            lane.let_go()
+            lane.release()
         return found
 
     turns: dict[str, Callable[[], float]] = {

@@ -46,7 +46,7 @@ def _compiled(bench: Bench, served: Served, width: int) -> Callable[[], Tensor]:
     form = InferenceUNet(served.checkpoint.net, served.checkpoint.schedule.T, torch.bfloat16, "channels_last")
     backend = "inductor" if bench.device.type == "cuda" else "eager"
     form.forward = torch.compile(form.forward, backend=backend, fullgraph=True, dynamic=False)  # type: ignore[method-assign]
-    told = form.told(t, y)
+    told = form.conditioning(t, y)
     forward: Callable[[Tensor, Tensor], Tensor] = form.forward
     if bench.device.type == "cuda":
         graphed = Graphed(form, Arithmetic(chosen_by_clock=True))

@@ -102,7 +102,8 @@ def _inverted(small: Served, plan: Plan, slots: int) -> dict[str, Any]:
 
     exact, bound = rounding.bound(_on_cpu(small), walk)
     lanes = [
-        Lane(plan, 0, int(kind), exact=True, start=image[None], returns=slots) for image, kind in zip(x, y, strict=True)
+        Lane(plan, 0, int(kind), exact=True, initial_state=image[None], output_slots=slots)
+        for image, kind in zip(x, y, strict=True)
     ]
     return _compared(Rides(small.runner).walk(lanes, CANONICAL, exact=True), exact, bound)
 

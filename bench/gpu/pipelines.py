@@ -86,9 +86,9 @@ def eager(served: Served) -> Pipeline:
     unet.eval().requires_grad_(False)
     scheduler = DDIMScheduler.from_config(served.checkpoint.scheduler_config)  # type: ignore[no-untyped-call]
     pipeline = Pipeline(unet, scheduler, served.runner.device, served.checkpoint.shape, served.classes)
-    rows = served.rows(served.wanted.canonical)
+    rows = served.rows(served.wanted.reproducible_width)
     with torch.inference_mode():
-        ours = served.nets.exact(*rows)
+        ours = served.networks.exact(*rows)
     apart = float((pipeline.said(*rows) - ours).square().mean().sqrt() / ours.square().mean().sqrt())
     if not apart < LARGEST_DIFFERENCE:
         raise LeftOut(f"its ε is not that of the same weights: {apart:.3g} apart, rms over rms")

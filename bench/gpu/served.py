@@ -78,7 +78,7 @@ def _server(bench: Bench, ours: Served) -> Any:
         "device": bench.device,
         "dtype": wanted.dtype,
         "max-width": wanted.max_width,
-        "reproducible-width": wanted.canonical,
+        "reproducible-width": wanted.reproducible_width,
         "cache": bench.folder / "calibrations",
         "log-level": "warning",
         **({"threads": wanted.threads} if wanted.threads else {}),

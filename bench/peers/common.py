@@ -21,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from app.engine.calibration import Wanted, calibrated, nets
+from app.engine.calibration import CalibrationOptions, build_networks, calibrate
 from model.checkpoint import Checkpoint, load
 from model.diffusion import machine
 from model.diffusion.defaults import SamplingDefaults
@@ -54,8 +54,8 @@ def network() -> Network:
 
     It is the network in the very form in which Unstir serves it, so that none is ahead by its forward alone.
     """
-    wanted = Wanted(max_width=CAP, canonical=4, threads=1, dtype="float32")
-    return nets(checkpoint(), CPU, calibrated(checkpoint(), CPU, wanted, KEPT)).exact
+    wanted = CalibrationOptions(max_width=CAP, reproducible_width=4, threads=1, dtype="float32")
+    return build_networks(checkpoint(), CPU, calibrate(checkpoint(), CPU, wanted, KEPT)).exact
 
 
 def null_class(rows: int) -> Tensor | None:

@@ -94,16 +94,16 @@ class Graphed:
         for width in sorted(set(widths) - self.widths, reverse=True):
             x = torch.zeros(width, config.in_channels, *config.size, device=device)
             y = None if config.num_class_embeds is None else torch.zeros(width, dtype=torch.int64)
-            told = self.net.told(torch.zeros(width), y)
+            told = self.net.conditioning(torch.zeros(width), y)
             if self._pool is None:
                 self._pool = memory_pool()
             with self.arithmetic.applied():
                 said, replay = captured(partial(self.net.forward, x, told), self._pool)
             self._forwards[width] = _Forward(x, told, said, replay)
 
-    def told(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """As :meth:`model.network.inference.InferenceUNet.told`."""
-        return self.net.told(t, y)
+    def conditioning(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """As :meth:`model.network.inference.InferenceUNet.conditioning`."""
+        return self.net.conditioning(t, y)
 
     @torch.inference_mode()
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ class Graphed:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As :class:`model.diffusion.machine.Net` has it."""
-        return self.forward(x, self.told(t, y)).clone()
+        return self.forward(x, self.conditioning(t, y)).clone()
 
 
 def memory_pool() -> Any:

@@ -62,14 +62,14 @@ class InferenceUNet:
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
         """As :meth:`model.network.unet.UNet.forward`; float32 out."""
-        return self.forward(x, self.told(t, y))
+        return self.forward(x, self.conditioning(t, y))
 
     def forward(self, x: Tensor, told: Tensor) -> Tensor:
         """All that depends on the images, float32 [B, out_channels, H, W]; nothing in it waits for the device.
 
         Args:
             x: [B, C, H, W].
-            told: [B, S], what :meth:`told` says of their timesteps and classes.
+            told: [B, S], what :meth:`conditioning` says of their timesteps and classes.
         """
         config = self.config
         if config.center_input_sample:
@@ -109,7 +109,7 @@ class InferenceUNet:
 
     # What timestep and class say to the residual blocks: [B, S], the outputs of all their projections side by side.
 
-    def told(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+    def conditioning(self, t: Tensor, y: Tensor | None = None) -> Tensor:
         """[B, S] on the network's device, for :meth:`forward`.
 
         Args:

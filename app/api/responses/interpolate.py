@@ -48,7 +48,7 @@ class InterpolateResult(OperationResult):
     @property
     def nbytes(self) -> int:
         latents = [frame.latent for frame in self.interpolation.frames]
-        return sum(x.nbytes for x in [*self.interpolation.result.ends, *latents])
+        return sum(x.nbytes for x in [*self.interpolation.result.outputs, *latents])
 
     @property
     def headers(self) -> dict[str, str]:

@@ -50,13 +50,13 @@ class SampleResult(OperationResult):
 
     @property
     def image_count(self) -> int:
-        return len(self.samples.result.ends)
+        return len(self.samples.result.outputs)
 
     @property
     def nbytes(self) -> int:
         result = self.samples.result
-        frames = [frame for frames in result.frames for frame in frames.values()]
-        return sum(x.nbytes for x in [*result.ends, *frames, *self.samples.latents])
+        frames = [frame for frames in result.snapshots for frame in frames.values()]
+        return sum(x.nbytes for x in [*result.outputs, *frames, *self.samples.latents])
 
     @property
     def headers(self) -> dict[str, str]:

@@ -11,7 +11,7 @@ from app.cli.simulation.policies import POLICIES
 from app.cli.simulation.report import Summary, as_json, summarise, table
 from app.cli.simulation.simulate import simulate
 from app.cli.simulation.traffic import Mix, Request, SimulationError, capacity, pairs_of, read_trace, stretched
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 
 
 def add_command(commands: Any) -> None:

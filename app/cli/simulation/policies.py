@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 
 from app.cli.simulation.simulate import Lane, Policy
-from app.engine.scheduler import Forwards, Widths, choose
+from app.engine.scheduler import choose
+from app.engine.widths import Forwards, Widths
 
 
 class Unstir:
@@ -13,7 +14,7 @@ class Unstir:
 
     def choose(self, lanes: Sequence[Lane], widths: Widths, now: float) -> tuple[list[Lane], int]:
         choice = choose(lanes, Forwards(widths, widths), now)
-        return choice.riders, choice.width
+        return choice.batch, choice.width
 
 
 class FirstCome:
@@ -21,7 +22,7 @@ class FirstCome:
 
     def choose(self, lanes: Sequence[Lane], widths: Widths, now: float) -> tuple[list[Lane], int]:  # noqa: ARG002
         riders = list(lanes[: widths.cap])
-        return riders, widths.padded(len(riders))[0]
+        return riders, widths.pad(len(riders))[0]
 
 
 class ShortestRemaining:
@@ -29,7 +30,7 @@ class ShortestRemaining:
 
     def choose(self, lanes: Sequence[Lane], widths: Widths, now: float) -> tuple[list[Lane], int]:  # noqa: ARG002
         riders = sorted(lanes, key=lambda lane: lane.work)[: widths.cap]
-        return riders, widths.padded(len(riders))[0]
+        return riders, widths.pad(len(riders))[0]
 
 
 class RequestLevel:
@@ -51,7 +52,7 @@ class RequestLevel:
             steps = lanes[0].remaining
             fitting = [lane for lane in lanes if self._mixed or lane.remaining == steps]
             self._batch = fitting[: widths.cap]
-        return list(self._batch), widths.padded(len(self._batch))[0]
+        return list(self._batch), widths.pad(len(self._batch))[0]
 
 
 POLICIES: dict[str, Callable[[], Policy]] = {

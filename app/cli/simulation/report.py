@@ -10,7 +10,7 @@ from statistics import fmean
 from typing import Any
 
 from app.cli.simulation.simulate import Run, percentile
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 
 
 @dataclass(frozen=True, slots=True)

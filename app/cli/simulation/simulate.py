@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from app.cli.simulation.traffic import Request
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 
 
 @dataclass(eq=False, slots=True)
@@ -106,7 +106,7 @@ class Run:
 def alone(request: Request, widths: Widths) -> float:
     """Seconds that a request takes in an empty system, all its images side by side."""
     full, rest = divmod(request.n, widths.cap)
-    return request.steps * (full * widths.seconds[-1] + (widths.padded(rest)[1] if rest else 0.0))
+    return request.steps * (full * widths.seconds[-1] + (widths.pad(rest)[1] if rest else 0.0))
 
 
 def simulate(requests: Sequence[Request], policy: Policy, widths: Widths) -> Run:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 
 MOST_IMAGES = 64  # of one request, as the service's own limit
 

@@ -141,7 +141,7 @@ async def test_what_is_refused_is_refused_at_once(client):
 
 
 async def test_a_job_that_fails_says_why(tmp_path, settings, monkeypatch):
-    end = Runner.end
+    end = Runner.read_output
     monkeypatch.setattr(Runner, "end", lambda self, lane: end(self, lane) * float("nan"))
     async with serving(create_app(settings)) as client:
         place = await begun(client, BODY)

@@ -14,7 +14,7 @@ from app.api.app import create_app
 from app.api.routes.operations import OPERATIONS
 from app.engine.loading import load as load_model
 from app.engine.runner import Runner
-from app.engine.scheduler import Forwards
+from app.engine.widths import Forwards
 from app.errors import catalogue
 from app.operations.warmup import warm_up
 from app.settings import Settings
@@ -225,7 +225,7 @@ def test_codes_are_unique_and_every_error_is_explained():
 
 def test_metrics_of_two_servers_do_not_mix():
     one, two = Metrics(), Metrics()
-    one.forward(4, 3, 0.01)
+    one.on_forward(4, 3, 0.01)
     assert b"unstir_rows_total 3.0" in one.exposition()
     assert b"unstir_rows_total 0.0" in two.exposition()
     assert all(name.encode() in two.exposition() for name in GAUGES)
@@ -247,7 +247,7 @@ def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
     assert {plan.slots for plan in plans} == {1, 2, 3, 4, 5}
     assert any(plan.stochastic for plan in plans)
     assert any(step.guard for plan in plans for step in plan.steps)
-    assert all(not lane.remaining and lane.frames.keys() == {0} for lane, _, _ in seen)
+    assert all(not lane.remaining and lane.snapshots.keys() == {0} for lane, _, _ in seen)
 
 
 def test_memory_is_that_of_the_card_that_serves(monkeypatch):

@@ -14,7 +14,7 @@ from app.cli.simulation.command import add_command
 from app.cli.simulation.policies import POLICIES
 from app.cli.simulation.simulate import alone, percentile, simulate
 from app.cli.simulation.traffic import Mix, Request, SimulationError, capacity, read_trace, stretched
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 
 SIZES = (1, 2, 4, 8)
 CPU = Widths(SIZES, (0.0104, 0.015, 0.026, 0.048), (4,))
