@@ -142,8 +142,8 @@ async def test_what_is_refused_is_refused_at_once(client):
 
 
 async def test_a_job_that_fails_says_why(tmp_path, settings, monkeypatch):
-    end = Runner.read_output
-    monkeypatch.setattr(Runner, "end", lambda self, lane: end(self, lane) * float("nan"))
+    read_output = Runner.read_output
+    monkeypatch.setattr(Runner, "read_output", lambda self, lane: read_output(self, lane) * float("nan"))
     async with serving(create_app(settings)) as client:
         place = await begun(client, BODY)
         told = await finished(client, place)

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from app.engine import scheduler
 from app.engine.scheduler import PATIENCE, PATIENCE_PER_LANE, Choice, choose, patience
 from app.engine.widths import Forwards, Widths
 
@@ -236,6 +239,13 @@ def test_halving_gives_up_the_widest_first_and_ends():
     assert CPU.halve().halve().bit_identical == ()
     assert one(CPU).halve().shared
     assert not TWO.halve().shared
+
+
+def test_the_page_gives_the_constants_as_they_are():
+    page = (Path(__file__).parents[3] / "docs" / "scheduler.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| ([A-Z_]+) \| ([\d.]+) \|", page, re.MULTILINE)
+    assert len(rows) == 6
+    assert {name: float(value) for name, value in rows} == {name: getattr(scheduler, name) for name, _ in rows}
 
 
 lane = st.builds(
