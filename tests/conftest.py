@@ -29,8 +29,8 @@ from model.training.recipe import SCHEDULER_CONFIG, Recipe, network
 
 torch.set_num_threads(1)  # the networks here are too small to share, and threads that wait for a busy core cost seconds
 
-# The server's network is folded: its ε differs from the plain one's by about 1e-6, and the first steps divide that by
-# √ᾱ, which is 0.006 at t = T - 1, before the walk carries it on: 2e-5 of what these tests walk.
+# The ε of the server's network differs from the plain one's by about 1e-6, and the first steps divide that by √ᾱ,
+# which is 0.006 at t = T - 1; later steps carry it on: 2e-5 in the images of these tests.
 FOLDED = 1e-4
 CLASSES = ("circle", "square", "Big star")
 

@@ -1,7 +1,7 @@
-"""Noise predictors with closed-form answers, so that no test of the mathematics needs trained weights.
+"""Noise predictors with closed-form answers, so that tests of the mathematics need no trained weights.
 
 Each is a ``machine.Net``: (u [B, C, H, W], t [B], y) to [B, C, H, W]. They work pixel by pixel, so a row's answer
-has the same bits in any company.
+has the same bits in any batch.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
-"""Where a walk ends in float64, and how near to it float32 can be asked to come.
+"""The result of a plan in float64, and how near to it a float32 result must be.
 
-Whoever computes the same walk in another order rounds otherwise, and random weights amplify that: a fixed tolerance is
-either slack or holds on one processor only. So the bound is measured: the plain loop in float32, several times, with a
-network that errs at random by as much as its float32 form errs.
+Computing the same plan in another order rounds differently, and random weights amplify that: a fixed tolerance is
+either loose or holds on one processor only. So the bound is measured: the plain loop in float32, several times, with a
+network whose output has random errors as large as those of float32.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Plan
 from model.network.unet import UNet
 
-Walk: TypeAlias = Callable[[Net, torch.dtype], Tensor]  # takes its network there in that precision
+# Samples with this network in this precision, so many copies of every image after one another: [copies · n, C, H, W].
+Sample: TypeAlias = Callable[[Net, torch.dtype, int], Tensor]
 
 DRAWS = 8
 # Of a normal distribution, one in 4,000 is more than four times the largest of eight others.
@@ -28,16 +29,16 @@ MARGIN = 4.0
 
 
 @torch.inference_mode()
-def bound(net: UNet, walk: Walk) -> tuple[Tensor, float]:
-    """(where the walk ends in float64, how far from there it may end in float32)."""
+def bound(net: UNet, sample: Sample) -> tuple[Tensor, float]:
+    """(the float64 result, how far from it a float32 result may be)."""
     double = _in_double(net)
-    exact = walk(double, torch.float64)
-    ends = [walk(_erring(net, double, seed), torch.float32) for seed in range(DRAWS)]
-    farthest = max(float((end - exact).abs().max()) for end in ends)
+    exact = sample(double, torch.float64, 1)
+    draws = sample(_add_errors(net, double), torch.float32, DRAWS).unflatten(0, (DRAWS, len(exact)))
+    farthest = float((draws - exact).abs().max())
     return exact, MARGIN * farthest + 10 * torch.finfo(torch.float32).eps * float(exact.abs().max())
 
 
-def sampled(
+def run_plan(
     net: Net, plan: Plan, seeds: Sequence[int], y: Tensor, shape: tuple[int, ...], dtype: torch.dtype
 ) -> Tensor:
     """``machine.sample`` in any precision, with the same noise."""
@@ -56,13 +57,13 @@ def _in_double(net: UNet) -> UNet:
     return double
 
 
-def _erring(net: UNet, double: UNet, seed: int) -> Net:
-    generator = torch.Generator().manual_seed(seed)
+def _add_errors(net: UNet, double: UNet) -> Net:
+    generator = torch.Generator().manual_seed(0)
 
-    def said(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        answer = net(x, t, y)
-        error = (answer - double(x.double(), t, y)).square().mean((1, 2, 3), keepdim=True).sqrt()
-        wrong: Tensor = answer + error.float() * torch.randn(answer.shape, generator=generator)
+    def forward(x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
+        output = net(x, t, y)
+        error = (output - double(x.double(), t, y)).square().mean((1, 2, 3), keepdim=True).sqrt()
+        wrong: Tensor = output + error.float() * torch.randn(output.shape, generator=generator)
         return wrong
 
-    return said
+    return forward

@@ -17,7 +17,7 @@ from model.diffusion import samplers
 from model.diffusion.plan import Clip
 from model.network.cuda_graphs import Arithmetic, Graphed
 from model.network.inference import InferenceUNet
-from tests.app.engine.test_engine_plans import assert_as_near_as_the_plain_loop, unlike_requests
+from tests.app.engine.test_engine_plans import assert_as_near_as_the_plain_loop, mixed_requests
 from tests.engines import ask, engine_on
 from tests.model.network.test_inference import SHAPES, network, rows
 
@@ -85,7 +85,7 @@ async def test_rows_do_not_depend_on_neighbours_slots_or_joins(runner, found):
 
     async def served(how):
         async with engine_on(runner, found.widths(exact=True)) as engine:
-            return await how(engine, unlike_requests(runner.checkpoint))
+            return await how(engine, mixed_requests(runner.checkpoint))
 
     async def in_turn(engine, requests):
         return [await ask(engine, lanes) for lanes in requests]
@@ -108,7 +108,7 @@ async def test_rows_do_not_depend_on_neighbours_slots_or_joins(runner, found):
 
 async def test_every_walk_is_as_near_to_the_exact_one_as_a_plain_loop_on_the_cpu(runner, found, tiny_ckpt):
     async with engine_on(runner, found.widths(exact=True)) as engine:
-        requests = unlike_requests(tiny_ckpt)
+        requests = mixed_requests(tiny_ckpt)
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
     assert_as_near_as_the_plain_loop(tiny_ckpt, requests, results)
 

@@ -1,4 +1,4 @@
-"""What is found about the machine: each choice from made-up times, and what is measured on a tiny network."""
+"""Calibration: each choice from given times, and measurements of a tiny network."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def test_one_slow_moment_does_not_decide():
         ({1: 1.0, 2: 1.5, 4: 2.5, 8: 4.0, 16: 8.05}, (1, 2, 4, 8, 16)),  # 16 loses less than 1 % a row
         ({1: 1.0, 2: 1.5, 4: 2.5, 8: 4.0, 16: 8.2}, (1, 2, 4, 8)),
         ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}, (1, 2, 4, 8, 16)),
-        ({1: 1.0, 2: 2.1, 4: 4.2, 8: 8.4, 16: 16.8}, (1, 2, 4)),  # the canonical width is kept in any case
+        ({1: 1.0, 2: 2.1, 4: 4.2, 8: 8.4, 16: 16.8}, (1, 2, 4)),  # the reproducible width is always kept
     ],
     ids=["nearly-as-good", "falls", "flat", "never-pays"],
 )
@@ -61,20 +61,20 @@ def test_on_a_card_widths_are_tried_until_it_is_saturated_and_halfway_ones_fille
     """Floor 1, and a row 1/32: from 64 rows on, twice the rows take nearly twice as long."""
     probe, tried = Probe(tiny_ckpt, torch.device("cuda")), []
 
-    def seconds(form, width, forwards=3):
+    def seconds(net, width, forwards=3):
         tried.append(width)
         return max(1.0, width / 32) / 100
 
     monkeypatch.setattr(probe, "time_forward", seconds)
     assert list(probe.time_widths(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
     assert max(tried) == 64
-    monkeypatch.setattr(probe, "time_forward", lambda form, width, forwards=3: 0.05 * width)
+    monkeypatch.setattr(probe, "time_forward", lambda net, width, forwards=3: 0.05 * width)
     assert list(probe.time_widths(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8]  # one row fills the card
-    monkeypatch.setattr(probe, "time_forward", lambda form, width, forwards=3: 0.1 + 0.02 * width)
-    assert max(probe.time_widths(tiny_ckpt.net, 256, 4)) == 8  # 0.26 s: nobody wants to wait for wider ones
+    monkeypatch.setattr(probe, "time_forward", lambda net, width, forwards=3: 0.1 + 0.02 * width)
+    assert max(probe.time_widths(tiny_ckpt.net, 256, 4)) == 8  # 0.26 s: wider ones would add too much latency
 
 
-def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
+def test_no_room_for_the_reproducible_width(tiny_ckpt, monkeypatch):
     def seconds(net, width, forwards=3):
         if width > 2:
             raise torch.OutOfMemoryError("no room")
@@ -88,32 +88,32 @@ def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
 
 
 @torch.inference_mode()
-def test_widths_of_other_bits_are_told_apart(tiny_ckpt):
-    def moody(x, t, y):
+def test_widths_with_other_bits_are_found(tiny_ckpt):
+    def net(x, t, y):
         """A network whose rows differ in the last bit where there are eight of them."""
         return x * (1 + 2e-7 * (len(x) == 8))
 
     probe = Probe(tiny_ckpt, CPU)
-    assert probe.find_bit_identical(moody, 4, [1, 2, 4, 8]) == (1, 2, 4)
+    assert probe.find_bit_identical(net, 4, [1, 2, 4, 8]) == (1, 2, 4)
 
 
 @torch.inference_mode()
 @pytest.mark.parametrize(
-    ("moody", "found"),
+    ("net", "found"),
     [
         (lambda x: torch.cat([x[:2], x[2:] * (1 + 2e-7)]), (1, 2)),  # the third slot on
-        (lambda x: x * (1 + 0.01 * x.mean() * (len(x) > 2)), (1, 2)),  # company
+        (lambda x: x * (1 + 0.01 * x.mean() * (len(x) > 2)), (1, 2)),  # the other rows
         (lambda x: x.flip(0).cumsum(0).flip(0), (1,)),
         (lambda x: x, (1, 2, 4)),
     ],
-    ids=["slots", "company", "both", "steady"],
+    ids=["slots", "batch", "both", "invariant"],
 )
-def test_where_slots_or_company_matter_a_narrower_width_is_canonical(tiny_ckpt, moody, found):
-    assert Probe(tiny_ckpt, CPU).find_bit_identical(lambda x, t, y: moody(x), 4, [1, 2, 4]) == found
+def test_where_slots_or_the_batch_change_bits_a_narrower_width_takes_its_place(tiny_ckpt, net, found):
+    assert Probe(tiny_ckpt, CPU).find_bit_identical(lambda x, t, y: net(x), 4, [1, 2, 4]) == found
 
 
 @torch.inference_mode()
-def test_the_error_of_a_form_is_relative_and_that_of_the_worst_row(tiny_ckpt):
+def test_the_error_of_a_network_is_relative_and_that_of_the_worst_row(tiny_ckpt):
     probe = Probe(tiny_ckpt, CPU)
 
     def off(x, t, y):
@@ -129,8 +129,8 @@ def test_measure_on_a_tiny_network(tiny_ckpt, dtype):
     assert 4 in found.exact
     assert 4 in found.bit_identical
     assert set(found.bit_identical) <= set(found.exact)
-    forms = build_networks(tiny_ckpt, CPU, found)
-    assert (forms.fast is forms.exact) == (dtype == "float32")
+    networks = build_networks(tiny_ckpt, CPU, found)
+    assert (networks.fast is networks.exact) == (dtype == "float32")
     assert (found.error is None) == (dtype == "float32")
     assert any("same bits at widths" in line for line in found.log_lines)
 
@@ -151,7 +151,7 @@ def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
     assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "float32"
 
 
-def test_what_was_found_is_kept_for_the_same_circumstances_alone(tiny_ckpt, tmp_path, monkeypatch):
+def test_a_calibration_is_kept_for_the_same_circumstances_alone(tiny_ckpt, tmp_path, monkeypatch):
     measured = []
     monkeypatch.setattr(calibration, "_measure", lambda *arguments: measured.append(arguments) or FOUND)
     folder = tmp_path / "deep" / "cache"
@@ -161,7 +161,7 @@ def test_what_was_found_is_kept_for_the_same_circumstances_alone(tiny_ckpt, tmp_
     assert len(list(folder.iterdir())) == 2
 
 
-def test_a_broken_file_is_left_aside(tiny_ckpt, tmp_path, monkeypatch):
+def test_a_broken_file_is_ignored(tiny_ckpt, tmp_path, monkeypatch):
     monkeypatch.setattr(calibration, "_measure", lambda *_: FOUND)
     calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), tmp_path)
     [file] = tmp_path.iterdir()

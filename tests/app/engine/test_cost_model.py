@@ -1,4 +1,4 @@
-"""The line of forward times follows the device: made-up ticks of a device that is not what it was at the start."""
+"""The cost model follows the device: given ticks of a device that is slower or faster than at the start."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_what_slows_all_down_is_soon_known_of_all():
 
 
 def test_a_busy_device_that_falters_is_not_served_narrower_forwards():
-    """Ticks that are slow for seconds on end, and some that stop: eight rows at once stay what pays, by 8 %."""
+    """Ticks that are slow for seconds, and some that hang: eight rows at once stay best, by 8 %."""
     model, draw = shared(), random.Random(1)
     taken, slow = [], 1.0
     for _ in range(5000):

@@ -1,4 +1,4 @@
-"""The engine without HTTP: every ending that a job can have, on the real runner and on devices that fail on purpose."""
+"""The engine without HTTP: every outcome of a job, on the real runner and on devices that fail on purpose."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def test_a_lane_that_turns_nan_fails_its_own_job_only(tiny_ckpt):
         assert engine.unready is None
 
 
-async def test_out_of_memory_halves_the_width_and_nobody_notices(tiny_ckpt):
+async def test_out_of_memory_halves_the_width_and_changes_no_result(tiny_ckpt):
     class Small(Runner):
         def advance(self, lanes, width, exact):
             if width > 2:
@@ -139,7 +139,7 @@ async def test_out_of_memory_down_to_one_row_fails_guided_jobs_alone():
     assert results[1].images.mean() == 2
 
 
-async def test_a_guided_job_counts_twice_in_the_book():
+async def test_a_lane_with_guidance_counts_twice():
     async with engine_on(FakeDevice(gated=True)) as engine:
         lanes = [Lane(plan(10), 1, 0, guidance=2.0), Lane(plan(10), 2)]
         job = asyncio.create_task(ask(engine, lanes))
@@ -159,7 +159,7 @@ async def test_no_room_for_a_single_row_ends_the_engine():
             await ask(engine, [Lane(plan(), 1)])
 
 
-async def test_a_dead_device_answers_everybody_and_refuses_the_next():
+async def test_a_dead_device_fails_all_requests_and_refuses_the_next():
     def explode(lanes, width):
         raise RuntimeError("the card fell off the bus")
 
@@ -192,14 +192,14 @@ async def test_admission_is_arithmetic():
         assert refused.value.headers["Retry-After"] == str(1250)  # 1250 s of work, 0.1 s of which may wait
 
 
-async def test_images_in_flight_are_bounded():
+async def test_images_in_progress_are_bounded():
     async with engine_on(FakeDevice(), max_lanes=10) as engine:
         with engine.reserve(8, 1), pytest.raises(Overloaded, match="8 images are in progress, and 3 more"):
             engine.reserve(3, 1)
         assert not engine.requests
 
 
-async def test_gauges_follow_the_book():
+async def test_gauges_follow_the_reservations():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         job = asyncio.create_task(ask(engine, [Lane(plan(2), seed) for seed in range(3)]))

@@ -1,4 +1,4 @@
-"""The engine on a device that works by itself: a tick is prepared while another is under way."""
+"""The engine on an asynchronous device: a tick is prepared while another is pending."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ import torch
 from app.engine.jobs import Lane
 from app.engine.runner import OutOfMemoryError, Runner
 from app.errors import DeviceMemory, EngineDead
-from tests.app.engine.test_engine_plans import unlike_requests
+from tests.app.engine.test_engine_plans import mixed_requests
 from tests.engines import Ahead, ask, engine_on, plan, until
 
 pytestmark = pytest.mark.anyio
 
 
-async def test_one_tick_is_begun_while_another_is_under_way_and_no_more():
+async def test_one_tick_is_begun_while_another_is_pending_and_no_more():
     device = Ahead(gated=True)
     async with engine_on(device) as engine:
         job = asyncio.create_task(ask(engine, [Lane(plan(4), 7)]))
@@ -34,8 +34,8 @@ async def test_one_tick_is_begun_while_another_is_under_way_and_no_more():
     assert (device.begun, device.completed, device.most) == (4, 4, 2)
 
 
-async def test_an_end_is_read_when_its_tick_has_landed_and_not_at_the_next_ones_begin():
-    """Lanes of one job end in different ticks; a device says so if it is asked too early."""
+async def test_an_output_is_read_when_its_tick_is_complete_and_not_before():
+    """Lanes of one job finish in different ticks; the device fails if it is asked too early."""
     async with engine_on(device := Ahead()) as engine:
         jobs = [ask(engine, [Lane(plan(k), 10 * k), Lane(plan(k + 1), 10 * k + 1)]) for k in range(1, 12)]
         results = await asyncio.gather(*jobs)
@@ -48,7 +48,7 @@ async def test_an_end_is_read_when_its_tick_has_landed_and_not_at_the_next_ones_
     assert sum(rows for _, rows in engine.worker._observer.forwards) == sum(2 * k + 1 for k in range(1, 12))
 
 
-async def test_who_leaves_while_his_last_tick_is_under_way_is_not_answered_and_nobody_else_suffers():
+async def test_a_cancellation_during_the_last_tick_affects_no_other_job():
     device = Ahead(gated=True)
     async with engine_on(device) as engine:
         doomed = asyncio.create_task(ask(engine, [Lane(plan(1), 1)]))
@@ -62,7 +62,7 @@ async def test_who_leaves_while_his_last_tick_is_under_way_is_not_answered_and_n
         assert not engine.worker.jobs
 
 
-async def test_a_device_that_fails_on_the_way_answers_everybody():
+async def test_a_device_that_fails_during_a_tick_fails_all_requests():
     device = Ahead(gated=True)
     async with engine_on(device) as engine:
         jobs = [asyncio.create_task(ask(engine, [Lane(plan(), seed)])) for seed in range(5)]
@@ -75,13 +75,13 @@ async def test_a_device_that_fails_on_the_way_answers_everybody():
         assert "illegal memory access" in engine.unready
 
 
-async def test_want_of_memory_is_met_when_all_that_is_under_way_has_landed():
+async def test_out_of_memory_is_handled_once_pending_ticks_are_complete():
     device = Ahead(gated=True)
-    under_way = []
+    pending = []
 
     def too_wide(lanes, width):
         if width > 2:
-            under_way.append(device.begun - device.completed)
+            pending.append(device.begun - device.completed)
             raise OutOfMemoryError("too wide")
 
     device.fail = too_wide
@@ -97,18 +97,18 @@ async def test_want_of_memory_is_met_when_all_that_is_under_way_has_landed():
         assert [result.images.mean() for result in results] == list(range(8))
         assert (await first).images.mean() == 1
         assert engine.forwards.fast.cap == 2
-    assert under_way[0] == 1
+    assert pending[0] == 1
     assert device.completed == device.begun
 
 
-async def test_walks_come_out_the_same(tiny_ckpt):
-    """A lane moves on from a state that its last tick may still be writing."""
+async def test_results_are_the_same(tiny_ckpt):
+    """A lane advances from a state that its last tick may still be writing."""
 
     async def all_of_them(ahead):
         runner = Runner(tiny_ckpt, torch.device("cpu"))
         runner.ahead = ahead
         async with engine_on(runner) as engine:
-            requests = unlike_requests(tiny_ckpt)
+            requests = mixed_requests(tiny_ckpt)
             for lanes in requests:
                 lanes[0].snapshot_steps = frozenset({0, 2})
             return await asyncio.gather(*(ask(engine, lanes) for lanes in requests))

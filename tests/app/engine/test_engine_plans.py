@@ -1,4 +1,4 @@
-"""Unlike walks through one engine: each comes out as it would alone, and as the plain loop has it."""
+"""Plans of every kind in one engine: each gives the result that it gives alone, and that of the plain loop."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from tests.engines import ask, engine_on
 pytestmark = pytest.mark.anyio
 
 
-def unlike_requests(ckpt) -> list[list[Lane]]:
-    """Every kind of walk there is, with different lengths, classes and seeds."""
+def mixed_requests(ckpt) -> list[list[Lane]]:
+    """Plans of every sampler and inversion, with different lengths, classes and seeds."""
 
     def ddim(steps, **options):
         return samplers.ddim(ckpt.schedule, steps, spacing="trailing", **options)
@@ -28,7 +28,7 @@ def unlike_requests(ckpt) -> list[list[Lane]]:
     def ddpm(steps, **options):
         return samplers.ddpm(ckpt.schedule, steps, spacing="trailing", **options)
 
-    walks = [
+    plans = [
         ddim(10),
         ddim(20, eta=0.5),
         ddim(50, clip=Clip(1.0)),
@@ -39,26 +39,26 @@ def unlike_requests(ckpt) -> list[list[Lane]]:
         *(sampler.compile(ckpt.schedule, 6, spacing="trailing") for sampler in samplers.SAMPLERS.values()),
         samplers.pndm(ckpt.schedule, 5, warmup=True, spacing="trailing"),
         samplers.dpmpp_2m(ckpt.schedule, 9, order=3, spacing="karras"),
-        inversion.fixed_point(ckpt.schedule, 5, refinements=3, spacing="trailing"),
+        inversion.fixed_point(ckpt.schedule, 3, refinements=3, spacing="trailing"),
         inversion.obelm(ckpt.schedule, 10),
     ]
     return [
         [
-            Lane(walk, seed=100 * k + i, label=(k + i) % 3, reproducible=True, guidance=1.0 if k % 3 else 2.5)
+            Lane(plan, seed=100 * k + i, label=(k + i) % 3, reproducible=True, guidance=1.0 if k % 3 else 2.5)
             for i in range(1 + k % 3)
         ]
-        for k, walk in enumerate(walks)
+        for k, plan in enumerate(plans)
     ]
 
 
-async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_ckpt):
+async def test_plans_share_forwards_and_each_result_equals_its_solo_result(tiny_ckpt):
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     widths = Widths((1, 2, 4, 8), (0.001, 0.0011, 0.0012, 0.0013), (4,))
     async with engine_on(runner, widths) as engine:
-        together = await asyncio.gather(*(ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)))
+        together = await asyncio.gather(*(ask(engine, lanes) for lanes in mixed_requests(tiny_ckpt)))
         shared = len(engine.worker._observer.forwards)
     async with engine_on(runner, widths) as engine:
-        alone = [await ask(engine, lanes) for lanes in unlike_requests(tiny_ckpt)]
+        alone = [await ask(engine, lanes) for lanes in mixed_requests(tiny_ckpt)]
         rows = sum(rows for _, rows in engine.worker._observer.forwards)
     for a, b in zip(together, alone, strict=True):
         assert torch.equal(a.images, b.images)
@@ -66,22 +66,23 @@ async def test_unlike_walks_share_forwards_and_each_equals_its_solo_answer(tiny_
 
 
 def assert_as_near_as_the_plain_loop(ckpt, requests, results) -> None:
-    """To the exact walks, as tests/rounding.py has it. ``ckpt`` is on the CPU."""
+    """To the exact result, as defined by tests/rounding.py. ``ckpt`` is on the CPU."""
     for lanes, result in zip(requests, results, strict=True):
 
-        def walk(net, dtype, lanes=lanes):
+        def sample(net, dtype, copies, lanes=lanes):
+            lanes = lanes * copies
             seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
             net = machine.guided(net, torch.tensor([lane.guidance for lane in lanes]), null=3)
-            return rounding.sampled(net, lanes[0].plan, seeds, labels, ckpt.shape, dtype)
+            return rounding.run_plan(net, lanes[0].plan, seeds, labels, ckpt.shape, dtype)
 
-        exact, most = rounding.bound(ckpt.net, walk)
+        exact, most = rounding.bound(ckpt.net, sample)
         assert (result.images - exact).abs().max() < most
 
 
-async def test_every_row_is_as_near_to_the_exact_walk_as_the_plain_loop(tiny_ckpt):
-    """Forwards of other widths round in another order; the walks up divide by what those down multiply with."""
+async def test_every_row_is_as_near_to_the_exact_result_as_the_plain_loop(tiny_ckpt):
+    """Forwards of other widths round in another order; inversions divide by what samplers multiply with."""
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     async with engine_on(runner) as engine:
-        requests = unlike_requests(tiny_ckpt)
+        requests = mixed_requests(tiny_ckpt)
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
     assert_as_near_as_the_plain_loop(tiny_ckpt, requests, results)

@@ -1,4 +1,4 @@
-"""What the runner does on a CUDA device, on a pretended one: nothing waits, nothing is mixed, walks are the same."""
+"""The runner on a pretended CUDA device: nothing waits, nothing is mixed, results are the same."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from model.diffusion.noise import draw_noise, seeded_generator
 from model.network import cuda_graphs as graphs
 from model.network.cuda_graphs import Arithmetic, Graphed
 from model.network.inference import InferenceUNet
-from tests.app.engine.test_engine_plans import unlike_requests
+from tests.app.engine.test_engine_plans import mixed_requests
 from tests.pretend_card import DEVICE, Card, Objection, OnCard, inside
 
 pytest.importorskip("triton")
@@ -40,7 +40,7 @@ def card(monkeypatch):
 
 
 class Waves:
-    """A form whose operations have the same bits in any order: what is left is what the runner makes of it."""
+    """A network whose operations have the same bits in any order, so that only the runner can change them."""
 
     def __init__(self, device: torch.device) -> None:
         self.device = device
@@ -72,14 +72,14 @@ class Interpreted:
         rows.guard(*tree_map(inside, tensors))
 
 
-def runner_of(ckpt: Checkpoint, device: torch.device, updates=None) -> Runner:
-    form = Waves(device)
-    return Runner(ckpt, device, Networks(form, form, updates))
+def runner_of(ckpt: Checkpoint, device: torch.device, kernels=None) -> Runner:
+    net = Waves(device)
+    return Runner(ckpt, device, Networks(net, net, kernels))
 
 
-def walked(runner: Runner, lanes: list) -> None:
+def advance_all(runner: Runner, lanes: list) -> None:
     """In forwards of one width, as many ticks ahead as the runner allows."""
-    pending_ticks = deque()
+    pending = deque()
     waiting = list(lanes)
     while waiting:
         batch, taken = [], 0
@@ -87,18 +87,22 @@ def walked(runner: Runner, lanes: list) -> None:
             if taken + lane.rows <= WIDTH:
                 batch.append(lane)
                 taken += lane.rows
-        pending_ticks.append(runner.advance(batch, WIDTH, exact=True))
+        pending.append(runner.advance(batch, WIDTH, exact=True))
         waiting = [lane for lane in waiting if lane.remaining]
-        while len(pending_ticks) > runner.ahead:
-            assert pending_ticks.popleft().wait() >= 0
-    while pending_ticks:
-        pending_ticks.popleft().wait()
+        while len(pending) > runner.ahead:
+            assert pending.popleft().wait() >= 0
+    while pending:
+        pending.popleft().wait()
 
 
-@pytest.mark.parametrize("updates", [None, Interpreted], ids=["operations", "kernels"])
-def test_unlike_walks_come_out_as_on_the_cpu_and_nobody_waits(tiny_ckpt, card, updates):
-    most = 1 if updates else 3  # images of each request: kernels are slow to interpret
-    mine, theirs = ([lane for lanes in unlike_requests(tiny_ckpt) for lane in lanes[:most]] for _ in range(2))
+@pytest.mark.parametrize("kernels", [None, Interpreted], ids=["operations", "kernels"])
+def test_results_are_those_of_the_cpu_and_nothing_waits(tiny_ckpt, card, kernels):
+    # Kernels are slow to interpret: one image of each request, and plans of at most 14 steps, which are of all kinds.
+    images, steps = (1, 14) if kernels else (3, 1000)
+    mine, theirs = (
+        [lane for lanes in mixed_requests(tiny_ckpt) for lane in lanes[:images] if lane.plan.nfe <= steps]
+        for _ in range(2)
+    )
     for lane in (*mine, *theirs):
         lane.snapshot_steps, lane.snapshot_kind = frozenset({0, 2}), "x_t" if lane.seed % 2 else "x_0"
         if lane.seed % 5 == 0:
@@ -107,22 +111,22 @@ def test_unlike_walks_come_out_as_on_the_cpu_and_nobody_waits(tiny_ckpt, card, u
             lane.initial_state = draw_noise(seeded_generator(lane.seed), tiny_ckpt.shape)[None] / 2
     on_cpu = runner_of(tiny_ckpt, torch.device("cpu"))
     with card:
-        runner = runner_of(tiny_ckpt, DEVICE, updates)
+        runner = runner_of(tiny_ckpt, DEVICE, kernels)
         assert runner.ahead == 1
-        walked(runner, mine)
-        ends = [runner.read_output(lane) for lane in mine]
-    walked(on_cpu, theirs)
-    assert len(ends) >= 20
-    for lane, other, end in zip(mine, theirs, ends, strict=True):
-        assert not isinstance(end, OnCard)
-        assert torch.equal(end, on_cpu.read_output(other))
+        advance_all(runner, mine)
+        outputs = [runner.read_output(lane) for lane in mine]
+    advance_all(on_cpu, theirs)
+    assert len(outputs) >= 16
+    for lane, other, output in zip(mine, theirs, outputs, strict=True):
+        assert not isinstance(output, OnCard)
+        assert torch.equal(output, on_cpu.read_output(other))
         assert lane.snapshots.keys() == other.snapshots.keys() == {0, 2}
         assert all(torch.equal(lane.snapshots[step], other.snapshots[step]) for step in lane.snapshots)
 
 
-def test_an_end_that_is_read_too_early_is_noticed(tiny_ckpt, card):
-    """The control: were pending_ticks not waited for, the test above would fail."""
-    lane = unlike_requests(tiny_ckpt)[0][0]
+def test_an_output_that_is_read_too_early_is_noticed(tiny_ckpt, card):
+    """The negative control: were pending ticks not waited for, the test above would fail."""
+    lane = mixed_requests(tiny_ckpt)[0][0]
     with card:
         runner = runner_of(tiny_ckpt, DEVICE)
         while lane.remaining:
@@ -133,17 +137,17 @@ def test_an_end_that_is_read_too_early_is_noticed(tiny_ckpt, card):
 
 
 @torch.inference_mode()
-def test_a_network_of_which_all_can_be_told_beforehand(tiny_ckpt, card):
-    """Table and computed rows, replayed and launched; attention is taken apart there: sums in another order."""
+def test_a_network_whose_conditioning_is_computed_beforehand(tiny_ckpt, card):
+    """Looked up and computed conditioning, replayed and launched; attention sums in another order there."""
     x = torch.randn(4, *tiny_ckpt.shape, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([0.0, 500.5, 999, 3]), torch.eye(4)[[0, 1, 2, 3]]
     y[3] = torch.tensor([0.25, 0.25, 0.5, 0])
     said = tiny_ckpt.net(x, t, y)
     with card:
-        form = Graphed(InferenceUNet(card.holds(copy.deepcopy(tiny_ckpt.net)), 1000), Arithmetic())
-        form.capture([4])
+        net = Graphed(InferenceUNet(card.holds(copy.deepcopy(tiny_ckpt.net)), 1000), Arithmetic())
+        net.capture([4])
         for width in (4, 2):
-            found = form(to_device(x[:width], DEVICE), t[:width], y[:width])
+            found = net(to_device(x[:width], DEVICE), t[:width], y[:width])
             assert isinstance(found, OnCard)
             assert (found.x - said[:width]).abs().max() < 1e-5
 

@@ -1,4 +1,4 @@
-"""The scheduler as tables and as thousands of random schedules; its clock is the tick."""
+"""The scheduler: tables of decisions, and thousands of random schedules with the tick as their clock."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def one(widths: Widths) -> Forwards:
 
 
 def tick(lanes: list[Toy], forwards: Forwards, now: float = 0.0) -> Choice[Toy]:
-    """What the engine does around a decision: advance the batch, age the others, drop who has ended."""
+    """The engine around a decision: advance the batch, age the others, drop the lanes that are done."""
     choice = choose(lanes, forwards, now)
     for lane in lanes:
         lane.passed_over += 1
@@ -73,13 +73,13 @@ def remaining(batch: list[Toy]) -> list[int]:
     [
         pytest.param([7], CPU, [7], 1, id="alone"),
         pytest.param([7], GPU, [7], 1, id="alone-on-a-card"),
-        pytest.param([10, 100], CPU, [10], 1, id="a-short-lane-does-not-carry-a-long-one-where-that-costs"),
-        pytest.param([100, 10], GPU, [10, 100], 2, id="everybody-rides-where-it-is-free"),
+        pytest.param([10, 100], CPU, [10], 1, id="a-long-lane-does-not-slow-a-short-one-where-width-costs"),
+        pytest.param([100, 10], GPU, [10, 100], 2, id="all-lanes-advance-where-width-is-free"),
         pytest.param([50, 50, 50], GPU, [50, 50, 50], 4, id="padded-to-the-next-size"),
         pytest.param([20] * 8, CPU, [20] * 8, 8, id="equal-lanes-fill-the-width"),
         pytest.param([90] * 20 + [5] * 3, GPU, [5, 5, 5] + [90] * 5, 8, id="shortest-first-up-to-the-cap"),
         pytest.param([400] * 30, CPU, [400] * 8, 8, id="a-backlog-fills-the-width"),
-        pytest.param([400] * 29 + [1], CPU, [1] + [400] * 7, 8, id="and-long-lanes-ride-along-in-it"),
+        pytest.param([400] * 29 + [1], CPU, [1] + [400] * 7, 8, id="and-long-lanes-fill-the-rest"),
     ],
 )
 def test_decisions(lanes, widths, expected, width):
@@ -87,7 +87,7 @@ def test_decisions(lanes, widths, expected, width):
     assert (remaining(choice.batch), choice.width, choice.exact) == (expected, width, False)
 
 
-def test_lanes_that_are_equal_ride_in_order_of_arrival():
+def test_equal_lanes_advance_in_order_of_arrival():
     lanes = [Toy(9) for _ in range(20)]
     assert choose(lanes, one(GPU)).batch == lanes[:8]
 
@@ -112,7 +112,7 @@ def test_a_clock_that_lags_behind_the_arrivals_does_no_harm():
     assert len(choose([Toy(5, since=9.0), Toy(5, since=1e9)], one(GPU), now=0.0).batch) == 2
 
 
-def test_reproducible_lanes_ride_at_the_canonical_width_alone_or_not():
+def test_reproducible_lanes_advance_at_the_bit_identical_width_alone_or_not():
     alone = [Toy(9, reproducible=True)]
     assert choose(alone, one(CPU)) == Choice(alone, 4, True)
     crowd = [Toy(9, reproducible=True) for _ in range(11)]
@@ -120,19 +120,19 @@ def test_reproducible_lanes_ride_at_the_canonical_width_alone_or_not():
     assert (len(choice.batch), choice.width, choice.exact) == (4, 4, True)
 
 
-def test_reproducible_lanes_ride_at_whatever_width_gives_the_same_bits():
+def test_reproducible_lanes_advance_at_any_width_of_the_same_bits():
     widths = Widths(SIZES, GPU.seconds, (2, 8))
     assert choose([Toy(9, reproducible=True)], one(widths)).width == 2
     crowd = choose([Toy(9, reproducible=True) for _ in range(5)], one(widths))
     assert (len(crowd.batch), crowd.width) == (5, 8)
 
 
-def test_where_there_are_two_kinds_of_forward_lanes_ride_in_their_own():
-    fast, exact, canonical = Toy(9), Toy(9, exact=True), Toy(9, reproducible=True)
+def test_lanes_use_their_own_kind_of_forward_where_there_are_two():
+    fast, exact, reproducible = Toy(9), Toy(9, exact=True), Toy(9, reproducible=True)
     assert choose([exact], TWO) == Choice([exact], 1, True)
-    assert choose([canonical], TWO) == Choice([canonical], 4, True)
+    assert choose([reproducible], TWO) == Choice([reproducible], 4, True)
     assert choose([exact, fast], TWO) == Choice([fast], 1, False)  # the cheaper one
-    assert choose([exact, canonical], TWO) == Choice([exact, canonical], 4, True)
+    assert choose([exact, reproducible], TWO) == Choice([exact, reproducible], 4, True)
     assert choose([fast, exact, exact, exact, exact, exact], TWO).exact  # many at once are worth more
     assert choose([fast, exact], one(GPU)) == Choice([fast, exact], 2, True)  # there they share
 
@@ -208,7 +208,7 @@ def test_a_deadline_is_kept_that_shortest_first_would_miss():
     assert now <= 1.0
 
 
-def test_lost_deadlines_are_served_at_full_width_when_nobody_else_waits():
+def test_lost_deadlines_are_served_at_full_width_when_nothing_else_waits():
     lanes = [Toy(10, deadline=-1.0) for _ in range(8)]
     assert choose(lanes, one(CPU)).batch == lanes
 
