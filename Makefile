@@ -4,18 +4,17 @@ BIN := .venv/bin
 help:  ## List these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-.venv/.serve: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
-	touch $@
+.venv/.serve: FORCE
+	@sh .ci/environment serve
 
-.venv/.dev: .venv/.serve
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+.venv/.dev: FORCE
+	@sh .ci/environment dev
+
+FORCE:
 
 install: .venv/.dev  ## Create the environment in .venv, with everything for development
 
-serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000
+serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000; UNSTIR_PORT=8001 make serve takes another
 	$(BIN)/unstir serve
 
 test: .venv/.dev  ## Run the tests

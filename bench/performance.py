@@ -13,7 +13,7 @@ import sys
 import time
 from typing import Any
 
-from app.cli.loadtest.command import MIX
+from app.cli.mix import MIX
 from bench import page
 from bench.server import ROOT
 

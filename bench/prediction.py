@@ -13,9 +13,8 @@ from typing import Any
 from app.cli.loadtest.report import spread
 from app.cli.mix import Mix, poisson
 from app.cli.simulation.policies import FirstCome, RequestLevel, Unstir
-from app.cli.simulation.simulate import Lane, Policy, simulate
-from app.cli.simulation.traffic import Mix as Traffic
-from app.cli.simulation.traffic import Request, capacity
+from app.cli.simulation.simulate import Policy, SimulatedLane, simulate
+from app.cli.simulation.traffic import SimulatedRequest, capacity, draw_requests
 from app.engine.widths import Widths
 from bench.peers.table import PEERS
 
@@ -27,7 +26,7 @@ class AnsweredTogether(RequestLevel):
         super().__init__(mixed=True)
         self.batches: list[set[int]] = []
 
-    def choose(self, lanes: Sequence[Lane], widths: Widths, now: float) -> tuple[list[Lane], int]:
+    def choose(self, lanes: Sequence[SimulatedLane], widths: Widths, now: float) -> tuple[list[SimulatedLane], int]:
         riders, width = super().choose(lanes, widths, now)
         numbers = {lane.job.number for lane in riders}
         if not self.batches or not numbers <= self.batches[-1]:
@@ -35,12 +34,12 @@ class AnsweredTogether(RequestLevel):
         return riders, width
 
 
-def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_second: float) -> list[Request]:
+def arrivals(settings: dict[str, Any], load: float, repeat: int, requests_per_second: float) -> list[SimulatedRequest]:
     """Those of :func:`bench.peers.run.visit`."""
     seed = 1000 * repeat + round(100 * load)
     seconds = dict(zip(settings["loads"], settings["seconds"], strict=True))[load]
     found = poisson(Mix.parse(settings["mix"]), load * requests_per_second, seconds, seed)
-    return [Request(arrival.at, arrival.steps) for arrival in found]
+    return [SimulatedRequest(arrival.at, arrival.steps) for arrival in found]
 
 
 def offered(load: float, facts: dict[str, Any]) -> float:
@@ -57,8 +56,8 @@ def elsewhere(mix: str, load: float, facts: dict[str, Any], requests: int = 1000
     """Mean slowdown on another mix, in simulation: of Unstir's policy, and of first come, first served."""
     seconds = {int(width): each for width, each in facts["bare"]["in_turn_seconds"].items()}
     widths = Widths(tuple(seconds), tuple(seconds.values()))
-    wanted = Traffic.parse(mix)
-    traffic = wanted.requests(requests, load * capacity(widths, wanted.mean), seed=1)
+    wanted = Mix.parse(mix)
+    traffic = draw_requests(wanted, requests, load * capacity(widths, wanted.mean), seed=1)
     policies: tuple[Policy, Policy] = (Unstir(), FirstCome())
     ours, theirs = (fmean(each.slowdown for each in simulate(traffic, policy, widths).records) for policy in policies)
     return ours, theirs
@@ -79,7 +78,7 @@ def latencies(name: str, load: float, facts: dict[str, Any]) -> dict[str, list[f
     return found
 
 
-def _ends(name: str, requests: list[Request], seconds: dict[int, float]) -> list[float]:
+def _ends(name: str, requests: list[SimulatedRequest], seconds: dict[int, float]) -> list[float]:
     """When each request is answered."""
     policy: Policy
     if name == "unstir":

@@ -14,8 +14,7 @@ import sys
 from typing import Any
 
 from app.cli.loadtest import load
-from app.cli.loadtest.command import MIX
-from app.cli.mix import Mix, poisson
+from app.cli.mix import MIX, Mix, poisson
 from bench.peers import common
 from bench.peers.bare import bare
 from bench.peers.table import PEERS, QUIET, UNSTIR

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import argparse
 import re
+import shlex
 import subprocess
 import tomllib
-from dataclasses import fields
 from itertools import pairwise
 
 import numpy as np
@@ -15,8 +14,8 @@ import torch
 from fastapi.testclient import TestClient
 
 from app import __version__
-from app.__main__ import _add_train
 from app.api.app import create_app
+from app.cli.main import main
 from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.settings import Settings
 from model.data import Dataset
@@ -75,12 +74,13 @@ def test_links_lead_somewhere(path):
 
 
 @pytest.mark.parametrize(("name", "channels", "classes"), [("fashion-mnist-32-large", 1, 10), ("avatars-64", 3, 5)])
-def test_recipes_have_the_size_that_is_told(name, channels, classes):
+def test_recipes_have_the_size_that_is_told(name, channels, classes, monkeypatch, tmp_path):
     (command,) = re.findall(rf"unstir train (--data \S+ --out weights/{name} .*)", TEXT.replace("\\\n", ""))
-    parser = argparse.ArgumentParser()
-    _add_train(parser)
-    given = vars(parser.parse_args(command.split()))
-    recipe = Recipe(**{field.name: given[field.name] for field in fields(Recipe) if field.name in given})
+    recipes: list[Recipe] = []
+    monkeypatch.setattr("app.cli.train.run", lambda *given, **_: recipes.append(given[2]))
+    arguments = re.sub(r"--data \S+", f"--data {tmp_path}", command)  # the data need not be here
+    assert main(["train", *shlex.split(arguments)]) == 0
+    (recipe,) = recipes
     images = np.zeros((1, recipe.size, recipe.size, channels), np.uint8)
     with torch.device("meta"):
         net = network(recipe, Dataset(images, None, tuple(map(str, range(classes)))))

@@ -115,7 +115,7 @@ def test_a_lock_is_a_queue():
 @pytest.mark.parametrize("name", ["mosec", "litserve_request", "bentoml", "ray"])
 def test_a_batch_is_answered_when_its_last_row_is_done(name, monkeypatch):
     """2 and 5 steps come while 4 run; the two then share forwards, and both end with the longer."""
-    requests = [prediction.Request(at, steps) for at, steps in ((0.0, 4), (1.0, 2), (1.5, 5), (30.0, 1))]
+    requests = [prediction.SimulatedRequest(at, steps) for at, steps in ((0.0, 4), (1.0, 2), (1.5, 5), (30.0, 1))]
     monkeypatch.setattr(prediction, "arrivals", lambda *_: requests)
     facts = comparison(name)
     facts["visits"] = facts["visits"][:1]
@@ -123,7 +123,7 @@ def test_a_batch_is_answered_when_its_last_row_is_done(name, monkeypatch):
 
 
 def test_steps_are_answered_as_they_end(monkeypatch):
-    requests = [prediction.Request(at, steps) for at, steps in ((0.0, 4), (0.5, 2))]
+    requests = [prediction.SimulatedRequest(at, steps) for at, steps in ((0.0, 4), (0.5, 2))]
     monkeypatch.setattr(prediction, "arrivals", lambda *_: requests)
     facts = comparison("litserve_loop")
     facts["visits"] = facts["visits"][:1]

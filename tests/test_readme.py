@@ -144,7 +144,7 @@ def test_the_commands_without_a_server(tmp_path):
         assert done.returncode == 0, (command, done.stderr)
         told[line.split()[1]] = done.stdout
     assert "the same bytes again" in told["replay"]
-    assert "back to the image:\n  unstir sample --latent=head.npy" in told["invert"]
+    assert "-m app sample --latent=head.npy" in told["invert"]
     assert opened(tmp_path / "walk.gif").n_frames == 16
     answer = json.loads((tmp_path / "head.json").read_text())
     assert base64.b64decode(answer["images"][0]) == (tmp_path / "head.png").read_bytes()

@@ -13,9 +13,8 @@ import httpx
 import torch
 
 from app.cli.loadtest import load
-from app.cli.loadtest.command import MIX
 from app.cli.loadtest.report import outcomes
-from app.cli.mix import Mix
+from app.cli.mix import MIX, Mix
 from bench import server
 from bench.gpu import beside, clock
 from bench.gpu.bench import Bench

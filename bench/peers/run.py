@@ -29,10 +29,9 @@ from typing import Any
 import torch
 
 from app.cli.loadtest import load
-from app.cli.loadtest.command import MIX
 from app.cli.loadtest.load import LoadError, Record
 from app.cli.loadtest.report import outcomes, spread
-from app.cli.mix import Mix, poisson
+from app.cli.mix import MIX, Mix, poisson
 from app.engine.calibration import bfloat16_is_native
 from bench.peers import common
 from bench.peers.bare import bare
