@@ -82,14 +82,14 @@ class Lifecycle:
         self.close()
 
     async def drain(self) -> None:
-        """Accept nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed."""
+        """Accept nothing new, and wait until accepted work is done or ``drain_seconds`` have passed."""
         if self.engine is None or self.engine.failure or self.engine.draining:
             return
         unfinished = await self.engine.drain(self.settings.drain_seconds)
         log.info("drained" if not unfinished else f"drain time is over, {unfinished} requests are cut off")
 
     def close(self) -> None:
-        """End the device thread; what still runs is answered with 503."""
+        """End the device thread; what still runs fails with 503."""
         if self.engine is not None:
             self.engine.close()
 

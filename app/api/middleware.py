@@ -19,7 +19,7 @@ _SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}")
 
 
 class RequestMiddleware:
-    """Gives each request an id (the client's own, if it sent a printable one), and measures and logs its answer.
+    """Gives each request an id (the client's own, if it sent a printable one), and measures and logs its response.
 
     An exception that nobody else has caught is answered by ``on_unexpected_error``.
     """
@@ -54,7 +54,7 @@ class RequestMiddleware:
         try:
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            if status:  # the answer is already on its way: only the connection can be broken off
+            if status:  # the response has begun: only the connection can be closed
                 raise
             await self.on_unexpected_error(Request(scope), error)(scope, receive, send_with_headers)
         finally:
@@ -66,7 +66,7 @@ class RequestMiddleware:
             self.metrics.duration.labels(endpoint, sampler).observe(seconds)
             method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
             fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
-            log.info("%s %s %d %.1f ms", method, path, status, took, extra={"fields": fields})
+            log.info("%s %s %d %.1f ms", method, path, status, took, extra=fields)
 
 
 class BodyLimitMiddleware:

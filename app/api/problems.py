@@ -1,4 +1,4 @@
-"""Errors as answers: every one in the shape of RFC 9457, whoever found it."""
+"""Errors as responses, all in the shape of RFC 9457."""
 
 from __future__ import annotations
 
@@ -35,14 +35,13 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
         request_id=request_id,
         errors=[
             FieldProblem(field=encodable(field)[:200], value=plain(value), remedy=remedy)
-            for field, value, remedy in error.fields[: errors.MAX_FIELDS]
+            for field, value, remedy in error.fields[: errors.MAX_FAULTS]
         ],
     )
     return content.model_dump(mode="json", exclude_defaults=True)
 
 
 def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
-    """Any error in the one shape."""
     if isinstance(error, REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
     content = describe(error, request.state.request_id)
@@ -50,7 +49,6 @@ def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
 
 
 async def on_unstir_error(request: Request, error: Exception) -> Response:
-    """Ours, as it is."""
     assert isinstance(error, UnstirError)
     return respond_problem(request, error)
 
@@ -59,19 +57,19 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself, and our own body limit."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
-    answer: UnstirError
+    problem: UnstirError
     match error.status_code:
         case 404:
-            answer = errors.NotFound(f"{where}: see /docs for what there is")
+            problem = errors.NotFound(f"{where}: see /docs for what there is")
         case 405:
-            answer = errors.MethodNotAllowed(f"{where}: use {(error.headers or {}).get('Allow', 'another method')}")
+            problem = errors.MethodNotAllowed(f"{where}: use {(error.headers or {}).get('Allow', 'another method')}")
         case 413:
             limit = request.app.state.lifecycle.settings.max_body_bytes
-            answer = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
+            problem = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
         case _:
-            answer = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
-    answer.headers |= dict(error.headers or {})
-    return respond_problem(request, answer)
+            problem = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
+    problem.headers |= dict(error.headers or {})
+    return respond_problem(request, problem)
 
 
 def on_unexpected_error(request: Request, error: Exception) -> Response:

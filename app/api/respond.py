@@ -67,7 +67,7 @@ async def respond(request: Request, operation: Operation) -> Response:
         return await accept(service, store, job, headers)
     if parsed.media_type == EVENTS:
         return await until_disconnect(request, stream(service, job))
-    # Whoever waits for the task of another request has a deadline of their own.
+    # A replayed request waits for the task of another; its deadline is its own.
     async with time_limit(parsed.deadline if replayed else None, parsed.began):
         return send(await until_disconnect(request, render(service, job.task, parsed.media_type)), headers)
 

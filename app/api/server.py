@@ -16,10 +16,10 @@ from app.api.lifespan import Lifecycle
 from app.settings import Settings
 from app.telemetry import logs
 
-# Whoever closes an idle connection first must not be the server: a request that is just being sent would be lost.
-# Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, balancers); uvicorn would for 5.
+# The server must not be the first to close an idle connection: a request that is just being sent would be lost.
+# Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, load balancers); uvicorn by default for 5.
 KEEP_ALIVE_SECONDS = 75
-LINGER_SECONDS = 5  # for answers on their way, once no work is left; a client that does not read must not hold us up
+LINGER_SECONDS = 5  # for responses being sent once no work is left; a client that does not read must not delay the exit
 
 
 class Server(uvicorn.Server):
@@ -38,7 +38,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
-        """First signal: drain, then stop. Second: answer what runs with 503, and stop. Third: stop."""
+        """First signal: drain, then stop. Second: fail what runs with 503, and stop. Third: stop at once."""
         self.signals += 1
         if self.loop is None or self.signals > 2:
             self.should_exit = self.force_exit = True
@@ -53,21 +53,21 @@ class Server(uvicorn.Server):
         self._stop()
 
     def _stop(self) -> None:
-        self.lifecycle.close()  # whatever still runs is answered now, so that its connection ends
+        self.lifecycle.close()  # what still runs fails now, so that its connection ends
         self.should_exit = True
 
 
 def create_server(settings: Settings) -> Server:
-    """A server that runs as :func:`serve` has it, once it is told to."""
-    # The device thread gives the lock of the interpreter up at every operation, and a busy event loop keeps it for a
-    # whole interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
+    """The server of these settings, not yet running."""
+    # The device thread releases the interpreter's lock at every operation, and a busy event loop keeps it for a whole
+    # switch interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
     sys.setswitchinterval(0.0005)
     logs.configure(settings.log_level, settings.log_format)
 
-    def give_up() -> None:
+    def stop() -> None:
         server.should_exit = True
 
-    app = create_app(settings, on_failure=give_up)
+    app = create_app(settings, on_failure=stop)
     config = uvicorn.Config(
         app,
         host=settings.host,

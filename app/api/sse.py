@@ -1,7 +1,7 @@
 """Event streams: the progress of a job.
 
 ``queued`` once, ``step`` whenever steps were done, some with a preview, then ``completed`` with the JSON response, or
-``error`` with the problem. An event tells the state at the moment that the client is ready for it: one that reads
+``error`` with the problem. An event has the state at the moment that the client is ready for it: one that reads
 slowly gets fewer of them, and delays nobody.
 """
 

@@ -31,7 +31,7 @@ class RequestContext:
         self.admitted = asyncio.Event()
 
     def admit(self, reservation: Reservation) -> None:
-        """Publish the reservation to whoever follows the request."""
+        """Publish the reservation to those who follow the request."""
         self.reservation = reservation
         self.admitted.set()
 

@@ -92,7 +92,7 @@ class Encoding:
         if not low < self.norm < high:
             found.append(
                 f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}; this one is "
-                "probably far from the training data, or takes more steps, and blends with it will look odd"
+                "probably far from the training data, or takes more steps, and blends with it may not look like images"
             )
         if self.residual is not None and self.residual > HIGH_RESIDUAL:
             found.append(
