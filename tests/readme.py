@@ -81,7 +81,9 @@ def request_table(model: type[BaseModel], without: Collection[str] = ()) -> str:
     return table(("field", "values", "default", "meaning"), rows)
 
 
-def response_table(model: type[BaseModel], request: type[BaseModel] | None = None, without: Collection[str] = ()) -> str:
+def response_table(
+    model: type[BaseModel], request: type[BaseModel] | None = None, without: Collection[str] = ()
+) -> str:
     """The fields of a response; those that repeat the request share a line, and so do those without a description."""
     echoed, bare, rows = [], [], []
     properties = model.model_json_schema()["properties"]
