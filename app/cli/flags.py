@@ -56,14 +56,15 @@ def _flag(name: str, model: type[BaseModel], declared: Schema, environment: str)
     facts = ["" if field.is_required() else _default(name, field.default), _range(schema)]
     facts.append(f"{environment}{name.upper()}" if environment else "")
     brackets = "; ".join(filter(None, facts))
-    text = _text(declared.get("description", ""), model) + (f"  [{brackets}]" if brackets else "")
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
     option = typer.Option(
-        *([f"{flag(name)}/{flag('no_' + name)}"] if kind == "boolean" else [flag(name)]),
-        help=text,
+        f"{flag(name)}/{flag(f'no_{name}')}" if kind == "boolean" else flag(name),
+        help=_text(declared.get("description", ""), model) + (f"  [{brackets}]" if brackets else ""),
         metavar=f"<{'|'.join(choices)}>" if choices else METAVARS.get(schema.get("format", kind), "<text>"),
-        autocompletion=(lambda incomplete: [each for each in choices if each.startswith(incomplete)])
-        if choices
-        else None,
+        autocompletion=complete if choices else None,
         show_default=False,
     )
     typed: Any = bool if kind == "boolean" else str

@@ -6,13 +6,14 @@ import asyncio
 import sys
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Any
 
 import httpx
 from tqdm import tqdm
 
 from app.api.app import create_app
-from app.cli.terminal import CommandError, fault, flag
+from app.cli.terminal import CommandError, fault, flag, print_status, shown
 from app.settings import Settings
 
 
@@ -41,13 +42,14 @@ def post(
     Raises:
         CommandError: the network could not be loaded, or the request was refused; with the service's reasons.
     """
+    watched = sys.stderr.isatty()
+    if watched:
+        print_status(f"loading {shown(settings.checkpoint)}")
 
     async def run() -> httpx.Response:
         async with _service(settings) as client:
-            headers = {"accept": accept}
-            if sys.stderr.isatty():
-                return await _post_and_watch(client, path, headers, **body)
-            return await client.post(path, headers=headers, **body)
+            send = partial(_post_and_watch, client) if watched else client.post
+            return await send(path, headers={"accept": accept}, **body)
 
     answer = asyncio.run(run())
     if answer.is_success:
@@ -70,7 +72,7 @@ async def _service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
         while (await client.get("/readyz")).status_code != 200:
             if failed.is_set():
                 raise CommandError((await client.get("/readyz")).json()["status"])
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0.05)  # seldom, since forwards are being timed
         yield client
 
 
@@ -81,7 +83,7 @@ async def _post_and_watch(client: httpx.AsyncClient, path: str, headers: dict[st
         return accepted
     job = accepted.headers["location"]
     with tqdm(
-        total=accepted.json()["total"], leave=False, bar_format="{percentage:3.0f}%|{bar:40}| {remaining}"
+        total=accepted.json()["total"], leave=False, bar_format="{percentage:3.0f}%|{bar:40}| {remaining} left"
     ) as bar:
         while (found := (await client.get(job)).json())["state"] in ("waiting", "running"):
             bar.total = found["total"]

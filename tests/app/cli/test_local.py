@@ -78,8 +78,8 @@ def test_interpolate_between_images_latents_and_seeds(unstir, tmp_path):
     assert unstir("invert noise.png --steps 4 -o code.npy")[0] == 0
     assert unstir("interpolate noise.png 8 --steps 4 --frames 3")[0] == 0
     assert opened(tmp_path / "interpolate.png").size == (3 * 8 + 2 * 2, 8)
-    assert unstir("interpolate code.npy 8 --steps 4 --frames 3 -o walk.npy")[0] == 0
-    assert np.load(tmp_path / "walk.npy").shape == (3, 1, 8, 8)
+    assert unstir("interpolate code.npy 8 --steps 4 --frames 3 -o path.npy")[0] == 0
+    assert np.load(tmp_path / "path.npy").shape == (3, 1, 8, 8)
     assert unstir("interpolate 1 2 3 --weights 1,2,3 --steps 4 -o blend.npy")[0] == 0
     assert np.load(tmp_path / "blend.npy").shape == (1, 1, 8, 8)
     assert unstir("interpolate 1 2 3 4 --grid 2,3 --steps 4 -o grid.png")[0] == 0
@@ -179,10 +179,11 @@ def test_standard_output_is_a_file_among_others(here, capsysbinary):
 
 
 def test_progress_on_a_terminal_changes_no_byte(unstir, tmp_path, monkeypatch):
-    assert unstir("sample --seed 1 --steps 300 -o quiet.png")[2] == ""
+    assert unstir("sample --seed 1 --steps 50 -o quiet.png")[2] == ""
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
-    status, printed, watched = unstir("sample --seed 1 --steps 300 -o watched.png")
-    assert (status, printed) == (0, "watched.png: seed 1, 300 evaluations\n")
+    status, printed, watched = unstir("sample --seed 1 --steps 50 -o watched.png")
+    assert (status, printed) == (0, "watched.png: seed 1, 50 evaluations\n")
+    assert watched.startswith("loading ")
     assert "%|" in watched
     assert (tmp_path / "watched.png").read_bytes() == (tmp_path / "quiet.png").read_bytes()
     status, _, complaint = unstir("sample --label hexagon")
