@@ -24,10 +24,11 @@ from app.errors import catalogue
 from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest, SamplingRequest
 from app.settings import SHIPPED, Settings
 from app.telemetry.metrics import GAUGES, LABELS, Metrics
-from bench.markdown import table
-from bench.peers.table import PEERS
+from bench.peers.run import pool
+from bench.peers.servers import PEERS
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
+from model.evaluation.markdown import table
 from model.training.recipe import Recipe
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -275,7 +276,7 @@ def inversion_table(steps: Collection[int] = ()) -> str:
 
 def performance_table() -> str:
     peers, alike, unlike = (
-        json.loads((DOCS / "performance" / f"{name}.json").read_text(encoding="utf-8"))["servers"]
+        json.loads((DOCS / "performance" / f"{name}.json").read_text(encoding="utf-8"))
         for name in ("peers", "side", "side-mixed")
     )
     head = (
@@ -288,11 +289,11 @@ def performance_table() -> str:
         "mixed steps",
     )
     rows = []
-    for name, found in peers.items():
-        loads = found["loads"]
+    for name, loads in pool(peers).items():
         slowdowns = [f"{loads[load]['slowdown']['mean']:.1f}" if load in loads else "" for load in ("0.6", "0.9")]
         tails = [f"{loads['0.6']['latency'][steps]['p95']:.2f} s" for steps in ("10", "100")]
-        shares = [f"{side[name]['of_bare']:.2f}" if name in side else "" for side in (alike, unlike)]
+        sides = (side["servers"].get(name) for side in (alike, unlike))
+        shares = [f"{found['of_bare']:.2f}" if found else "" for found in sides]
         rows.append((PEERS[name].title, *slowdowns, *tails, *shares))
     return table(head, rows)
 

@@ -1,4 +1,4 @@
-"""Time on the device: by its own events where it has them, in turns, and with an end to patience."""
+"""Clocks and summaries: device time, measurements in alternation, time limits, medians with quartiles."""
 
 from __future__ import annotations
 
@@ -11,20 +11,16 @@ from typing import Any
 
 import torch
 
-AGAIN = 5.0  # seconds until a block that did not stop is told once more
+AGAIN = 5.0  # seconds until a block that did not stop is interrupted once more
 
 
 class Overrun(BaseException):
-    """A block took longer than it may. No Exception, so that nothing on the way takes it for an error of its own."""
+    """A block took longer than it may. Not an Exception, so that nothing in the block handles it as an error."""
 
 
 @contextlib.contextmanager
 def within(seconds: float) -> Iterator[None]:
-    """Raise :class:`Overrun` in the block once it has taken so long.
-
-    Only on the main thread. Blocks may stand within one another: the one that ends first counts, and the outer goes on
-    being counted down.
-    """
+    """Raise :class:`Overrun` in the block after so many seconds; on the main thread only. Blocks may be nested."""
 
     def stop(*_: object) -> None:
         raise Overrun
@@ -42,13 +38,12 @@ def within(seconds: float) -> Iterator[None]:
 
 
 def synchronize(device: torch.device) -> None:
-    """Wait until the device has done all that it was told."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
-def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """What the device takes for one call, from so many in a row: what waits for the host counts, too."""
+def device_seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
+    """Seconds of one call on the device, from ``times`` calls in a row; waiting for the host is included."""
     synchronize(device)
     if device.type != "cuda":
         began = time.perf_counter()
@@ -64,8 +59,8 @@ def seconds(work: Callable[[], object], times: int, device: torch.device) -> flo
     return float(first.elapsed_time(last)) / 1e3 / times
 
 
-def elapsed(work: Callable[[], object], device: torch.device) -> float:
-    """Seconds on the wall from the call until the device has done all of it."""
+def wall_seconds(work: Callable[[], object], device: torch.device) -> float:
+    """Seconds from the call until the device has finished."""
     synchronize(device)
     began = time.perf_counter()
     work()
@@ -73,22 +68,18 @@ def elapsed(work: Callable[[], object], device: torch.device) -> float:
     return time.perf_counter() - began
 
 
-def in_rounds(
-    contestants: Mapping[str, Callable[[], float]], rounds: int, limit: float = float("inf")
+def alternate(
+    measures: Mapping[str, Callable[[], float]], rounds: int, limit: float = float("inf")
 ) -> dict[str, list[float]]:
-    """What each measures, all of them once a round, so that whatever else the machine does weighs on all.
+    """Values of each measure, all of them once a round, so that other load on the machine affects all alike.
 
-    The first round warms up and is left out; after that there is at least one, and no other begins that would end
-    beyond the limit.
-
-    Args:
-        limit: seconds.
+    The first round warms up and is dropped. At least one more follows, and none that would end after ``limit`` seconds.
     """
-    found: dict[str, list[float]] = {name: [] for name in contestants}
+    found: dict[str, list[float]] = {name: [] for name in measures}
     began = time.monotonic()
     for done in range(rounds + 1):
         last = time.monotonic()
-        for name, measure in contestants.items():
+        for name, measure in measures.items():
             value = measure()
             if done:
                 found[name].append(value)
@@ -98,13 +89,13 @@ def in_rounds(
     return found
 
 
-def summary(values: list[float]) -> dict[str, Any]:
+def summarize(values: list[float]) -> dict[str, Any]:
     """Median and quartiles, to six digits."""
     low, middle, high = statistics.quantiles(values, n=4) if len(values) > 1 else values * 3
     found = {name: float(f"{each:.6g}") for name, each in (("median", middle), ("q1", low), ("q3", high))}
     return {**found, "repeats": len(values)}
 
 
-def ratios(above: list[float], below: list[float]) -> dict[str, Any]:
-    """Of what was measured in the same round."""
-    return summary([a / b for a, b in zip(above, below, strict=True)])
+def summarize_ratios(above: list[float], below: list[float]) -> dict[str, Any]:
+    """Of values that were measured in the same round."""
+    return summarize([a / b for a, b in zip(above, below, strict=True)])
