@@ -145,10 +145,8 @@ def ticks(bench: Bench, loaded: Loaded, width: int, limit: float) -> dict[str, A
             lane.release()
         return found
 
-    measures: dict[str, Callable[[], float]] = {
-        "tick": tick,
-        "forward": partial(timing.device_seconds, bare, steps, bench.device),
-    }
+    forward = partial(timing.device_seconds, bare, steps, bench.device)
+    measures: dict[str, Callable[[], float]] = {"tick": tick, "forward": forward}
     found = timing.alternate(measures, bench.pick(15, 2), limit)
     over = [tick - forward for tick, forward in zip(found["tick"], found["forward"], strict=True)]
     return {

@@ -53,7 +53,7 @@ def outputs_of_a_lane(loaded: Loaded, steps: int) -> dict[str, Tensor]:
         for _ in range(steps):
             loop.tick([*before, late], width, exact=True)
         loop.wait()
-        outputs[f"joining late, width {width}"] = loaded.runner.end(late)
+        outputs[f"joining late, width {width}"] = loaded.runner.read_output(late)
     return outputs
 
 
