@@ -212,12 +212,14 @@ def _quality() -> dict[str, Any]:
 
 
 def choice_table() -> str:
-    found = {(row["walk"], row["budget"]): row for row in _quality()["samplers"]["walks"]}
+    samplers = _quality()["samplers"]
+    found = {(row["walk"], row["budget"]): row for row in samplers["walks"]}
     rows = []
     for need, sampler, budget in CHOICES:
         cell = found[sampler, budget]
         rows.append((need, f"`{sampler}`", str(budget), f"{cell['frechet']['classifier']:.2f}"))
-    return table(("for", "sampler", "NFE", "distance"), rows)
+    real = f"distance (real images: {samplers['floor']['classifier']['mean']:.2f})"
+    return table(("for", "sampler", "NFE", real), rows)
 
 
 def quality_table() -> str:
