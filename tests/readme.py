@@ -11,9 +11,9 @@ import re
 from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_type_hints
 
-from pydantic import BaseModel
+from pydantic import BaseModel, TypeAdapter
 
 from app.api.responses.interpolate import InterpolateResponse
 from app.api.responses.invert import InvertResponse
@@ -185,12 +185,14 @@ def inversions_table() -> str:
 
 
 def recipe_table() -> str:
-    rows = []
+    """The options of `unstir train` that are a recipe's fields."""
+    rows, hints = [], get_type_hints(Recipe)
     for field in fields(Recipe):
-        shown = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else str(field.default)
-        default = "" if field.default is None else f"`{shown}`"
-        rows.append((f"`--{field.name.replace('_', '-')}`", default, field.metadata["help"]))
-    return table(("option", "default", "meaning"), rows)
+        default = ",".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+        shown = "" if default is None else f"`{default}`"
+        values = _kind(TypeAdapter(hints[field.name]).json_schema())
+        rows.append((f"`--{field.name.replace('_', '-')}`", values, shown, field.metadata["help"]))
+    return table(("option", "values", "default", "meaning"), rows)
 
 
 # Measurements: docs/quality.json and docs/performance/.
@@ -211,12 +213,14 @@ def _quality() -> dict[str, Any]:
 
 
 def choice_table() -> str:
-    found = {(row["walk"], row["budget"]): row for row in _quality()["samplers"]["walks"]}
+    samplers = _quality()["samplers"]
+    found = {(row["walk"], row["budget"]): row for row in samplers["walks"]}
     rows = []
     for need, sampler, budget in CHOICES:
         cell = found[sampler, budget]
         rows.append((need, f"`{sampler}`", str(budget), f"{cell['frechet']['classifier']:.2f}"))
-    return table(("for", "sampler", "NFE", "distance"), rows)
+    real = f"distance (real images: {samplers['floor']['classifier']['mean']:.2f})"
+    return table(("for", "sampler", "NFE", real), rows)
 
 
 def quality_table() -> str:
