@@ -28,7 +28,7 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     """
     settings = settings or Settings()
     job_store = JobStore(settings)
-    metrics = Metrics([operation.path for operation in OPERATIONS], lambda: lifecycle.engine, job_store.totals)
+    metrics = Metrics([operation.path for operation in OPERATIONS], lambda: lifecycle.model, job_store.totals)
     lifecycle = Lifecycle(settings, metrics, on_failure)
     app = FastAPI(
         title="Unstir",

@@ -55,6 +55,10 @@ class Lifecycle:
         raise Starting("the network is being loaded and warmed up; try again in a moment", retry_after=2)
 
     @property
+    def model(self) -> LoadedModel | None:
+        return None if self._service is None else self._service.model
+
+    @property
     def engine(self) -> Engine | None:
         return None if self._service is None else self._service.engine
 
@@ -75,7 +79,7 @@ class Lifecycle:
         # A daemon, so that a process that is told to stop need not first finish loading.
         loop = asyncio.get_running_loop()
         threading.Thread(target=self._load_and_work, args=[loop], name="device", daemon=True).start()
-        watching = asyncio.ensure_future(self.metrics.watch())
+        watching = asyncio.ensure_future(self.metrics.measure_lag())
         yield
         await self.drain()
         watching.cancel()
@@ -114,8 +118,6 @@ class Lifecycle:
         torch.set_num_threads(1)  # of this thread and later ones; the device thread keeps its own
         model.engine.open()
         self._service = Service(self.settings, self.metrics, model)
-        card = model.checkpoint.card
-        self.metrics.tell_model(card.name, card.sha256, str(model.device), model.calibration.dtype)
         log.info("ready")
 
     def _fail(self, error: Exception) -> None:

@@ -21,9 +21,9 @@ from app.operations.context import RequestContext
 from app.settings import Settings
 from model import images
 from tests.app.api.test_bad_input import assert_problem
-from tests.app.api.test_service import metric
 from tests.conftest import save_tiny, serving
 from tests.engines import until
+from tests.metrics import metric
 
 pytestmark = pytest.mark.anyio
 ASYNC = {"prefer": "respond-async"}
@@ -119,6 +119,7 @@ async def test_a_job_is_cancelled_wherever_it_is(held, running):
     assert_problem(await client.get(f"{place}/result"), 410, "cancelled", "send the request again")
     go.set()
     assert (await client.post("/sample", json=BODY)).status_code == 200
+    assert await metric(client, "unstir_cancel_latency_seconds_count") == 1
     assert (await client.delete(place)).status_code == 200  # twice does no harm: now it is forgotten
     assert_problem(await client.get(place), 404, "no_such_job")
 
@@ -298,7 +299,7 @@ async def test_a_key_of_a_job_leads_to_the_same_job(client):
 async def test_a_deadline_that_cannot_be_met_is_refused_on_arrival(client):
     late = await client.post("/sample", json={"sampler": "ddpm", "n": 16}, headers={"x-request-timeout-ms": "3"})
     assert_problem(late, 504, "too_late", "on an idle device", "X-Request-Timeout-Ms")
-    assert await metric(client, "unstir_forwards_total", width="8") == 0
+    assert await metric(client, "unstir_forwards_total") == 0
     assert await metric(client, "unstir_rejections_total", reason="too_late") == 1
 
 

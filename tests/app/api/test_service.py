@@ -7,7 +7,6 @@ import threading
 
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__, errors
 from app.api.app import create_app
@@ -18,26 +17,16 @@ from app.engine.widths import Forwards
 from app.errors import catalogue
 from app.operations.warmup import warm_up
 from app.settings import Settings
-from app.telemetry.metrics import GAUGES, Metrics
+from app.telemetry.metrics import Metrics
 from model.checkpoint import load
 from model.diffusion.samplers import SAMPLERS
 from tests.app.api.test_bad_input import assert_problem
 from tests.conftest import CLASSES, serving
 from tests.engines import WIDTHS
+from tests.metrics import metric
 
 pytestmark = pytest.mark.anyio
 JOBS = ("/jobs/{identifier}", "/jobs/{identifier}/result")
-
-
-async def metric(client, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that carry these labels."""
-    text = (await client.get("/metrics")).text
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 async def test_model_says_what_is_served(client, tiny):
@@ -148,8 +137,13 @@ async def test_counters_count(client):
     forwards = await metric(client, "unstir_forwards_total")
     assert await metric(client, "unstir_forward_duration_seconds_count") == forwards
     assert await metric(client, "unstir_batch_rows_sum") == 22
-    for gauge in ("unstir_images_waiting", "unstir_images_running", "unstir_requests_in_flight"):
-        assert await metric(client, gauge) == 0
+    assert await metric(client, "unstir_request_nfe_count") == 2
+    assert await metric(client, "unstir_request_nfe_sum") == 22
+    assert await metric(client, "unstir_time_to_first_step_seconds_count") == 2
+    assert await metric(client, "unstir_image_encode_seconds_count") == 2
+    assert await metric(client, "unstir_cancel_latency_seconds_count") == 0
+    for kind in ("images", "requests"):
+        assert await metric(client, f"unstir_{kind}_waiting") == await metric(client, f"unstir_{kind}_running") == 0
 
 
 async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
@@ -223,14 +217,6 @@ def test_codes_are_unique_and_every_error_is_explained():
     assert all(kind.meaning and kind.title for kind in kinds)
 
 
-def test_metrics_of_two_servers_do_not_mix():
-    one, two = Metrics(), Metrics()
-    one.on_forward(4, 3, 0.01)
-    assert b"unstir_rows_total 3.0" in one.exposition()
-    assert b"unstir_rows_total 0.0" in two.exposition()
-    assert all(name.encode() in two.exposition() for name in GAUGES)
-
-
 def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
     """All slot counts and guards that requests can ask for, so that what they need has been compiled."""
     runner = Runner(tiny_ckpt, torch.device("cpu"))
@@ -248,16 +234,3 @@ def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
     assert any(plan.stochastic for plan in plans)
     assert any(step.guard for plan in plans for step in plan.steps)
     assert all(not lane.remaining and lane.snapshots.keys() == {0} for lane, _, _ in seen)
-
-
-def test_memory_is_that_of_the_card_that_serves(monkeypatch):
-    for kind, told in (("allocated", 3), ("reserved", 5)):
-        monkeypatch.setattr(torch.cuda, f"memory_{kind}", lambda device, told=told: {"cuda:1": told}[device])
-    metrics = Metrics()
-    assert b"unstir_gpu_memory_bytes{" not in metrics.exposition()
-    metrics.tell_model("tiny", "0", "cpu", "float32")
-    assert b"unstir_gpu_memory_bytes{" not in metrics.exposition()
-    metrics.tell_model("tiny", "0", "cuda:1", "bfloat16")
-    found = metrics.exposition()
-    assert b'unstir_gpu_memory_bytes{kind="allocated"} 3.0' in found
-    assert b'unstir_gpu_memory_bytes{kind="reserved"} 5.0' in found
