@@ -23,7 +23,7 @@ class Settings(BaseSettings):
 
     host: str = Field("127.0.0.1", description="Address to listen on; 0.0.0.0 lets other machines in.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes any free one and logs it.")
-    checkpoint: Path = Field(SHIPPED / "avatars-32", description="Folder of the network to serve, in diffusers layout.")
+    checkpoint: Path = Field(SHIPPED / "avatars-32", description="Folder of the network, in diffusers layout.")
     device: str = Field(
         "auto",
         description="auto takes the CUDA device where there is one, else the CPU; or cpu, cuda, cuda:1.",

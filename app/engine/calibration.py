@@ -25,6 +25,7 @@ from app.engine.probe import Probe
 from app.engine.widths import Widths
 from model.checkpoint import Checkpoint
 from model.diffusion.machine import Kernels
+from model.files import write_atomically
 from model.network import kernels
 from model.network.inference_layers import Layout
 
@@ -256,9 +257,6 @@ def _write(file: Path | None, calibration: Calibration) -> None:
     if file is None:
         return
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        part = file.with_suffix(f".{os.getpid()}")
-        part.write_text(json.dumps(asdict(calibration)))
-        part.replace(file)
+        write_atomically(file, json.dumps(asdict(calibration)))
     except OSError as error:  # a container without a home, say: it measures at each start
         log.info("the calibration is not kept: %s", error)

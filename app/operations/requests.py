@@ -110,8 +110,7 @@ class SamplingRequest(BaseModel):
     steps: int | None = Field(
         None,
         ge=1,
-        description="Steps of the sampler, up to the T of the network's training (`timesteps` of `/model`); "
-        "by default the sampler's.",
+        description="Steps of the sampler, up to the T of the network's training; by default the sampler's.",
     )
     eta: float | None = Field(
         None, ge=0, le=1, description="ddim only: 0 (default) is deterministic, 1 as noisy as ddpm."
@@ -155,7 +154,7 @@ class SampleRequest(SamplingRequest):
         json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
     )
 
-    n: int = Field(1, ge=1, description="How many images, up to `max_images` of `/model`.")
+    n: int = Field(1, ge=1, description="How many images, up to `max_images`.")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Image i uses seed + i; left out, a seed is drawn and reported."
     )
@@ -191,7 +190,7 @@ class InvertRequest(BaseModel):
         description="fixed_point only: K, iterations after the first guess of each step; default 3.",
     )
     spacing: Spacing | None = Field(
-        None, description="Spacing of the noise levels; by default that of /sample with as many steps."
+        None, description="Spacing of the noise levels; by default that of sampling with as many steps."
     )
     label: Label = Field(
         None, description="Class of the image, by name or index; left out, any. Decoding needs the same."
@@ -236,7 +235,7 @@ class InterpolateRequest(SamplingRequest):
         description="[rows, columns] between four corners: top left, top right, bottom left, bottom right.",
     )
     frames: int | None = Field(
-        None, ge=2, description="Images from a to b, both included; default 8, up to `max_images` of `/model`."
+        None, ge=2, description="Images from a to b, both included; default 8, up to `max_images`."
     )
     method: Interpolation = Field(
         "slerp",

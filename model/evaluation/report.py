@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from model.evaluation.markdown import table
+from model.files import write_atomically
+
 OPINIONS = {"classifier": "features of a classifier of the data", "efficientnet": "features of EfficientNet-Lite0"}
 
 # DDIM (Song et al. 2021), table 1 (CIFAR-10) and table 2 (encode and decode, error per dimension, pixels in 0..1).
@@ -25,10 +28,9 @@ def write(out: Path, facts: dict[str, Any]) -> str:
     Args:
         facts: ``checkpoint``, ``command``, ``unseen``, and whatever was measured: ``samplers`` and ``inversion``.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "quality.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(out / "quality.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     text = page(facts, _plots(out, facts))
-    (out / "quality.md").write_text(text, encoding="utf-8")
+    write_atomically(out / "quality.md", text)
     return text
 
 
@@ -71,20 +73,20 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[s
             parts.append(
                 f"**Fréchet distance, {meaning}**; floor {_short(floor['mean'])} (spread {_short(floor['spread'])})"
             )
-            parts.append(_table(["within … evaluations", *map(str, budgets)], rows))
+            parts.append(table(["within … evaluations", *budgets], rows))
     if any("accuracy" in row for row in found["walks"]):
         rows = _grid(found, budgets, lambda row: f"{100 * row['accuracy']:.1f}")
         real = f"; it gets {100 * found['training_accuracy']:.1f} % of real training images right" * (
             "training_accuracy" in found
         )
         parts.append(f"**Share of images that the classifier takes for the class asked for, in %**{real}")
-        parts.append(_table(["within … evaluations", *map(str, budgets)], rows))
-    theirs = [[walk, *map(str, values)] for walk, values in TABLE_1.items()]
+        parts.append(table(["within … evaluations", *budgets], rows))
+    theirs = [[walk, *values] for walk, values in TABLE_1.items()]
     parts.append(
         "For comparison, the FID of another network on CIFAR-10 in table 1 of the DDIM paper, which calls ddpm η = 1 "
         "and its fixed_large variance σ̂. The figures cannot be compared across the two tables; their shape can."
     )
-    parts.append(_table(["DDIM, table 1", *map(str, TABLE_1_STEPS)], theirs))
+    parts.append(table(["DDIM, table 1", *TABLE_1_STEPS], theirs))
     return parts
 
 
@@ -112,9 +114,9 @@ def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], seen: str) -> 
     body = [
         [
             row["method"],
-            str(row["steps"]),
-            str(row["nfe"]),
-            str(row["decode_nfe"]),
+            row["steps"],
+            row["nfe"],
+            row["decode_nfe"],
             f"{row['psnr']['median']:.1f}",
             f"{row['psnr']['low']:.1f}",
             f"{100 * row['exact']:.1f} %",
@@ -123,13 +125,12 @@ def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], seen: str) -> 
         ]
         for row in rows
     ]
-    parts.append(_table([*header, "residual"], body))
-    theirs = [[str(steps), str(error)] for steps, error in TABLE_2.items()]
+    parts.append(table([*header, "residual"], body))
     parts.append(
         "For comparison, plain ddim in table 2 of the DDIM paper (CIFAR-10, squared error per dimension with pixels in "
         "0..1; 0.0023 is 26.4 dB)."
     )
-    parts.append(_table(["steps", "error"], theirs))
+    parts.append(table(["steps", "error"], TABLE_2.items()))
     return parts
 
 
@@ -137,11 +138,6 @@ def _grid(found: dict[str, Any], budgets: list[int], show: Any) -> list[list[str
     walks = list(dict.fromkeys(row["walk"] for row in found["walks"]))
     cells = {(row["walk"], row["budget"]): show(row) for row in found["walks"]}
     return [[walk, *(cells.get((walk, budget), "") for budget in budgets)] for walk in walks]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _short(value: float) -> str:

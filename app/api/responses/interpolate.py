@@ -27,7 +27,7 @@ class InterpolateResponse(SamplingResponse):
     method: str
     grid: list[int] | None = None
     labels: list[str | None] = Field(description="Class of each given latent.")
-    warnings: list[str] = Field([])
+    warnings: list[str] = Field([], description="What is unusual about these latents.")
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,6 @@ class DecodeFields(BaseModel):
 class InvertResponse(BaseModel):
     """The JSON response of `/invert`. PSNR, MSE and the largest error are measured on [-1, 1], unrounded."""
 
-    latent: str = Field(description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm.")
     decode: DecodeFields = Field(description='Send these fields to /sample, with `latent` as {"npy": …}.')
     method: str
     steps: int
@@ -43,20 +42,21 @@ class InvertResponse(BaseModel):
     nfe: int = Field(description="Network evaluations of the inversion.")
     decode_nfe: int = Field(description="Network evaluations of decoding.")
     psnr: float | None = Field(None, description="Of the round trip, in dB; 58.9 is that of 8-bit rounding.")
-    mse: float | None = None
+    mse: float | None = Field(None, description="Mean squared error of the round trip.")
     max_error: float | None = Field(None, description="Largest difference of any pixel.")
     exact: float | None = Field(None, description="Share of the 8-bit values that are equal.")
     residual: float | None = Field(
         None, description="fixed_point only: root mean square by which the plan misses the exact inverse."
     )
     norm: float = Field(description="Mean square of x_T; about 1 for what the network knows well.")
-    reconstruction: str | None = Field(None, description="PNG, base64: the response of /sample to `decode`.")
     warnings: list[str] = Field([], description="What is unusual about this image for this network.")
-    trajectory: list[str] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
     plan: str = Field(description="Digest of the compiled plan.")
-    model: str
+    model: str = Field(description="Name of the checkpoint.")
     sha256: str = Field(description="Of the weights.")
     timing: Timing
+    latent: str = Field(description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm.")
+    reconstruction: str | None = Field(None, description="PNG, base64: the response of /sample to `decode`.")
+    trajectory: list[str] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
 
 
 @dataclass(frozen=True)

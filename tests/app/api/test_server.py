@@ -159,11 +159,11 @@ def test_idle_connections_are_not_the_servers_to_close(tiny):
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = 'eighty'"),
-        (["--device", "tpu"], {}, "= 'tpu': choose auto, cpu, cuda or cuda:N"),
+        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = eighty: should be a valid integer"),
+        (["--device", "tpu"], {}, "= tpu: choose auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], {}, "--device (UNSTIR_DEVICE) = cuda:99: "),
         (["--device", "cpu", "--dtype", "tf32"], {}, "--dtype (UNSTIR_DTYPE) = tf32: only CUDA devices have it"),
-        ([], {"UNSTIR_MAX_IMAGES": "0"}, "(UNSTIR_MAX_IMAGES) = '0'"),
+        ([], {"UNSTIR_MAX_IMAGES": "0"}, "(UNSTIR_MAX_IMAGES) = 0: "),
         (["--checkpoint", "no/such/folder"], {}, "no such folder"),
     ],
     ids=["port", "device", "no-such-card", "dtype", "environment", "checkpoint"],
