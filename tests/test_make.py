@@ -102,7 +102,7 @@ def test_the_first_time_installs_and_the_second_does_not(checkout):
     first = checkout.make("serve")
     assert served(first)
     assert "about 2.8 GB" in first.stdout
-    assert "make serve PIP_OPTIONS='--extra-index-url https://download.pytorch.org/whl/cpu'" in first.stdout
+    assert ".venv/bin/uv pip install --torch-backend cpu 'torch<2.14'" in first.stdout
     assert checkout.installed == ["--disable-pip-version-check install --editable ."]  # with its progress: not --quiet
     second = checkout.make("serve", UNSTIR_PORT="8001")
     assert served(second, 8001)

@@ -15,9 +15,10 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import AbstractContextManager
 
 from app.settings import SHIPPED
-from bench.server import Served
+from bench.server import Served, server
 
 DEFAULTS = {"REQUESTS": 2000, "COMPARED": 100, "HANG_UPS": 11, "UPLOADS": 60, "SECONDS": 20, "SEED": 1}
 # One thread leaves a core to the clients. No calibration is kept, so that other servers do not get one made under load.
@@ -29,6 +30,10 @@ SERVE = (
 
 def size(name: str) -> int:
     return int(os.environ.get(f"STRESS_{name}", DEFAULTS[name]))
+
+
+def serve(*options: str) -> AbstractContextManager[Served]:
+    return server(*SERVE, *options, within=300)
 
 
 def resident_mib(served: Served) -> float:

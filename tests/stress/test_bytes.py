@@ -8,8 +8,7 @@ import random
 import httpx
 import pytest
 
-from bench.server import server
-from tests.stress import SERVE, size
+from tests.stress import serve, size
 from tests.stress.traffic import Request, connect, draw_request, random_image
 
 pytestmark = pytest.mark.stress
@@ -37,7 +36,7 @@ async def count_differing(base: str, requests: list[Request]) -> int:
 
 def test_reproducible_answers_have_the_same_bytes_under_load():
     source = random.Random(size("SEED"))
-    with server(*SERVE) as served:
+    with serve() as served:
         image = random_image(served.base, size("SEED"))
         requests = [draw_request(source, image, (4, 12)) for _ in range(size("COMPARED"))]
         reproducible = [(path, {**body, "reproducible": True}) for path, body in requests]

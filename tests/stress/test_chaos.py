@@ -13,8 +13,8 @@ from typing import Any
 import httpx
 import pytest
 
-from bench.server import Served, server
-from tests.stress import SERVE, resident_mib, size
+from bench.server import Served
+from tests.stress import resident_mib, serve, size
 from tests.stress.traffic import connect, draw_request, hang_up, random_image
 
 pytestmark = pytest.mark.stress
@@ -165,7 +165,7 @@ def gauges_at_rest(served: Served, seconds: float = 30) -> dict[str, float]:
 
 
 def test_chaos_leaves_nothing_behind():
-    with server(*SERVE, *TIGHT) as served:
+    with serve(*TIGHT) as served:
         chaos, memory = asyncio.run(run_chaos(served, count := size("REQUESTS")))
         assert gauges_at_rest(served) == dict.fromkeys(GAUGES, 0.0)
         assert httpx.get(f"{served.base}/readyz", trust_env=False).status_code == 200

@@ -8,8 +8,8 @@ import time
 
 import pytest
 
-from bench.server import Served, server
-from tests.stress import SERVE, size
+from bench.server import Served
+from tests.stress import serve, size
 from tests.stress.traffic import connect, hang_up
 
 pytestmark = pytest.mark.stress
@@ -39,6 +39,6 @@ async def measure(served: Served, rounds: int) -> tuple[list[float], list[float]
 
 
 def test_the_next_request_waits_for_one_forward_at_most():
-    with server(*SERVE) as served:
+    with serve() as served:
         idle, after, widest = asyncio.run(measure(served, size("HANG_UPS")))
     assert statistics.median(after) <= statistics.median(idle) + widest, (idle, after, widest)

@@ -6,12 +6,11 @@ import asyncio
 
 import httpx
 import pytest
+from app.bench import load
+from app.bench.command import MIX
+from app.bench.mix import Mix, poisson
 
-from app.cli.loadtest import load
-from app.cli.loadtest.command import MIX
-from app.cli.mix import Mix, poisson
-from bench.server import server
-from tests.stress import SERVE, size
+from tests.stress import serve, size
 
 pytestmark = pytest.mark.stress
 OVERLOAD, QUEUE_SECONDS = 1.5, "5"
@@ -29,7 +28,7 @@ async def overload(base: str, seconds: float) -> list[load.Record]:
 
 
 def test_retry_after_is_kept():
-    with server(*SERVE, "--max-queue-seconds", QUEUE_SECONDS) as served:
+    with serve("--max-queue-seconds", QUEUE_SECONDS) as served:
         records = asyncio.run(overload(served.base, size("SECONDS")))
     refused = [record for record in records if record.retried or record.status == 429]
     assert len(refused) > 0.1 * len(records)

@@ -11,8 +11,7 @@ import pytest
 from PIL import Image
 
 from app.settings import Settings
-from bench.server import server
-from tests.stress import SERVE, resident_mib, size
+from tests.stress import resident_mib, serve, size
 
 pytestmark = pytest.mark.stress
 SETTLED = 20  # uploads until memory has its working size
@@ -49,7 +48,7 @@ def test_memory_does_not_grow_with_uploads():
     files = largest_images(settings.max_pixels, settings.max_body_bytes)
     query = {"fit": "resize", "method": "ddim", "steps": "2", "check": "false"}
     held = {}
-    with server(*SERVE) as served, httpx.Client(base_url=served.base, timeout=600, trust_env=False) as client:
+    with serve() as served, httpx.Client(base_url=served.base, timeout=600, trust_env=False) as client:
         for i in range(1, size("UPLOADS") + 1):
             kind = list(files)[i % len(files)]
             answer = client.post("/invert", params=query, content=files[kind], headers={"content-type": kind})

@@ -12,11 +12,12 @@ from safetensors.torch import load_file
 
 from model import checkpoint
 from model.diffusion import machine, samplers
+from model.training import batches
+from model.training import run as training_run
+from model.training import trainer as training
 from model.training.recipe import TrainingError
 from model.training.run import train
-from model.training.trainer import Trainer, batches
-from model.training.trainer import run as training_run
-from model.training.trainer import trainer as training
+from model.training.trainer import Trainer
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
 
 

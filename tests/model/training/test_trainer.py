@@ -7,10 +7,10 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.diffusion.schedule import NoiseSchedule
+from model.training import batches as batches_module
 from model.training.batches import Batches
 from model.training.recipe import TrainingError, network
 from model.training.trainer import AHEAD, Trainer, denoising_loss
-from model.training.trainer import batches as batches_module
 from tests.fakes import GaussianEps
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
 
