@@ -1,10 +1,11 @@
-"""What to train: the recipe, the noise schedule, and the untrained network for some data."""
+"""What to train: the recipe, the noise schedule, and the initial network."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass, field
-from typing import Any
+import operator
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -15,79 +16,88 @@ from model.network.unet import UNet
 
 
 class TrainingError(ValueError):
-    """Training cannot start as asked; the message says what to change."""
+    """Training cannot start; the message says what to change."""
 
 
-def _option(default: Any, text: str) -> Any:
-    return field(default=default, metadata={"help": text})
+class RecipeError(TrainingError):
+    """An invalid field of a recipe."""
+
+    def __init__(self, field: str, value: object, remedy: str) -> None:
+        super().__init__(f"{field} = {value}: {remedy}")
+        self.field, self.value, self.remedy = field, value, remedy
+
+
+BOUNDS: dict[str, tuple[Callable[[Any, Any], bool], str]] = {
+    "ge": (operator.ge, "at least"),
+    "gt": (operator.gt, "above"),
+    "le": (operator.le, "at most"),
+    "lt": (operator.lt, "below"),
+}
+
+
+def _option(default: Any, text: str, **bounds: float) -> Any:
+    return field(default=default, metadata={"help": text, "bounds": bounds})
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Every field is an option of ``unstir train``, with the help text that stands beside it."""
+    """How to train. Every field is an option of ``unstir train``, with its help text and bounds.
 
-    size: int = _option(32, "side of the square images, in pixels")
+    Raises:
+        RecipeError: an invalid field, or fields that do not fit together.
+    """
+
+    size: int = _option(32, "side of the square images, in pixels", ge=1)
     channels: tuple[int, ...] = _option((32, 64, 128), "width of each resolution level")
-    layers: int = _option(1, "residual blocks per level")
+    layers: int = _option(1, "residual blocks per level", ge=1)
     attention: tuple[int, ...] = _option((8,), "sides of the feature maps that get attention")
-    head_dim: int = _option(32, "channels per attention head")
-    groups: int = _option(8, "groups of the group norms")
-    dropout: float = _option(0.0, "share of activations dropped")
-    steps: int | None = _option(None, "stop after so many optimizer steps")
-    minutes: float | None = _option(None, "stop after so many minutes of training, all resumed runs together")
-    batch: int = _option(64, "images per step")
-    lr: float = _option(1e-3, "learning rate after warm-up; falls to 0 along a cosine over steps or minutes")
-    warmup: int = _option(500, "steps over which the learning rate rises")
-    ema: float = _option(0.999, "decay of the moving average of the weights, which is what is kept")
+    head_dim: int = _option(32, "channels per attention head", ge=1)
+    groups: int = _option(8, "groups of the group norms", ge=1)
+    dropout: float = _option(0.0, "share of activations dropped", ge=0, lt=1)
+    steps: int | None = _option(None, "stop after this many optimizer steps", ge=1)
+    minutes: float | None = _option(None, "stop after this many minutes of training, including resumed runs", gt=0)
+    batch: int = _option(64, "images per step", ge=1)
+    lr: float = _option(1e-3, "learning rate after warm-up; falls to 0 along a cosine over steps or minutes", gt=0)
+    warmup: int = _option(500, "steps over which the learning rate rises", ge=0)
+    ema: float = _option(0.999, "decay of the moving average of the weights, which the checkpoint holds", ge=0, lt=1)
     flip: bool = _option(False, "mirror images at random")
-    label_drop: float = _option(0.1, "share of labels replaced by the null class")
-    precision: str = _option("auto", "fp32, bf16 (autocast), or auto: whichever is faster here")
-    compile: str = _option("auto", "torch.compile: on, off, or auto: on for a CUDA device")
-    weights: str = _option("float32", "of the checkpoint that is written: float32, or bfloat16 at half the size")
+    label_drop: float = _option(0.1, "share of labels replaced by the null class", ge=0, le=1)
+    precision: Literal["auto", "fp32", "bf16"] = _option("auto", "bf16 is autocast; auto takes whichever is faster")
+    compile: Literal["auto", "on", "off"] = _option("auto", "torch.compile; auto is on for a CUDA device")
+    weights: Literal["float32", "bfloat16"] = _option("float32", "of the checkpoint; bfloat16 at half the size")
     grey: bool = _option(False, "read a folder of images as grey rather than colour")
-    seed: int = _option(0, "of the weights, the order of the images and all noise")
+    seed: int = _option(0, "of the weights, the order of the images and all noise", ge=0)
 
     def __post_init__(self) -> None:
-        attending = {
-            self.channels[-1],
-            *(w for i, w in enumerate(self.channels) if self.size // 2**i in self.attention),
-        }
+        choices = get_type_hints(type(self))
+        for each in fields(self):
+            value = getattr(self, each.name)
+            if get_origin(choices[each.name]) is Literal and value not in get_args(choices[each.name]):
+                raise RecipeError(each.name, value, f"choose one of {_join(get_args(choices[each.name]))}")
+            for bound, limit in each.metadata["bounds"].items():
+                holds, words = BOUNDS[bound]
+                if value is not None and not holds(value, limit):
+                    raise RecipeError(each.name, value, f"must be {words} {limit}")
+        self._check_network()
+
+    def _check_network(self) -> None:
+        """Widths, groups and heads must divide each other."""
+        if not self.channels or min(self.channels) < 1:
+            raise RecipeError("channels", self.channels, "must all be at least 1")
         multiple = 2 ** (len(self.channels) - 1)
-        possible = {
-            "precision": (self.precision in ("auto", "fp32", "bf16"), "choose auto, fp32 or bf16"),
-            "compile": (self.compile in ("auto", "on", "off"), "choose auto, on or off"),
-            "weights": (self.weights in ("float32", "bfloat16"), "choose float32 or bfloat16"),
-            "steps": (self.steps is None or self.steps >= 1, "must be at least 1"),
-            "minutes": (self.minutes is None or self.minutes > 0, "must be above 0"),
-            "size": (
-                self.size >= 1 and not self.size % multiple,
-                f"must be a multiple of {multiple}, to be halved once a level",
-            ),
-            "layers": (self.layers >= 1, "must be at least 1"),
-            "channels": (all(width >= 1 for width in self.channels), "must all be at least 1"),
-            "groups": (
-                self.groups >= 1 and not any(width % self.groups for width in self.channels),
-                f"must be at least 1, and divide all channels, {_listed(self.channels)}",
-            ),
-            "head_dim": (
-                self.head_dim >= 1 and not any(width % self.head_dim for width in attending),
-                f"must be at least 1, and divide the channels of the levels that attend, {_listed(sorted(attending))}",
-            ),
-            "batch": (self.batch >= 1, "must be at least 1"),
-            "lr": (self.lr > 0, "must be above 0"),
-            "warmup": (self.warmup >= 0, "must not be negative"),
-            "ema": (0 <= self.ema < 1, "must lie in [0, 1)"),
-            "dropout": (0 <= self.dropout < 1, "must lie in [0, 1)"),
-            "label_drop": (0 <= self.label_drop <= 1, "must lie in 0..1"),
-            "seed": (self.seed >= 0, "must not be negative"),
-        }
-        for name, (fine, remedy) in possible.items():
-            if not fine:
-                raise TrainingError(f"{name} = {getattr(self, name)}: {remedy}")
+        if self.size % multiple:
+            raise RecipeError("size", self.size, f"must be a multiple of {multiple}, to be halved at each level")
+        if any(width % self.groups for width in self.channels):
+            raise RecipeError("groups", self.groups, f"must divide all channels, {_join(self.channels)}")
+        levels = enumerate(self.channels)
+        with_attention = {self.channels[-1], *(width for i, width in levels if self.size // 2**i in self.attention)}
+        if any(width % self.head_dim for width in with_attention):
+            remedy = f"must divide the channels of levels with attention, {_join(sorted(with_attention))}"
+            raise RecipeError("head_dim", self.head_dim, remedy)
 
 
-def _listed(numbers: Iterable[int]) -> str:
-    return ", ".join(map(str, numbers))
+def _join(values: Iterable[object]) -> str:
+    return ", ".join(map(str, values))
 
 
 SCHEDULER_CONFIG: dict[str, Any] = {
@@ -105,7 +115,7 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 
 
 def network(recipe: Recipe, dataset: Dataset) -> UNet:
-    """An untrained UNet for this data; with classes, the last embedding is the null class."""
+    """A freshly initialized UNet for this data; with classes, the last embedding is the null class."""
     levels = len(recipe.channels)
     attends = [recipe.size // 2**i in recipe.attention for i in range(levels)]
     channels = dataset.images.shape[-1]
@@ -124,5 +134,5 @@ def network(recipe: Recipe, dataset: Dataset) -> UNet:
     )
     torch.manual_seed(recipe.seed)
     net = UNet(config)
-    nn.init.zeros_(net.conv_out.weight)  # start from "no noise at all", as DDPM's code does
+    nn.init.zeros_(net.conv_out.weight)  # predict zeros at first, as DDPM's code does
     return net
