@@ -4,26 +4,28 @@ BIN := .venv/bin
 help:  ## List these verbs
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 14
 
-.venv/.serve: pyproject.toml
-	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet --editable .
-	touch $@
+.venv/.serve: FORCE
+	@sh .ci/environment serve
 
-.venv/.dev: .venv/.serve
-	$(BIN)/pip install --quiet --editable '.[dev]'
-	touch $@
+.venv/.dev: FORCE
+	@sh .ci/environment dev
+
+FORCE:
 
 install: .venv/.dev  ## Create the environment in .venv, with everything for development
 
-serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000
+serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000; UNSTIR_PORT=8001 make serve takes another
 	$(BIN)/unstir serve
 
 test: .venv/.dev  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow' -n 2 tests/model
-	$(BIN)/python -m pytest -m 'not slow' --ignore tests/model
+	$(BIN)/python -m pytest -m 'not slow and not stress' -n 2 tests/model
+	$(BIN)/python -m pytest -m 'not slow and not stress' --ignore tests/model
 
 test-slow: .venv/.dev  ## Run the tests that take minutes, too
 	$(BIN)/python -m pytest
+
+stress: .venv/.dev  ## Run the stress tests: minutes of heavy load; tests/stress/__init__.py has their sizes
+	$(BIN)/python -m pytest -m stress tests/stress
 
 check: .venv/.dev  ## Format, lint, types, layers and docs: all must be clean
 	$(BIN)/ruff format --check .
@@ -36,8 +38,8 @@ golden: .venv/.dev  ## Rewrite golden files and the README's tables; git diff th
 	$(BIN)/python -m tests.golden
 	$(BIN)/python -m tests.readme
 
-image: .venv/.serve  ## Draw the README's images from the shipped checkpoints
-	$(BIN)/python -m bench.image
+images: .venv/.serve  ## Draw the images of the README and docs/ from the shipped checkpoints
+	$(BIN)/python -m bench.images
 
 .venv-peers/.ready: pyproject.toml bench/peers/requirements.txt
 	test -x .venv-peers/bin/python || $(PYTHON) -m venv .venv-peers
@@ -47,22 +49,13 @@ image: .venv/.serve  ## Draw the README's images from the shipped checkpoints
 bench-peers: .venv-peers/.ready  ## Measure docs/performance.md again, beside other servers: over three hours; RESUME=--resume goes on
 	.venv-peers/bin/python -m bench.performance $(RESUME)
 
-bench-endings: .venv/.dev  ## Abandon, cancel, repeat and garble 10,000 requests; nothing may be left behind
-	$(BIN)/python -m bench.endings
-
-bench-bytes: .venv/.dev  ## Ask 1,000 unlike requests at once and one by one, and compare the bytes
-	$(BIN)/python -m bench.same_bytes
-
 bench: .venv/.dev  ## Measure what the engine costs and what it saves
 	$(BIN)/python -m bench.engine
 
 gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card; stops after 8 minutes
 	$(BIN)/python -m bench.gpu
 
-memory: .venv/.dev  ## Upload 200 of the largest allowed images, and watch the server's memory
-	$(BIN)/python -m bench.uploads
-
 fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 	$(BIN)/python -m tests.fuzz_uploads --files 20000
 
-.PHONY: help install serve test test-slow check golden image bench bench-peers bench-endings bench-bytes gpu-check memory fuzz
+.PHONY: help install serve test test-slow stress check golden images bench bench-peers gpu-check fuzz

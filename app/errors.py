@@ -16,19 +16,19 @@
     │   ├── BodyTooLarge         413
     │   ├── ImageTooLarge      413
     │   └── UnsupportedMedia     415
-    ├── TryLater                 the request is fine, the moment is not; carries Retry-After
+    ├── TryLater                 the request is fine, the moment is not; has Retry-After
     │   ├── Overloaded           429
     │   ├── Starting             503
     │   └── Draining             503
     ├── TooLate                  504
-    ├── Failed                   we could not do it
+    ├── Failed                   the service could not do it
     │   ├── EngineDead           503
     │   ├── DeviceMemory         503
     │   ├── NotFinite            500
     │   └── Internal             500
-    └── ClientGone               499, only ever seen in metrics and logs
+    └── ClientGone               499, only in metrics and logs
 
-Each is answered as RFC 9457 problem details. ``detail`` names the thing, its value and the remedy.
+Each is sent as RFC 9457 problem details. ``detail`` names the thing, its value and the remedy.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ import math
 from collections.abc import Iterable
 from typing import ClassVar
 
-MOST_FIELDS = 20  # of one answer; a body of nothing but faults should not be answered by a larger one
+MAX_FAULTS = 20  # listed in one response, which must not be larger than the body that it is about
 
 
 class UnstirError(Exception):
-    """The root; what a client is told.
+    """The root of the tree.
 
     Attributes:
-        code: stable name of the kind of problem, for programs.
+        code: stable name, for programs.
         status: HTTP status.
-        title: the kind of problem in a few words.
-        meaning: what it means and what to do, for the README.
-        headers: to be sent along.
+        title: in a few words.
+        meaning: what it means and what to do, for the documentation.
+        headers: of the response.
         fields: for several faults at once, (field, value, remedy) of each.
     """
 
@@ -70,23 +70,17 @@ class BadInput(UnstirError):
 
 
 class InvalidJSON(BadInput):
-    """The body does not parse."""
-
-    code, status, title = "invalid_json", 400, "The body is not valid JSON"
-    meaning = "The body does not parse as JSON; the detail says where."
+    code, status, title = "invalid_json", 400, "Invalid JSON"
+    meaning = "The body is not valid JSON; the detail says where."
 
 
 class InvalidForm(BadInput):
-    """The form does not parse."""
-
-    code, status, title = "invalid_form", 400, "The body is not a valid form"
-    meaning = "The body does not parse as multipart/form-data; the detail says why."
+    code, status, title = "invalid_form", 400, "Invalid form"
+    meaning = "The body is not valid multipart/form-data; the detail says why."
 
 
 class InvalidField(BadInput):
-    """One or more fields have values that cannot be."""
-
-    code, status, title = "invalid_field", 422, "A field has an impossible value"
+    code, status, title = "invalid_field", 422, "Invalid field"
     meaning = "A field is unknown, of the wrong type or out of range; `errors` lists each with its remedy."
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
@@ -104,51 +98,41 @@ class InvalidField(BadInput):
         return error
 
     def _describe(self) -> str:
-        told = [f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields[:MOST_FIELDS]]
-        more = len(self.fields) - len(told)
-        return "; ".join([*told, f"and {more} more faults"] if more else told)
+        parts = [f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields[:MAX_FAULTS]]
+        more = len(self.fields) - len(parts)
+        return "; ".join([*parts, f"and {more} more faults"] if more else parts)
 
 
 class InvalidHeader(BadInput):
-    """A header that cannot be."""
-
-    code, status, title = "invalid_header", 400, "A header has an impossible value"
-    meaning = "`X-Request-Timeout-Ms`, `Priority` or `Idempotency-Key` cannot be read; the detail names it."
+    code, status, title = "invalid_header", 400, "Invalid header"
+    meaning = "`X-Request-Timeout-Ms` or `Idempotency-Key` cannot be read; the detail names it."
 
 
 class NotFound(BadInput):
-    """No such path."""
-
-    code, status, title = "not_found", 404, "Nothing lives at this path"
-    meaning = "The path is unknown; `/docs` lists those that exist."
+    code, status, title = "not_found", 404, "Not found"
+    meaning = "There is no such path; `/docs` lists those that exist."
 
 
 class NoSuchJob(BadInput):
-    """No such job here, or no longer."""
-
-    code, status, title = "no_such_job", 404, "There is no such job"
-    meaning = "The id is unknown: the job was forgotten after `UNSTIR_JOB_SECONDS`, or another process has it."
+    code, status, title = "no_such_job", 404, "No such job"
+    meaning = (
+        "The id is unknown: the job has expired after `UNSTIR_JOB_SECONDS`, was evicted, or belongs to another process."
+    )
 
 
 class MethodNotAllowed(BadInput):
-    """The path exists, but not with this verb."""
-
-    code, status, title = "method_not_allowed", 405, "This path does not take that method"
+    code, status, title = "method_not_allowed", 405, "Method not allowed"
     meaning = "The path exists, but takes another method; the `Allow` header names it."
 
 
 class NotAcceptable(BadInput):
-    """None of the wanted formats is produced."""
-
-    code, status, title = "not_acceptable", 406, "None of the formats asked for can be made"
-    meaning = "`Accept` asks for formats that this operation does not make; the detail lists those that it does."
+    code, status, title = "not_acceptable", 406, "Not acceptable"
+    meaning = "`Accept` names no format that this request can have; the detail lists those that it can."
 
 
 class NotDone(BadInput):
-    """The result is not there yet."""
-
-    code, status, title = "not_done", 409, "The job is not done yet"
-    meaning = "The result was asked for while the job waits or runs; `GET /jobs/{id}` says how it fares."
+    code, status, title = "not_done", 409, "The job is not done"
+    meaning = "The job is waiting or running; `GET /jobs/{id}` shows its progress, `Retry-After` when to ask again."
 
     def __init__(self, detail: str, retry_after: float = 1) -> None:
         super().__init__(detail)
@@ -156,38 +140,28 @@ class NotDone(BadInput):
 
 
 class KeyReused(BadInput):
-    """The same key for another request."""
-
-    code, status, title = "key_reused", 409, "The idempotency key belongs to another request"
-    meaning = "An `Idempotency-Key` came again with another body or to another path; take a new key for a new request."
+    code, status, title = "key_reused", 409, "Idempotency key reused"
+    meaning = "This `Idempotency-Key` was sent with another request before; use a new key for each new request."
 
 
 class Cancelled(BadInput):
-    """Somebody cancelled the job."""
-
     code, status, title = "cancelled", 410, "The job was cancelled"
-    meaning = "`DELETE /jobs/{id}` ended it before it was done."
+    meaning = "`DELETE /jobs/{id}` cancelled it before it was done."
 
 
 class BodyTooLarge(BadInput):
-    """More bytes than this server takes."""
-
     code, status, title = "body_too_large", 413, "The body is too large"
-    meaning = "The body exceeds `UNSTIR_MAX_BODY_BYTES`; it was not read to its end."
+    meaning = "The body exceeds `UNSTIR_MAX_BODY_BYTES`; the rest of it was not read."
 
 
 class ImageTooLarge(BadInput):
-    """More pixels than this server takes."""
-
-    code, status, title = "image_too_large", 413, "The image has too many pixels"
-    meaning = "An uploaded image has more than `UNSTIR_MAX_PIXELS`, by its header; it was not decoded."
+    code, status, title = "image_too_large", 413, "The image is too large"
+    meaning = "An uploaded image has more than `UNSTIR_MAX_PIXELS`, judged by its header; it was not decoded."
 
 
 class UnsupportedMedia(BadInput):
-    """The body is of a type that is not read here."""
-
-    code, status, title = "unsupported_media_type", 415, "The body is of a type that is not read here"
-    meaning = "Send `application/json` or `multipart/form-data`; to `/invert` a bare `image/*`, too."
+    code, status, title = "unsupported_media_type", 415, "Unsupported media type"
+    meaning = "Send `application/json` or `multipart/form-data`; `/invert` also takes a bare `image/*`."
 
 
 class TryLater(UnstirError):
@@ -199,33 +173,25 @@ class TryLater(UnstirError):
 
 
 class Overloaded(TryLater):
-    """The queue is full."""
-
     code, status, title = "overloaded", 429, "The queue is full"
     meaning = (
-        "More work waits than `UNSTIR_MAX_QUEUE_SECONDS` allows; in `Retry-After` seconds there is a place for you."
+        "More work waits than `UNSTIR_MAX_QUEUE_SECONDS`; after `Retry-After` seconds the same request is admitted."
     )
 
 
 class Starting(TryLater):
-    """The network is still being loaded."""
-
     code, status, title = "starting", 503, "The service is starting"
     meaning = "The network is being loaded and warmed up; `/readyz` says when it is ready."
 
 
 class Draining(TryLater):
-    """The process was told to stop."""
-
     code, status, title = "draining", 503, "The service is stopping"
-    meaning = "The process finishes what it has accepted and takes nothing new; ask another replica."
+    meaning = "The process finishes accepted work and takes nothing new; ask another replica."
 
 
 class TooLate(UnstirError):
-    """The deadline has passed, or will have."""
-
     code, status, title = "too_late", 504, "The deadline cannot be met"
-    meaning = "The time of `X-Request-Timeout-Ms` or `UNSTIR_MAX_REQUEST_SECONDS` is over, or known to be too short."
+    meaning = "The time of `X-Request-Timeout-Ms` or `UNSTIR_MAX_REQUEST_SECONDS` is over, or is known to be too short."
 
 
 class Failed(UnstirError):
@@ -233,11 +199,9 @@ class Failed(UnstirError):
 
 
 class EngineDead(Failed):
-    """The device thread has ended."""
-
     code, status, title = "engine_dead", 503, "The engine has failed"
     meaning = (
-        "The device failed; every waiting request is answered so, `/readyz` says why, the process must be restarted."
+        "The device has failed and every waiting request gets this error; `/readyz` says why; restart the process."
     )
 
     def __init__(self, detail: str, retry_after: float = 10) -> None:  # about what a restart takes
@@ -256,28 +220,22 @@ class DeviceMemory(Failed):
 
 
 class NotFinite(Failed):
-    """The walk ended in NaN or infinity."""
-
-    code, status, title = "not_finite", 500, "The walk left the real numbers"
-    meaning = "The network gave NaN or infinity for this request alone; another seed or more steps may help."
+    code, status, title = "not_finite", 500, "The result is not finite"
+    meaning = "The network returned NaN or infinity for this request; another seed or more steps may help."
 
 
 class Internal(Failed):
-    """A defect of ours."""
-
-    code, status, title = "internal", 500, "This is a bug"
-    meaning = "A defect in Unstir; the log has the traceback under the same request id."
+    code, status, title = "internal", 500, "Internal error"
+    meaning = "A bug in Unstir; the log has the traceback under the same request id."
 
 
 class ClientGone(UnstirError):
-    """The client hung up; nobody reads this answer."""
-
-    code, status, title = "client_gone", 499, "The client hung up"
-    meaning = "Never sent: the label under which metrics and logs count requests whose client hung up."
+    code, status, title = "client_gone", 499, "The client disconnected"
+    meaning = "Never sent: metrics and logs count requests under it whose client disconnected."
 
 
 def catalogue() -> list[type[UnstirError]]:
-    """Every error that can be answered, in the order of the tree."""
+    """Every error that can be sent, in the order of the tree."""
 
     def leaves(kind: type[UnstirError]) -> list[type[UnstirError]]:
         below = kind.__subclasses__()

@@ -1,8 +1,7 @@
-"""One image and nobody else: Unstir beside a diffusers loop, each over HTTP, in float32 and in bfloat16.
+"""One image and no other load: Unstir beside a diffusers loop, each over HTTP, in float32 and in bfloat16.
 
-The loop is that of diffusers' DDIMPipeline with its own UNet2DModel and DDIMScheduler; the pipeline itself knows no
-classes, and the network does. All servers stay up, on one thread each, and are asked in turns; ratios are taken within
-a turn. The last line is JSON.
+The loop is that of diffusers' DDIMPipeline with its UNet2DModel and DDIMScheduler; the pipeline itself knows no
+classes. All servers stay up, on one thread each, and alternate; ratios are taken within a round. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +16,9 @@ from dataclasses import replace
 
 from app.cli.loadtest import load
 from bench.peers import common
-from bench.peers.table import PEERS, Peer, running
+from bench.peers.process import running
+from bench.peers.servers import PEERS, Peer
+from bench.timing import summarize_ratios
 
 DTYPES = ("float32", "bfloat16")
 
@@ -26,14 +27,14 @@ def contestants() -> dict[str, Peer]:
     ours, theirs = PEERS["unstir"], PEERS["lock_diffusers"]
     found = {}
     for dtype in DTYPES:
-        own = [dtype if part == "float32" else part for part in ours.command]
-        found[f"unstir, {dtype}"] = replace(ours, command=tuple(own))
+        command = tuple(dtype if part == "float32" else part for part in ours.command)
+        found[f"unstir, {dtype}"] = replace(ours, command=command)
         found[f"diffusers, {dtype}"] = replace(theirs, command=(*theirs.command, "--dtype", dtype))
     return found
 
 
 async def measure(targets: dict[str, load.Target], steps: int, repeats: int) -> dict[str, list[float]]:
-    """Seconds of an image, by server; the first turn warms up."""
+    """Seconds of an image, by server; the first round warms up."""
     async with contextlib.AsyncExitStack() as stack:
         clients = {name: await stack.enter_async_context(load.connected(target)) for name, target in targets.items()}
         seconds: dict[str, list[float]] = {name: [] for name in clients}
@@ -55,14 +56,12 @@ def main() -> None:
         "steps": arguments.steps,
         "repeats": arguments.repeats,
         "seconds": {name: round(statistics.median(times), 4) for name, times in seconds.items()},
-        "faster": {},
+        "faster": {
+            dtype: summarize_ratios(seconds[f"diffusers, {dtype}"], seconds[f"unstir, {dtype}"]) for dtype in DTYPES
+        },
         "load_average": round(os.getloadavg()[0], 2),
         "checkpoint": common.checkpoint().card.name,
     }
-    for dtype in DTYPES:
-        pairs = zip(seconds[f"diffusers, {dtype}"], seconds[f"unstir, {dtype}"], strict=True)
-        low, middle, high = statistics.quantiles([theirs / ours for theirs, ours in pairs], n=4)
-        facts["faster"][dtype] = {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3)}
     print(json.dumps(facts))
 
 

@@ -1,9 +1,8 @@
-"""What the engine costs, and what it saves.
+"""What the engine costs, and what batching saves.
 
-Cost: one DDIM image through the engine, beside the same number of bare forwards of the same network. Saving: eight
-unlike requests at once, beside the same eight one after another. Each pair runs in this process on one device,
-alternated, and ratios are taken pair by pair, so that whatever else the machine is doing weighs on both. The last line
-is JSON.
+Cost: one DDIM image through the engine, beside as many bare forwards of the same network. Saving: eight unlike requests
+at once, beside the same eight one after another. Each pair alternates in this process on one device, and ratios are
+taken pair by pair, so that other load on the machine affects both. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -19,14 +18,15 @@ from collections.abc import Awaitable, Callable
 
 import torch
 
-from app import operations
 from app.api.app import create_app
-from app.engine.calibration import nets
+from app.engine.calibration import build_networks
 from app.engine.jobs import Lane
-from app.engine.worker import Device, Landing
+from app.engine.worker import Device, TickHandle
 from app.operations.requests import SampleRequest
+from app.operations.sample import sample
 from app.operations.service import Service
 from app.settings import Settings
+from bench.timing import summarize, summarize_ratios
 
 MIXED = [
     SampleRequest(sampler=sampler, steps=steps, seed=seed)
@@ -34,8 +34,8 @@ MIXED = [
 ]
 
 
-class BeforeEachImage:
-    """A device that runs the bare loop on the device thread just before each image's first step, and times it."""
+class BareLoopFirst:
+    """A device that runs and times the bare loop on the device thread, just before the first step of each image."""
 
     def __init__(self, device: Device, bare: Callable[[], None]) -> None:
         self.device = device
@@ -43,24 +43,24 @@ class BeforeEachImage:
         self.bare = bare
         self.seconds = 0.0
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
         if not lanes[0].cursor:
             began = time.perf_counter()
             self.bare()
             self.seconds = time.perf_counter() - began
         return self.device.advance(lanes, width, exact)
 
-    def end(self, lane: Lane) -> torch.Tensor:
-        return self.device.end(lane)
+    def read_output(self, lane: Lane) -> torch.Tensor:
+        return self.device.read_output(lane)
 
 
-def bare_forwards(service: Service, count: int) -> Callable[[], None]:
-    """Of the network as the engine has it."""
-    device = service.device
-    net = nets(service.checkpoint, device, service.calibration).fast
-    x = torch.randn(1, *service.checkpoint.shape, device=device)
+def bare_loop(service: Service, count: int) -> Callable[[], None]:
+    """So many forwards of one row of the network as the engine has it."""
+    model, device = service.model, service.model.device
+    net = build_networks(model.checkpoint, device, model.calibration).fast
+    x = torch.randn(1, *model.checkpoint.shape, device=device)
     t = torch.zeros(1, device=device)
-    y = torch.zeros(1, dtype=torch.int64, device=device) if service.checkpoint.net.config.num_class_embeds else None
+    y = torch.zeros(1, dtype=torch.int64, device=device) if model.checkpoint.net.config.num_class_embeds else None
 
     @torch.inference_mode()
     def run() -> None:
@@ -71,18 +71,18 @@ def bare_forwards(service: Service, count: int) -> Callable[[], None]:
     return run
 
 
-async def cost_of_a_image(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
-    """Ratios of an image's time to that of its bare forwards, run just before it; and the times."""
+async def measure_cost(service: Service, steps: int, repeats: int) -> tuple[list[float], list[float]]:
+    """Seconds of an image, and of the bare loop just before it; the first pair warms up."""
     request = SampleRequest(sampler="ddim", steps=steps, seed=1)
     worker = service.engine.worker
-    device = worker.device = BeforeEachImage(worker.device, bare_forwards(service, steps))
-    ratios, times = [], []
+    device = worker.device = BareLoopFirst(worker.device, bare_loop(service, steps))
+    images, loops = [], []
     for _ in range(repeats + 1):
-        seconds = await timed(lambda: operations.sample(service, request)) - device.seconds
-        ratios.append(seconds / device.seconds)
-        times.append(seconds)
+        seconds = await timed(lambda: sample(service, request))
+        images.append(seconds - device.seconds)
+        loops.append(device.seconds)
     worker.device = device.device
-    return ratios[1:], times[1:]
+    return images[1:], loops[1:]
 
 
 async def timed(work: Callable[[], Awaitable[object]]) -> float:
@@ -91,13 +91,19 @@ async def timed(work: Callable[[], Awaitable[object]]) -> float:
     return time.perf_counter() - began
 
 
-async def alternate(
-    one: Callable[[], Awaitable[object]], other: Callable[[], Awaitable[object]], repeats: int
-) -> list[float]:
-    """Ratios one / other, each between two runs of the other. The first round warms up."""
+async def measure_saving(service: Service, repeats: int) -> list[float]:
+    """Ratios of the requests at once to those one after another, each between two runs of the latter."""
+
+    async def sequential() -> None:
+        for mixed in MIXED:
+            await sample(service, mixed)
+
+    async def concurrent() -> None:
+        await asyncio.gather(*(sample(service, mixed) for mixed in MIXED))
+
     ratios = []
     for _ in range(repeats + 1):
-        before, middle, after = await timed(other), await timed(one), await timed(other)
+        before, middle, after = await timed(sequential), await timed(concurrent), await timed(sequential)
         ratios.append(2 * middle / (before + after))
     return ratios[1:]
 
@@ -105,40 +111,27 @@ async def alternate(
 async def measure(settings: Settings, steps: int, repeats: int) -> dict[str, object]:
     app = create_app(settings)
     async with app.router.lifespan_context(app):
-        service = app.state.service
-        while service.unready:
+        while app.state.lifecycle.unready:
             await asyncio.sleep(0.01)
-
-        async def sequential() -> None:
-            for mixed in MIXED:
-                await operations.sample(service, mixed)
-
-        async def concurrent() -> None:
-            await asyncio.gather(*(operations.sample(service, mixed) for mixed in MIXED))
-
-        cost, image = await cost_of_a_image(service, steps, repeats)
-        saving = await alternate(concurrent, sequential, max(3, repeats // 6))
+        service = app.state.lifecycle.get_service()
+        images, loops = await measure_cost(service, steps, repeats)
+        saving = await measure_saving(service, max(3, repeats // 6))
         widths = service.engine.forwards.fast
         return {
-            "checkpoint": service.checkpoint.card.name,
-            "dtype": service.calibration.dtype,
-            "threads": service.calibration.threads,
+            "checkpoint": service.model.checkpoint.card.name,
+            "dtype": service.model.calibration.dtype,
+            "threads": service.model.calibration.threads,
             "steps": steps,
-            "image_ms": round(1e3 * statistics.median(image), 1),
-            "cost": summary(cost),
-            "saving": summary(saving),
+            "image_ms": round(1e3 * statistics.median(images), 1),
+            "cost": summarize_ratios(images, loops),
+            "saving": summarize(saving),
             "forward_ms": {w: round(1e3 * s, 2) for w, s in zip(widths.sizes, widths.seconds, strict=True)},
             "load_average": round(os.getloadavg()[0], 2),
             "torch": torch.__version__,
-            "device": str(service.device),
+            "device": str(service.model.device),
             "cores": os.cpu_count(),
             "python": platform.python_version(),
         }
-
-
-def summary(ratios: list[float]) -> dict[str, float]:
-    low, middle, high = statistics.quantiles(ratios, n=4)
-    return {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(ratios)}
 
 
 def main() -> None:
@@ -147,10 +140,10 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=20)
     arguments = parser.parse_args()
     facts = asyncio.run(measure(Settings(), arguments.steps, arguments.repeats))
-    print(f"one DDIM-{facts['steps']} image, ms:                        {facts['image_ms']}")
-    print(f"  beside as many bare forwards, ratio:          {facts['cost']}")
-    print(f"eight unlike requests at once, beside in turn:  {facts['saving']}")
-    print(f"forward by width, ms:                           {facts['forward_ms']}")
+    print(f"one DDIM-{facts['steps']} image, ms:                           {facts['image_ms']}")
+    print(f"  beside as many bare forwards, ratio:           {facts['cost']}")
+    print(f"eight unlike requests at once, beside in sequence:  {facts['saving']}")
+    print(f"forward by width, ms:                            {facts['forward_ms']}")
     print(json.dumps(facts))
 
 

@@ -1,7 +1,7 @@
-"""Every measurement of docs/performance.md, one after another, and the page itself.
+"""Run every measurement of docs/performance.md, one after another, and render the page.
 
-What each prints as its last line is kept in docs/performance/. ``--resume`` leaves out what is there already,
-``--only`` measures some parts, ``--render`` none.
+The last line that each prints is kept in docs/performance/. ``--resume`` leaves out what is there already, ``--only``
+measures some, ``--render`` none.
 """
 
 from __future__ import annotations
@@ -13,75 +13,63 @@ import sys
 import time
 from typing import Any
 
-from app.cli.loadtest.command import MIX
-from bench import page
+from app.cli.mix import MIX
+from bench import report
 from bench.server import ROOT
+from model.files import write_atomically
 
-COMPARISONS = ("peers", "png")
-GPU = "gpu"  # measured by `make gpu-check`, on a machine with a card
 FOLDER = ROOT / "docs" / "performance"
+PEERS, GPU = "peers", "gpu"  # the first writes its own file as it goes, the other is measured by `make gpu-check`
 PARTS = {
-    "peers": "bench.peers.run",
-    "png": "bench.peers.run --png --loads= --seconds= --saturated-seconds=30 --repeats=1",
+    PEERS: "bench.peers.run",
     "side": "bench.peers.side_by_side",
     "side-mixed": f"bench.peers.side_by_side --mix {MIX} --starts 1 --rounds 100",
     "engine": "bench.engine",
     "saturation": "bench.saturation",
     "alone": "bench.alone",
-    "promises": "bench.promises",
-    "abandoned": "bench.endings --abandoned --repeats 21",
-    "bytes": "bench.same_bytes",
-    "chaos": "bench.endings --chaos 10000",
 }
 
 
 def measure(name: str, *, resume: bool) -> None:
-    """Run one part; comparisons write their own files as they go, and can be resumed within."""
     module, *options = PARTS[name].split()
     path = FOLDER / f"{name}.json"
-    if resume and path.exists() and name not in COMPARISONS:
+    if resume and path.exists() and name != PEERS:
         return
-    if name in COMPARISONS and resume:
-        options.append("--resume")
+    options += ["--resume"] * (resume and name == PEERS)
     print(f"{name}: python -m {' '.join([module, *options])} …", file=sys.stderr, flush=True)
     began = time.monotonic()
-    run = subprocess.run(
-        [sys.executable, "-m", module, *options], cwd=ROOT, check=False, stdout=subprocess.PIPE, text=True
-    )
-    print(run.stdout, flush=True)
-    if name in COMPARISONS:
-        run.check_returncode()
-    else:
+    run = subprocess.run([sys.executable, "-m", module, *options], cwd=ROOT, check=True, stdout=subprocess.PIPE)
+    if name != PEERS:
         facts: dict[str, Any] = json.loads(run.stdout.splitlines()[-1])
         facts["command"] = " ".join(["python", "-m", module, *options])
         facts["took_seconds"] = round(time.monotonic() - began)
-        FOLDER.mkdir(parents=True, exist_ok=True)
-        path.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        write_atomically(path, json.dumps(facts, indent=1) + "\n")
 
 
-def read() -> dict[str, dict[str, Any]]:
-    """All that was measured, by part; with what :mod:`bench.gpu` found, where it had a card."""
+def read() -> report.Parts:
+    """All figures by part, and those of a card if there are any."""
     names = [*PARTS, *([GPU] if (FOLDER / f"{GPU}.json").exists() else [])]
     return {name: json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8")) for name in names}
 
 
 def render() -> None:
-    """Write the page anew, without its image, which shows nothing of a card."""
-    (FOLDER.parent / "performance.md").write_text(page.text(read()), encoding="utf-8")
+    """Write the page, without its image, which shows nothing of a card."""
+    write_atomically(FOLDER.parent / "performance.md", report.page(read()))
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--only", default=",".join(PARTS), help="which parts, with commas between them [all]")
-    parser.add_argument("--resume", action="store_true", help="go on with what was stopped")
-    parser.add_argument("--render", action="store_true", help="only write the page anew")
+    parser.add_argument("--resume", action="store_true", help="continue what was stopped")
+    parser.add_argument("--render", action="store_true", help="only render the page")
     arguments = parser.parse_args()
     names = arguments.only.split(",")
     if unknown := sorted(set(names) - PARTS.keys()):
         parser.error(f"--only: no {', '.join(unknown)}; there are {', '.join(PARTS)}")
     for name in [] if arguments.render else names:
         measure(name, resume=arguments.resume)
-    page.write(read(), FOLDER.parent)
+    render()
+    report.draw(read()[PEERS], FOLDER.parent / "performance.png")
 
 
 if __name__ == "__main__":

@@ -1,9 +1,9 @@
-"""What is left of the bare network when it is served over HTTP to as many clients as keep it busy.
+"""The share of the bare network's speed that is left when it is served over HTTP to clients that keep it busy.
 
-The server runs in this process, and every few ticks its device thread goes through the bare loop for as many forwards,
-at the most rows that a forward takes here, while the clients wait. So both have the same network in the same memory on
-the same thread, within a second of each other, whatever else the machine is doing. Ratios are taken between a turn of
-the server and the turns of the bare loop before and after it. The last line is JSON.
+The server runs in this process, and every few ticks its device thread runs the bare loop for as many forwards of the
+widest batch, while the clients wait. So both have the same network in the same memory on the same thread, within a
+second of each other, whatever else the machine is doing. Ratios are taken between a turn of the server and the turns of
+the bare loop before and after it. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -25,13 +25,14 @@ from typing import Any
 
 import torch
 
-from app.api.server import Server, prepared
+from app.api.server import Server, create_server
 from app.engine.jobs import Lane
-from app.engine.worker import Device, Landing, Worker
+from app.engine.worker import Device, TickHandle, Worker
 from app.settings import Settings
 from bench.peers import common
-from bench.peers.bare import rows
+from bench.peers.bare import inputs
 from bench.server import ROOT, free_port
+from bench.timing import summarize_ratios
 
 CLIENTS = 16
 FORWARDS = 10  # of each turn
@@ -39,7 +40,7 @@ FORWARDS = 10  # of each turn
 
 @dataclass
 class Turn:
-    """A few ticks of the server, one after another.
+    """A few ticks of the server in a row.
 
     Attributes:
         seconds: from the first to the first of the next turn.
@@ -52,11 +53,11 @@ class Turn:
     in_ticks: float = 0.0
 
 
-class InTurns:
-    """Stands between worker and device, and lets the bare loop run between turns of ticks.
+class Alternation:
+    """Stands between worker and device, and runs the bare loop between turns of the server.
 
     Attributes:
-        turns: of the server, done; each between two of the bare loop.
+        turns: of the server, finished; each between two of the bare loop.
         bare: rows a second of the bare loop in its turns, one more.
     """
 
@@ -73,7 +74,7 @@ class InTurns:
         worker.tick = self.tick  # type: ignore[method-assign]
 
     def tick(self) -> bool:
-        """One of the worker's; every so many of them, the bare loop goes first."""
+        """The worker's tick; at the end of a turn the bare loop runs first."""
         if not self.bare or self._turn.ticks == FORWARDS:
             if self.bare:
                 self._turn.seconds = time.perf_counter() - self._began
@@ -82,28 +83,26 @@ class InTurns:
             self._turn, self._began = Turn(), time.perf_counter()
         return self._tick()
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
-        """As the device does it, and timed."""
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
         landing = self._device.advance(lanes, width, exact)
         self._turn.in_ticks += landing.wait()
         self._turn.ticks += 1
         self._turn.rows += sum(lane.rows for lane in lanes)
         return landing
 
-    def end(self, lane: Lane) -> torch.Tensor:
-        """As the device does it."""
-        return self._device.end(lane)
+    def read_output(self, lane: Lane) -> torch.Tensor:
+        return self._device.read_output(lane)
 
 
 def bare_loop(server: Server, width: int) -> Callable[[], float]:
-    """Rows a second of a few forwards in a row, of the network that the server has loaded."""
-    net, inputs = server.service.engine.worker.device.nets.fast, rows(width)  # type: ignore[attr-defined]
+    """Rows a second of a few forwards in a row of the network that the server has loaded."""
+    net, batch = server.lifecycle.get_service().engine.worker.device.networks.fast, inputs(width)  # type: ignore[attr-defined]
 
     @torch.inference_mode()
     def run() -> float:
         began = time.perf_counter()
         for _ in range(FORWARDS):
-            net(*inputs)
+            net(*batch)
         return FORWARDS * width / (time.perf_counter() - began)
 
     return run
@@ -111,11 +110,11 @@ def bare_loop(server: Server, width: int) -> Callable[[], float]:
 
 @contextmanager
 def running(settings: Settings) -> Iterator[Server]:
-    """Serve from another thread of this process; ready."""
-    server = prepared(settings)
+    """A ready server on another thread of this process."""
+    server = create_server(settings)
     thread = threading.Thread(target=server.run)
     thread.start()
-    while server.service.unready or not server.started:
+    while server.lifecycle.unready or not server.started:
         time.sleep(0.05)
     try:
         yield server
@@ -127,14 +126,14 @@ def running(settings: Settings) -> Iterator[Server]:
 
 @contextmanager
 def busy(server: Server) -> Iterator[None]:
-    """Clients that keep the server busy, from when all of them have been let in."""
+    """Clients that keep the server busy, all of them admitted."""
     url = f"http://127.0.0.1:{server.config.port}/sample"
     command = ["-m", "app", "bench", "--url", url, "--mix", "50:1", "--seconds", "100000", "--clients", str(CLIENTS)]
     clients = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while server.service.engine.requests.total() < CLIENTS:
+        while server.lifecycle.get_service().engine.requests.total() < CLIENTS:
             time.sleep(0.1)
         yield
     finally:
@@ -142,8 +141,7 @@ def busy(server: Server) -> Iterator[None]:
         clients.wait()
 
 
-def measure(checkpoint: Path, turns: int) -> InTurns:
-    """So many turns of a server that is busy all the time."""
+def measure(checkpoint: Path, turns: int) -> Alternation:
     settings = Settings(
         checkpoint=checkpoint,
         port=free_port(),
@@ -154,28 +152,27 @@ def measure(checkpoint: Path, turns: int) -> InTurns:
         log_level="warning",
     )
     with running(settings) as server, busy(server):
-        found = InTurns(server.service.engine.worker, bare_loop(server, common.CAP))
+        found = Alternation(server.lifecycle.get_service().engine.worker, bare_loop(server, common.CAP))
         while len(found.turns) < turns:
             time.sleep(0.2)
     return found
 
 
-def summary(turns: Sequence[Turn], bare: Sequence[float]) -> dict[str, Any]:
-    """What the turns come to."""
+def pool(turns: Sequence[Turn], bare: Sequence[float]) -> dict[str, Any]:
+    """All turns together."""
     beside = [(before + after) / 2 for before, after in itertools.pairwise(bare)]
-    shares = [turn.rows / turn.seconds / each for turn, each in zip(turns, beside, strict=False)]
-    low, middle, high = statistics.quantiles(shares, n=4)
-    ticks = sum(turn.ticks for turn in turns)
-    seconds = sum(turn.seconds for turn in turns)
+    rates = [turn.rows / turn.seconds for turn in turns]
+    ticks, seconds = sum(turn.ticks for turn in turns), sum(turn.seconds for turn in turns)
+    served, bare_rate = sum(turn.rows for turn in turns) / seconds, statistics.harmonic_mean(bare)
     return {
         "width": common.CAP,
-        "served_rows_per_second": round(sum(turn.rows for turn in turns) / seconds, 1),
-        "bare_rows_per_second": round(statistics.harmonic_mean(bare), 1),
-        "total": round(sum(turn.rows for turn in turns) / seconds / statistics.harmonic_mean(bare), 3),
-        "share": {"median": round(middle, 3), "q1": round(low, 3), "q3": round(high, 3), "repeats": len(shares)},
+        "served_rows_per_second": round(served, 1),
+        "bare_rows_per_second": round(bare_rate, 1),
+        "total": round(served / bare_rate, 3),
+        "share": summarize_ratios(rates, beside[: len(rates)]),
         "rows_per_tick": round(sum(turn.rows for turn in turns) / ticks, 3),
         "tick_ms": round(1e3 * seconds / ticks, 2),
-        "bare_ms": round(1e3 * common.CAP / statistics.harmonic_mean(bare), 2),
+        "bare_ms": round(1e3 * common.CAP / bare_rate, 2),
         "outside_ticks_ms": round(1e3 * (seconds - sum(turn.in_ticks for turn in turns)) / ticks, 3),
         "load_average": round(os.getloadavg()[0], 2),
         "checkpoint": common.checkpoint().card.name,
@@ -187,7 +184,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=150)
     arguments = parser.parse_args()
     found = measure(common.CHECKPOINT, arguments.turns)
-    print(json.dumps(summary(found.turns, found.bare)))
+    print(json.dumps(pool(found.turns, found.bare)))
 
 
 if __name__ == "__main__":

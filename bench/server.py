@@ -1,10 +1,9 @@
-"""Unstir as a process of its own: how benchmarks and tests come by a server."""
+"""`unstir serve` as a process of its own, for measurements and for tests over a real socket."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-import re
 import socket
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import httpx
+from prometheus_client.parser import text_string_to_metric_families
 
 ROOT = Path(__file__).resolve().parents[1]
 START_SECONDS = 60
@@ -22,7 +22,7 @@ START_SECONDS = 60
 
 @dataclass(frozen=True)
 class Served:
-    """A server that runs.
+    """A running server.
 
     Attributes:
         base: its address, without a slash at the end.
@@ -33,19 +33,26 @@ class Served:
     base: str
     lines: list[str] = field(default_factory=list)
 
-    @property
-    def pid(self) -> int:
-        """Of its process."""
-        return self.process.pid
+    def series(self, name: str) -> dict[tuple[str, ...], float]:
+        """The present values of a metric, by the values of its labels.
+
+        Raises:
+            KeyError: the server exports no such metric.
+        """
+        text = httpx.get(f"{self.base}/metrics", trust_env=False).text
+        samples = (each for family in text_string_to_metric_families(text) for each in family.samples)
+        found = {tuple(each.labels.values()): each.value for each in samples if each.name == name}
+        if not found:
+            raise KeyError(name)
+        return found
 
     def metric(self, name: str) -> float:
-        """The sum of ``unstir_<name>`` over its labels, now."""
-        text = httpx.get(f"{self.base}/metrics", trust_env=False).text
-        return sum(map(float, re.findall(rf"^unstir_{name}(?:\{{.*\}})? (\S+)$", text, re.MULTILINE)))
+        """The sum of a metric over its labels, now; raises KeyError as :meth:`series` does."""
+        return sum(self.series(name).values())
 
 
 def unstir(*arguments: str, **environment: str) -> subprocess.Popen[str]:
-    """The command line of this checkout, with what it says in one pipe."""
+    """The command line of this checkout, with its output and errors in one pipe."""
     return subprocess.Popen(
         [sys.executable, "-m", "app", *arguments],
         cwd=ROOT,
@@ -61,10 +68,10 @@ def server(*arguments: str, within: float = START_SECONDS, **environment: str) -
     """`unstir serve` on a free port, ready; killed at the end if it still runs.
 
     Args:
-        within: seconds that it may take to be ready.
+        within: seconds until it must be ready.
 
     Raises:
-        RuntimeError: it took longer; with its log.
+        RuntimeError: it was not; with its log.
     """
     port = free_port()
     process = unstir("serve", "--port", str(port), *arguments, **environment)
@@ -85,7 +92,7 @@ def server(*arguments: str, within: float = START_SECONDS, **environment: str) -
 
 
 def free_port() -> int:
-    """One that nobody listened on just now."""
+    """A port that nobody listened on just now."""
     with socket.socket() as one:
         one.bind(("127.0.0.1", 0))
         return int(one.getsockname()[1])

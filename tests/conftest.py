@@ -84,7 +84,7 @@ async def serving(app: FastAPI, ready: bool = True) -> AsyncIterator[httpx.Async
         app.router.lifespan_context(app),
         httpx.AsyncClient(transport=transport, base_url="http://test") as client,
     ):
-        while ready and app.state.service.unready:
+        while ready and app.state.lifecycle.unready:
             await anyio.sleep(0.005)
         yield client
 

@@ -11,7 +11,7 @@ import torch
 from app.engine.engine import Engine
 from app.engine.jobs import Lane
 from app.engine.pending import PendingTick
-from app.engine.scheduler import Forwards, Widths
+from app.engine.widths import Forwards, Widths
 from model.diffusion import samplers
 from model.diffusion.schedule import NoiseSchedule
 
@@ -27,13 +27,13 @@ class Log:
         self.cancellations: list[float] = []
         self.failures: list[str] = []
 
-    def forward(self, width: int, rows: int, seconds: float) -> None:
+    def on_forward(self, width: int, rows: int, seconds: float) -> None:
         self.forwards.append((width, rows))
 
-    def cancelled(self, seconds: float) -> None:
+    def on_cancel(self, seconds: float) -> None:
         self.cancellations.append(seconds)
 
-    def failed(self, kind: str) -> None:
+    def on_failure(self, kind: str) -> None:
         self.failures.append(kind)
 
 
@@ -49,7 +49,7 @@ class FakeDevice:
         self.entered = 0
 
     def advance(self, lanes: list[Lane], width: int, exact: bool) -> PendingTick:
-        flight = PendingTick(torch.device("cpu"))
+        pending = PendingTick(torch.device("cpu"))
         self.entered += 1
         if self.gate:
             assert self.gate.acquire(timeout=10)
@@ -58,51 +58,51 @@ class FakeDevice:
             self.fail(lanes, width)
         for lane in lanes:
             lane.cursor += 1
-        flight.depart()
-        return flight
+        pending.record()
+        return pending
 
-    def end(self, lane: Lane) -> torch.Tensor:
+    def read_output(self, lane: Lane) -> torch.Tensor:
         return torch.full((1, 1, 2, 2), float(lane.seed))
 
 
 class Ahead(FakeDevice):
-    """Works by itself, like a card: cursors move at once, and what was done is there when its tick has landed.
+    """Asynchronous, like a card: cursors move at once, and outputs are there when their tick is complete.
 
     Attributes:
-        told, over: ticks begun, and those of them that have landed.
-        most: of the ticks that were under way at once.
+        begun, completed: ticks.
+        most: ticks that were pending at once.
     """
 
     ahead = 1
 
     def __init__(self, fail=None, gated: bool = False) -> None:
         super().__init__(fail)
-        self.landings = threading.Semaphore(0) if gated else None
-        self.told = self.over = self.most = 0
-        self.land_error: Exception | None = None
+        self.completions = threading.Semaphore(0) if gated else None
+        self.begun = self.completed = self.most = 0
+        self.completion_error: Exception | None = None
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> _Landing:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> _Handle:
         super().advance(lanes, width, exact)
-        self.told += 1
-        self.most = max(self.most, self.told - self.over)
-        return _Landing(self, self.told, [lane for lane in lanes if not lane.remaining])
+        self.begun += 1
+        self.most = max(self.most, self.begun - self.completed)
+        return _Handle(self, self.begun, [lane for lane in lanes if not lane.remaining])
 
-    def end(self, lane: Lane) -> torch.Tensor:
-        assert lane.state is not None, "asked for before it has landed"
+    def read_output(self, lane: Lane) -> torch.Tensor:
+        assert lane.state is not None, "read before its tick was complete"
         return lane.state
 
 
-class _Landing:
+class _Handle:
     def __init__(self, device: Ahead, number: int, ended: list[Lane]) -> None:
         self.device, self.number, self.ended = device, number, ended
 
     def wait(self) -> float:
-        if self.device.landings:
-            assert self.device.landings.acquire(timeout=10)
-        if self.device.land_error:
-            raise self.device.land_error
-        self.device.over += 1
-        assert self.device.over == self.number, "ticks must land in their order"
+        if self.device.completions:
+            assert self.device.completions.acquire(timeout=10)
+        if self.device.completion_error:
+            raise self.device.completion_error
+        self.device.completed += 1
+        assert self.device.completed == self.number, "ticks must complete in their order"
         for lane in self.ended:
             lane.state = torch.full((1, 1, 2, 2), float(lane.seed))
         return 0.001
@@ -126,8 +126,8 @@ def plan(steps: int = 10):
 
 
 async def ask(engine: Engine, lanes: list[Lane]):
-    with engine.reserve(len(lanes), sum(lane.remaining for lane in lanes)) as ticket:
-        return await ticket.run(lanes)
+    with engine.reserve(len(lanes), sum(lane.remaining for lane in lanes)) as reservation:
+        return await reservation.run(lanes)
 
 
 async def until(condition, seconds: float = 5.0) -> None:

@@ -24,12 +24,11 @@ import numpy as np
 from PIL import Image
 
 from app.errors import UnstirError
-from app.operations import files as uploads
+from app.operations import files
 from model.images import FITS
 
-SERVICE: Any = SimpleNamespace(
-    checkpoint=SimpleNamespace(shape=(1, 8, 8), background=(255, 0, 0)), settings=SimpleNamespace(max_pixels=1 << 20)
-)
+CHECKPOINT: Any = SimpleNamespace(shape=(1, 8, 8), background=(255, 0, 0))
+MAX_PIXELS = 1 << 20
 SECONDS, MEGABYTES = 2.0, 200
 HUGE = (0, 1, 0x7F, 0xFF, 0x7FFF, 0xFFFF, 60000, 1 << 20, 0x7FFFFFFF, 0x80000000, 0xFFFFFFFF)
 ADAM7 = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
@@ -161,7 +160,9 @@ def tried(content: bytes, as_latent: bool, fit: Any) -> tuple[bool, str]:
     with warnings.catch_warnings(record=True) as warned:
         warnings.simplefilter("always", append=True)
         try:
-            uploads.latent(SERVICE, "a", content) if as_latent else uploads.read_image(SERVICE, "a", content, fit)
+            files.read_latent(CHECKPOINT.shape, "a", content) if as_latent else files.read_image(
+                CHECKPOINT, MAX_PIXELS, "a", content, fit
+            )
             accepted = True
         except UnstirError:
             pass
@@ -185,12 +186,12 @@ def main() -> int:
     asked = parser.parse_args()
     files, rng = corpus(), random.Random(asked.seed)
     for content in files:
-        tried(content, content.startswith(uploads.NPY_MAGIC), "resize")
+        tried(content, content.startswith(files.NPY_MAGIC), "resize")
     accepted = findings = 0
     baseline, began = megabytes(), time.perf_counter()
     for i in range(asked.files):
         content = mutant(rng, files)
-        as_latent = content.startswith(uploads.NPY_MAGIC) ^ (rng.random() < 0.02)
+        as_latent = content.startswith(files.NPY_MAGIC) ^ (rng.random() < 0.02)
         fine, wrong = tried(content, as_latent, rng.choice(FITS))
         if not wrong and megabytes() - baseline > MEGABYTES:
             wrong, baseline = "growth", megabytes()

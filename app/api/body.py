@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeVar
 
 from fastapi import Request
@@ -19,16 +19,16 @@ from starlette.exceptions import HTTPException
 
 from app.errors import InvalidField, InvalidForm, InvalidJSON, UnsupportedMedia
 from app.operations.files import NPY_MAGIC
+from app.operations.requests import latent_fields, list_fields
 
 M = TypeVar("M", bound=BaseModel)
-LATENTS = {"latent", "a", "b", "latents"}  # fields that hold an x_T
-LISTS = {"latents", "weights", "labels", "grid"}  # fields that may come several times
-MOST_FILES, MOST_FIELDS = 16, 64  # of a form
-BARE = ("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif")  # images without a form
-SMALL = 1 << 16  # bytes; what is larger is parsed off the event loop
+T = TypeVar("T")
+MAX_FILES, MAX_FIELDS = 16, 64  # of a form
+IMAGE_TYPES = ("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif")  # images without a form
+OFFLOAD_BYTES = 1 << 16  # bytes; what is larger is parsed off the event loop
 
 
-async def read(request: Request, model: type[M]) -> M:
+async def read_body(request: Request, model: type[M], max_bytes: int) -> M:
     """The body as ``model``; an empty one asks for all defaults.
 
     Raises:
@@ -39,23 +39,26 @@ async def read(request: Request, model: type[M]) -> M:
     media = request.headers.get("content-type", "").partition(";")[0].strip().lower()
     if media == "multipart/form-data":
         _refuse_query(request)
-        return await _from_form(request, model)
+        return await _read_form(request, model, max_bytes)
     content = await request.body()
-    if media in BARE and "image" in model.model_fields:
-        return _validated(model, {**request.query_params, "image": content}, strict=False)
+    if media in IMAGE_TYPES and "image" in model.model_fields:
+        return _validate(model, {**request.query_params, "image": content}, strict=False)
     if content and media != "application/json" and not (media.startswith("application/") and media.endswith("+json")):
-        images = f", or one of {', '.join(BARE)}" if "image" in model.model_fields else ""
+        images = f", or one of {', '.join(IMAGE_TYPES)}" if "image" in model.model_fields else ""
         raise UnsupportedMedia(f"content-type = {media!r}: send application/json or multipart/form-data{images}")
     _refuse_query(request)
-    parse = _from_json if len(content) < SMALL else lambda *args: run_in_threadpool(_parsed, *args)
-    return await parse(model, content)
+    return await offload(request, _parse_json, model, content)
 
 
-async def _from_json(model: type[M], content: bytes) -> M:
-    return _parsed(model, content)
+async def offload(request: Request, function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of the body: here if it is small, else off the event loop."""
+    length = request.headers.get("content-length", "")
+    if length.isdecimal() and int(length) < OFFLOAD_BYTES:
+        return function(*arguments)
+    return await run_in_threadpool(function, *arguments)
 
 
-def _parsed(model: type[M], content: bytes) -> M:
+def _parse_json(model: type[M], content: bytes) -> M:
     try:
         fields = json.loads(content or b"{}")
     except json.JSONDecodeError as error:
@@ -66,36 +69,36 @@ def _parsed(model: type[M], content: bytes) -> M:
         raise InvalidJSON(f"{error}; send one JSON object") from error
     if not isinstance(fields, dict):
         raise InvalidField("body", plain(fields), "send one JSON object")
-    return _validated(model, fields, strict=True)
+    return _validate(model, fields, strict=True)
 
 
-async def _from_form(request: Request, model: type[M]) -> M:
-    limit = request.app.state.service.settings.max_body_bytes
+async def _read_form(request: Request, model: type[M], max_bytes: int) -> M:
     try:
-        async with request.form(max_files=MOST_FILES, max_fields=MOST_FIELDS, max_part_size=limit) as form:
-            fields = {name: await _field(name, form, name in model.model_fields) for name in form}
+        async with request.form(max_files=MAX_FILES, max_fields=MAX_FIELDS, max_part_size=max_bytes) as form:
+            fields = {name: await _read_field(name, form, model) for name in form}
     except HTTPException as error:
         if error.status_code != 400:
             raise
         raise InvalidForm(f"{error.detail}; send multipart/form-data, as curl -F does") from error
-    return _validated(model, fields, strict=False)
+    return _validate(model, fields, strict=False)
 
 
-async def _field(name: str, form: FormData, known: bool) -> Any:
+async def _read_field(name: str, form: FormData, model: type[BaseModel]) -> Any:
     given: list[UploadFile | str] = form.getlist(name)
-    if not known:
+    if name not in model.model_fields:
         return "a file" if isinstance(given[0], UploadFile) else given[0]
-    if name in LISTS and len(given) == 1 and isinstance(given[0], str):
-        given = _listed(name, given[0])
-    values = [await _value(name, value) for value in given]
-    if name in LISTS:
+    several = name in list_fields(model)
+    if several and len(given) == 1 and isinstance(given[0], str):
+        given = _split_list(name, given[0])
+    values = [await _read_value(name, value, latent=name in latent_fields(model)) for value in given]
+    if several:
         return values
     if len(values) > 1:
         raise InvalidField(name, f"{len(values)} values", "send it once")
     return values[0]
 
 
-def _listed(name: str, text: str) -> list[Any]:
+def _split_list(name: str, text: str) -> list[Any]:
     """1,2,3 or [1, 2, 3]"""
     try:
         return list(json.loads(text)) if text.startswith("[") else list(text.split(","))
@@ -103,9 +106,9 @@ def _listed(name: str, text: str) -> list[Any]:
         raise InvalidField(name, plain(text), "send it several times, or as 1,2,3") from error
 
 
-async def _value(name: str, value: Any) -> Any:
+async def _read_value(name: str, value: Any, *, latent: bool) -> Any:
     if not isinstance(value, UploadFile):
-        if name not in LATENTS or not isinstance(value, str):
+        if not latent or not isinstance(value, str):
             return value
         if not value.strip().lstrip("-").isdecimal():
             raise InvalidField(name, plain(value), f"a number is a seed; send a file as -F {name}=@{plain(value)}")
@@ -114,7 +117,7 @@ async def _value(name: str, value: Any) -> Any:
     if any(mark in filename for mark in ("/", "\\", "\0")) or filename in (".", ".."):
         raise InvalidField(name, f"a file called {filename}", "a file's name has no path here; send a plain name")
     content = await value.read()
-    if name in LATENTS:
+    if latent:
         return {"npy" if content.startswith(NPY_MAGIC) else "image": content}
     if name == "image":
         return content
@@ -128,7 +131,7 @@ def _refuse_query(request: Request) -> None:
         )
 
 
-def _validated(model: type[M], fields: dict[str, Any], strict: bool) -> M:
+def _validate(model: type[M], fields: dict[str, Any], strict: bool) -> M:
     try:
         return model.model_validate(fields, strict=strict)
     except ValidationError as error:

@@ -1,88 +1,104 @@
-"""What a client asks for in headers, beside the work itself: how long, how urgently, how often, and whether to wait."""
+"""Request headers beside the work itself: deadline, priority, idempotency key, and whether to respond at once."""
 
 from __future__ import annotations
 
 import hashlib
-import pickle
+import json
 import re
-from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
+import http_sf
 from fastapi import Request
 from pydantic import BaseModel
+from starlette.datastructures import Headers
 
 from app.engine.reservation import SubmitOptions
 from app.errors import InvalidHeader
 
-LONGEST_MS = 7 * 24 * 3600 * 1000
-ORDINARY = 3  # the urgency that requests have without a Priority (RFC 9218, section 4.1)
+MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000
+DEFAULT_URGENCY = 3  # of requests without a Priority (RFC 9218, section 4.1)
+MOST_URGENT, LEAST_URGENT = 0, 7
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
-_URGENCY = re.compile(r"(?:^|[,\s])u=(\d+)\s*(?:,|;|$)")
 
 
 @dataclass(frozen=True)
 class RequestHeaders:
-    """The headers of a request for images.
+    """What a client asks for in headers.
 
     Attributes:
-        seconds: that it may take; None if the client will wait.
-        priority: 3 for the most urgent, -4 for the least.
-        key: the same for requests of which one answer is wanted.
-        asynchronous: answer at once, and keep the result.
+        timeout_seconds: None if the client will wait.
+        priority: see :class:`SubmitOptions`.
+        idempotency_key: the same for requests that shall be done once.
+        respond_async: respond at once, and keep the result.
     """
 
-    seconds: float | None = None
+    timeout_seconds: float | None = None
     priority: int = 0
-    key: str | None = None
-    asynchronous: bool = False
+    idempotency_key: str | None = None
+    respond_async: bool = False
 
     @classmethod
-    def read(cls, headers: Mapping[str, str]) -> RequestHeaders:
+    def parse(cls, headers: Headers) -> RequestHeaders:
         """From ``X-Request-Timeout-Ms``, ``Priority`` (RFC 9218), ``Idempotency-Key`` and ``Prefer`` (RFC 7240).
+
+        A ``Priority`` or ``Prefer`` that cannot be read is ignored, as the RFCs have it.
 
         Raises:
             InvalidHeader: naming the header, its value and the remedy.
         """
         timeout, key = headers.get("x-request-timeout-ms"), headers.get("idempotency-key")
-        if timeout is not None and not 0 < _whole(timeout) <= LONGEST_MS:
-            raise InvalidHeader(f"X-Request-Timeout-Ms = {timeout[:40]!r}: send whole milliseconds, 1 to {LONGEST_MS}")
+        if timeout is not None and not 0 < _parse_digits(timeout) <= MAX_TIMEOUT_MS:
+            remedy = f"send whole milliseconds, 1 to {MAX_TIMEOUT_MS}"
+            raise InvalidHeader(f"X-Request-Timeout-Ms = {timeout[:40]!r}: {remedy}")
         if key is not None and not _KEY.fullmatch(key):
-            raise InvalidHeader(
-                f"Idempotency-Key = {key[:40]!r}: send 1 to 200 printable characters, a UUID for instance"
-            )
-        urgency = _URGENCY.search(headers.get("priority", ""))
-        if urgency and not 0 <= _whole(urgency[1]) <= 7:
-            raise InvalidHeader(f"Priority = {headers['priority'][:40]!r}: u goes from 0, the most urgent, to 7")
-        preferences = {part.strip().lower() for part in headers.get("prefer", "").split(",")}
+            remedy = "send 1 to 200 printable characters, a UUID for instance"
+            raise InvalidHeader(f"Idempotency-Key = {key[:40]!r}: {remedy}")
         return cls(
-            seconds=_whole(timeout) / 1e3 if timeout else None,
-            priority=ORDINARY - _whole(urgency[1]) if urgency else 0,
-            key=key,
-            asynchronous="respond-async" in preferences,
+            timeout_seconds=_parse_digits(timeout) / 1e3 if timeout else None,
+            priority=DEFAULT_URGENCY - _urgency(headers),
+            idempotency_key=key,
+            respond_async="respond-async" in _dictionary(headers, "prefer"),
         )
 
-    def deadline(self, began: float, most_seconds: float | None) -> float | None:
-        """When the answer must be ready, on the clock of ``began``; None if never."""
-        allowed = [seconds for seconds in (self.seconds, most_seconds) if seconds is not None]
-        return began + min(allowed) if allowed else None
+    def deadline(self, began: float, max_seconds: float | None) -> float | None:
+        """When the response must be ready, on the clock of ``began``; None if never."""
+        limits = [seconds for seconds in (self.timeout_seconds, max_seconds) if seconds is not None]
+        return began + min(limits) if limits else None
 
-    def terms(self, request: Request, deadline: float | None, digest: str) -> SubmitOptions:
+    def submit_options(self, request: Request, deadline: float | None, digest: str) -> SubmitOptions:
         """For the engine."""
         host = request.client.host if request.client else ""
         return SubmitOptions(
             deadline=deadline,
             priority=self.priority,
-            sender=f"{host} {self.key or digest}",
+            sender=f"{host} {self.idempotency_key or digest}",
             endpoint=request.url.path,
         )
 
 
-def _whole(text: str) -> int:
-    """The number that these ASCII digits are; -1 for anything else, and for more of them than any header may need."""
+def digest_request(path: str, body: BaseModel) -> str:
+    """The same for requests whose canonical JSON is the same, in whatever form they were sent."""
+    content = json.dumps([path, body.model_dump(mode="json")], sort_keys=True)
+    return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
+
+
+def _urgency(headers: Headers) -> int:
+    urgency, _ = _dictionary(headers, "priority").get("u", (DEFAULT_URGENCY, {}))
+    whole = isinstance(urgency, int) and not isinstance(urgency, bool)
+    return urgency if whole and MOST_URGENT <= urgency <= LEAST_URGENT else DEFAULT_URGENCY
+
+
+def _dictionary(headers: Headers, name: str) -> dict[str, Any]:
+    """A header's lines together, as a structured field (RFC 9651); empty where they are none."""
+    text = ", ".join(headers.getlist(name))
+    try:
+        return dict(http_sf.parse(text.lower().encode("latin-1"), tltype="dictionary"))  # type: ignore[arg-type]
+    except ValueError:
+        return {}
+
+
+def _parse_digits(text: str) -> int:
+    """The number that these ASCII digits are; -1 for anything else, and for more of them than a header may need."""
     digits = text.lstrip("0")
     return int(digits or "0") if text and len(digits) <= 12 and text.isascii() and text.isdecimal() else -1
-
-
-def digest_of(path: str, body: BaseModel) -> str:
-    """The same for the same request, however it was written down."""
-    return hashlib.blake2b(pickle.dumps((path, body.model_dump())), digest_size=16).hexdigest()

@@ -1,14 +1,19 @@
-"""Visits that are kept: asynchronous jobs, answers under an ``Idempotency-Key``. Bounded in number, bytes and time."""
+"""Jobs that are kept: asynchronous ones, and results under an ``Idempotency-Key``; bounded in number, bytes, time."""
 
 from __future__ import annotations
 
 import time
 import uuid
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Literal
 
+from app.api import problems
+from app.api.operation import Operation
+from app.api.responses.schemas import JobStatus
 from app.api.tasks import RequestTask
 from app.errors import KeyReused, NoSuchJob, Overloaded
+from app.operations.service import Service
 from app.settings import Settings
 
 State = Literal["waiting", "running", "done", "failed", "cancelled"]
@@ -16,14 +21,15 @@ State = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 @dataclass(eq=False)
 class StoredJob:
-    """A visit that can be asked about.
+    """A task that can be asked about.
 
     Attributes:
-        request_id: of the request that began it.
-        digest: of that request's path and body; a key stands for this and nothing else.
+        request_id: of the request that started it.
+        digest: of that request; its key stands for this and nothing else.
     """
 
-    visit: RequestTask
+    task: RequestTask
+    operation: Operation
     request_id: str
     digest: str
     key: str | None = None
@@ -33,23 +39,45 @@ class StoredJob:
 
     @property
     def state(self) -> State:
-        """What has become of it."""
-        task = self.visit.task
-        if not task.done():
-            ticket = self.visit.caller.ticket
-            return "running" if ticket is not None and ticket.running else "waiting"
-        if task.cancelled():
+        reservation = self.task.context.reservation
+        if not self.task.done:
+            return "running" if reservation is not None and reservation.running else "waiting"
+        if self.task.cancelled:
             return "cancelled"
-        return "failed" if task.exception() else "done"
+        return "failed" if self.task.error else "done"
 
     @property
-    def size(self) -> int:
-        """Bytes that its result takes."""
-        return self.visit.task.result().size if self.state == "done" else 0
+    def nbytes(self) -> int:
+        """Memory that its result takes."""
+        return self.task.result.nbytes if self.task.result is not None else 0
+
+    def status(self, service: Service) -> JobStatus:
+        """What ``GET /jobs/{id}`` shows."""
+        reservation, error, state = self.task.context.reservation, self.task.error, self.state
+        total = reservation.total if reservation else 0
+        done = total - reservation.remaining if reservation else 0
+        active = reservation if state in ("waiting", "running") else None
+        problem = (
+            problems.describe(problems.to_unstir_error(error, self.request_id), self.request_id) if error else None
+        )
+        return JobStatus(
+            id=self.id,
+            operation=self.operation.path,
+            state=state,
+            position=service.engine.position(active) if active else 0,
+            done=done,
+            total=total,
+            progress=round(done / total, 4) if total else 0.0,
+            seconds_left=round(service.engine.seconds_left(active), 3) if active else 0.0,
+            created=datetime.fromtimestamp(self.created, UTC).isoformat(timespec="milliseconds"),
+            request_id=self.request_id,
+            result=f"/jobs/{self.id}/result" if state == "done" else None,
+            error=problem,
+        )
 
 
 class JobStore:
-    """All that are kept. All methods are called on the event loop."""
+    """All jobs that are kept; its methods are called on the event loop."""
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
@@ -57,79 +85,74 @@ class JobStore:
         self._keyed: dict[str, StoredJob] = {}
 
     def add(self, job: StoredJob) -> None:
-        """Keep it, and let the oldest that are done go where there is no room.
+        """Keep it; where there is no room, the oldest that are done are evicted.
 
         Raises:
-            Overloaded: none of them is done.
+            Overloaded: none of them is done; the task is cancelled.
         """
-        self._tidy(room=1)
+        self._evict(room=1)
         if len(self._kept) >= self._settings.max_jobs:
+            job.task.cancel()
             raise Overloaded(
                 f"{len(self._kept)} jobs are under way, and no more are kept; try again later", retry_after=1
             )
         self._kept[job.id] = job
-        job.visit.task.add_done_callback(lambda _: self._unless_failed(job))
         if job.key is not None:
             self._keyed[job.key] = job
 
     def get(self, identifier: str) -> StoredJob:
-        """The job.
+        """The asynchronous job of this id.
 
         Raises:
             NoSuchJob: there is none.
         """
-        self._tidy()
+        self._evict()
         job = self._kept.get(identifier)
         if job is None or not job.asynchronous:
-            raise NoSuchJob(f"job = {identifier[:64]}: it is unknown here, or was forgotten; ask for it anew")
+            raise NoSuchJob(f"job = {identifier[:64]}: it is unknown here, or has expired; send the request again")
         return job
 
-    def under(self, key: str, digest: str) -> StoredJob | None:
-        """What was begun under this key, unless it failed: then it may be tried again.
+    def find(self, key: str, digest: str) -> StoredJob | None:
+        """The job with this key, unless it failed: then the request may be tried again.
 
         Raises:
-            KeyReused: for another request.
+            KeyReused: the key belongs to another request.
         """
-        self._tidy()
+        self._evict()
         job = self._keyed.get(key)
-        if job is None:
-            return None
-        if job.digest != digest:
+        if job is not None and job.digest != digest:
             raise KeyReused(f"Idempotency-Key = {key[:64]}: it came with another request before; take a new key")
-        self._unless_failed(job)
-        return self._keyed.get(key)
-
-    def _unless_failed(self, job: StoredJob) -> None:
-        """Only asynchronous jobs are kept to tell of their failure; an answer under a key may be asked for again."""
-        if job.state in ("failed", "cancelled") and not job.asynchronous:
-            self.forget(job)
+        return job
 
     def forget(self, job: StoredJob) -> None:
-        """Let it go; if it is under way, nobody can ask about it any more."""
+        """Drop it; if it is under way, it goes on, and nobody can ask about it any more."""
         self._kept.pop(job.id, None)
         if job.key is not None and self._keyed.get(job.key) is job:
             del self._keyed[job.key]
 
-    @property
-    def held(self) -> tuple[int, int]:
+    def totals(self) -> tuple[int, int]:
         """How many are kept, and the bytes of their results."""
-        self._tidy()
-        return len(self._kept), sum(job.size for job in self._kept.values())
+        self._evict()
+        return len(self._kept), sum(job.nbytes for job in self._kept.values())
 
-    def _tidy(self, room: int = 0) -> None:
-        """Forget what is too old, then the oldest that are done while there are too many or they are too large.
+    def _evict(self, room: int = 0) -> None:
+        """Drop what has expired, then the oldest that are done while there are too many or they are too large.
 
-        However large the newest is by itself, it stays: somebody has waited for it.
+        The newest stays, however large it is: somebody has waited for it. A failure is kept only where the client can
+        ask for it; a request under a key may be tried again.
         """
         now = time.monotonic()
-        done = [job for job in self._kept.values() if job.visit.task.done()]
-        done.sort(key=lambda job: job.visit.ended or 0.0)
-        total = sum(job.size for job in done)
+        done = [job for job in self._kept.values() if job.task.done]
+        for job in [job for job in done if job.task.error and not job.asynchronous]:
+            self.forget(job)
+            done.remove(job)
+        done.sort(key=lambda job: job.task.ended or now)
+        total = sum(job.nbytes for job in done)
         for job in done:
-            old = now - (job.visit.ended or now) > self._settings.job_seconds
-            heavy = total > self._settings.max_job_bytes and job is not done[-1]
-            crowded = len(self._kept) + room > self._settings.max_jobs or heavy
-            if not old and not crowded:
+            expired = now - (job.task.ended or now) > self._settings.job_seconds
+            too_large = total > self._settings.max_job_bytes and job is not done[-1]
+            too_many = len(self._kept) + room > self._settings.max_jobs
+            if not (expired or too_large or too_many):
                 break
             self.forget(job)
-            total -= job.size
+            total -= job.nbytes

@@ -1,4 +1,4 @@
-"""The frame around every request: its id, its size, its time, its line in the log. Plain ASGI: nothing is buffered."""
+"""Around every request: its id, its size, its duration, its log line. Plain ASGI: nothing is buffered."""
 
 from __future__ import annotations
 
@@ -18,16 +18,18 @@ log = logging.getLogger("unstir.http")
 _SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}")
 
 
-class Frame:
-    """Gives each request an id (the client's own, if it sent a printable one), and measures and logs its answer.
+class RequestMiddleware:
+    """Gives each request an id (the client's own, if it sent a printable one), and measures and logs its response.
 
-    What nobody else has caught ends here: ``on_defect`` makes the answer of it.
+    An exception that nobody else has caught is answered by ``on_unexpected_error``.
     """
 
-    def __init__(self, app: ASGIApp, metrics: Metrics, on_defect: Callable[[Request, Exception], Response]) -> None:
+    def __init__(
+        self, app: ASGIApp, metrics: Metrics, on_unexpected_error: Callable[[Request, Exception], Response]
+    ) -> None:
         self.app = app
         self.metrics = metrics
-        self.on_defect = on_defect
+        self.on_unexpected_error = on_unexpected_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -40,21 +42,21 @@ class Frame:
         REQUEST_ID.set(request_id)
         status = 0
 
-        async def framed(message: Message) -> None:
+        async def send_with_headers(message: Message) -> None:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                told = f"total;dur={(time.perf_counter() - began) * 1e3:.3f}".encode()
-                mine = ((b"x-request-id", request_id.encode()), (b"server-timing", told))
-                message["headers"] = [*message["headers"], *mine]
+                duration = f"total;dur={(time.perf_counter() - began) * 1e3:.3f}".encode()
+                headers = ((b"x-request-id", request_id.encode()), (b"server-timing", duration))
+                message["headers"] = [*message["headers"], *headers]
             await send(message)
 
         try:
-            await self.app(scope, receive, framed)
+            await self.app(scope, receive, send_with_headers)
         except Exception as error:
-            if status:  # the answer is already on its way: only the connection can be broken off
+            if status:  # the response has begun: only the connection can be closed
                 raise
-            await self.on_defect(Request(scope), error)(scope, receive, framed)
+            await self.on_unexpected_error(Request(scope), error)(scope, receive, send_with_headers)
         finally:
             seconds = time.perf_counter() - began
             # Unknown paths share one label, or a scanner could make the metrics grow without end.
@@ -64,10 +66,10 @@ class Frame:
             self.metrics.duration.labels(endpoint, sampler).observe(seconds)
             method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
             fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
-            log.info("%s %s %d %.1f ms", method, path, status, took, extra={"fields": fields})
+            log.info("%s %s %d %.1f ms", method, path, status, took, extra=fields)
 
 
-class BodyLimit:
+class BodyLimitMiddleware:
     """Refuses bodies over a limit: by their Content-Length before a byte is read, or when the count passes it."""
 
     def __init__(self, app: ASGIApp, limit: int) -> None:

@@ -1,4 +1,4 @@
-"""Errors as answers: every one in the shape of RFC 9457, whoever found it."""
+"""Errors as responses, all in the shape of RFC 9457."""
 
 from __future__ import annotations
 
@@ -35,51 +35,51 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
         request_id=request_id,
         errors=[
             FieldProblem(field=encodable(field)[:200], value=plain(value), remedy=remedy)
-            for field, value, remedy in error.fields[: errors.MOST_FIELDS]
+            for field, value, remedy in error.fields[: errors.MAX_FAULTS]
         ],
     )
     return content.model_dump(mode="json", exclude_defaults=True)
 
 
-def problem(request: Request, error: UnstirError) -> JSONResponse:
-    """Any error in the one shape."""
+def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
     if isinstance(error, REJECTIONS):
-        request.app.state.service.metrics.rejections.labels(error.code).inc()
-    content = describe(error, request.scope["state"]["request_id"])
+        request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
+    content = describe(error, request.state.request_id)
     return JSONResponse(content, error.status, headers=error.headers, media_type="application/problem+json")
 
 
 async def on_unstir_error(request: Request, error: Exception) -> Response:
-    """Ours, as it is."""
     assert isinstance(error, UnstirError)
-    return problem(request, error)
+    return respond_problem(request, error)
 
 
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself, and our own body limit."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path}"
-    answer: UnstirError
+    problem: UnstirError
     match error.status_code:
         case 404:
-            answer = errors.NotFound(f"{where}: see /docs for what there is")
+            problem = errors.NotFound(f"{where}: see /docs for what there is")
         case 405:
-            answer = errors.MethodNotAllowed(f"{where}: use {(error.headers or {}).get('Allow', 'another method')}")
+            problem = errors.MethodNotAllowed(f"{where}: use {(error.headers or {}).get('Allow', 'another method')}")
         case 413:
-            limit = request.app.state.service.settings.max_body_bytes
-            answer = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
+            limit = request.app.state.lifecycle.settings.max_body_bytes
+            problem = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
         case _:
-            answer = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
-    answer.headers |= dict(error.headers or {})
-    return problem(request, answer)
+            problem = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
+    problem.headers |= dict(error.headers or {})
+    return respond_problem(request, problem)
 
 
-def on_defect(request: Request, error: Exception) -> Response:
-    """A bug: the client learns the request id, the log has the rest."""
-    return problem(request, defect(error, request.scope["state"]["request_id"]))
+def on_unexpected_error(request: Request, error: Exception) -> Response:
+    """A bug: the client gets the request id, the log has the rest."""
+    return respond_problem(request, to_unstir_error(error, request.state.request_id))
 
 
-def defect(error: Exception, request_id: str) -> UnstirError:
-    """What a client is told of a bug, after it was logged."""
+def to_unstir_error(error: Exception, request_id: str) -> UnstirError:
+    """The error itself if it is ours; anything else is a bug, which is logged."""
+    if isinstance(error, UnstirError):
+        return error
     log.error("unexpected error, id=%s", request_id, exc_info=error)
     return errors.Internal("the log has the details under this request id; please report it")

@@ -12,22 +12,25 @@ from types import FrameType
 import uvicorn
 
 from app.api.app import create_app
-from app.operations.service import Service
+from app.api.lifespan import Lifecycle
 from app.settings import Settings
 from app.telemetry import logs
 
-# Whoever closes an idle connection first must not be the server: a request that is just being sent would be lost.
-# Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, balancers); uvicorn would for 5.
+# The server must not be the first to close an idle connection: a request that is just being sent would be lost.
+# Clients and proxies keep theirs for 5 (httpx) to 60 s (nginx, load balancers); uvicorn by default for 5.
 KEEP_ALIVE_SECONDS = 75
-LINGER_SECONDS = 5  # for answers on their way, once no work is left; a client that does not read must not hold us up
+LINGER_SECONDS = 5  # for responses being sent once no work is left; a client that does not read must not delay the exit
 
 
 class Server(uvicorn.Server):
     """Drains before it stops: the port stays open, so that /readyz can say why, until accepted work is answered."""
 
-    service: Service
     loop: asyncio.AbstractEventLoop | None = None
     signals = 0
+
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+        super().__init__(config)
+        self.lifecycle = lifecycle
 
     async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
         """Remember the loop for the signal handler."""
@@ -35,7 +38,7 @@ class Server(uvicorn.Server):
         await super().startup(sockets)
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
-        """First signal: drain, then stop. Second: answer what runs with 503, and stop. Third: stop."""
+        """First signal: drain, then stop. Second: fail what runs with 503, and stop. Third: stop at once."""
         self.signals += 1
         if self.loop is None or self.signals > 2:
             self.should_exit = self.force_exit = True
@@ -46,25 +49,25 @@ class Server(uvicorn.Server):
             self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
 
     async def _drain(self) -> None:
-        await self.service.drain()
+        await self.lifecycle.drain()
         self._stop()
 
     def _stop(self) -> None:
-        self.service.close()  # whatever still runs is answered now, so that its connection ends
+        self.lifecycle.close()  # what still runs fails now, so that its connection ends
         self.should_exit = True
 
 
-def prepared(settings: Settings) -> Server:
-    """A server that runs as :func:`serve` has it, once it is told to."""
-    # The device thread gives the lock of the interpreter up at every operation, and a busy event loop keeps it for a
-    # whole interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
+def create_server(settings: Settings) -> Server:
+    """The server of these settings, not yet running."""
+    # The device thread releases the interpreter's lock at every operation, and a busy event loop keeps it for a whole
+    # switch interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
     sys.setswitchinterval(0.0005)
     logs.configure(settings.log_level, settings.log_format)
 
-    def give_up() -> None:
+    def stop() -> None:
         server.should_exit = True
 
-    app = create_app(settings, on_failure=give_up)
+    app = create_app(settings, on_failure=stop)
     config = uvicorn.Config(
         app,
         host=settings.host,
@@ -74,14 +77,13 @@ def prepared(settings: Settings) -> Server:
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LINGER_SECONDS,
     )
-    server = Server(config)
-    server.service = app.state.service
+    server = Server(config, app.state.lifecycle)
     return server
 
 
 def serve(settings: Settings) -> int:
     """Serve until told to stop; returns the exit status, 1 if the network could not be loaded."""
-    server = prepared(settings)
+    server = create_server(settings)
     status = 0
     try:
         server.run()
@@ -92,7 +94,7 @@ def serve(settings: Settings) -> int:
         logging.getLogger("unstir").error(
             "no listening on %s: choose another --port (UNSTIR_PORT) or --host (UNSTIR_HOST)", where
         )
-    if server.service.loading:  # leave without the loading thread, which may be deep in the device
+    if server.lifecycle.loading:  # leave without the loading thread, which may be deep in the device
         logging.shutdown()
         os._exit(status)
-    return 1 if server.service.failure else status
+    return 1 if server.lifecycle.failure else status

@@ -1,8 +1,8 @@
-"""Event streams: how a request fares, told while it runs.
+"""Event streams: the progress of a job.
 
-``queued`` once, ``step`` with what is done and now and then a look at the first image, then ``completed`` with the
-JSON answer, or ``error`` with the problem. An event says how things stand when the client is ready for it: one that
-reads slowly gets fewer of them, and holds up nobody.
+``queued`` once, ``step`` whenever steps were done, some with a preview, then ``completed`` with the JSON response, or
+``error`` with the problem. An event has the state at the moment that the client is ready for it: one that reads
+slowly gets fewer of them, and delays nobody.
 """
 
 from __future__ import annotations
@@ -10,60 +10,70 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Coroutine
 from typing import Any
 
+from fastapi.sse import format_sse_event
 from starlette.concurrency import run_in_threadpool
+from torch import Tensor
 
 from app.api import problems
-from app.api.responses import formats
-from app.api.responses.formats import base64_of
-from app.api.tasks import RequestTask
-from app.engine.reservation import Reservation
-from app.errors import UnstirError
-from model import images
+from app.api.responses.formats import Rendered
+from app.api.responses.results import to_base64
+from app.engine.engine import Engine
+from app.errors import Internal
+from app.operations.context import RequestContext
+from model.images import png, to_uint8
 
-EVERY = 0.1  # seconds between two looks
-QUIET = 15.0  # seconds without news after which a comment is sent, so that proxies do not take the stream for dead
+POLL_SECONDS = 0.1
+KEEP_ALIVE_SECONDS = 15.0  # after so long without an event a comment is sent, so that proxies keep the connection
 PREVIEWS = 8
 
 
-async def told(visit: RequestTask, ticket: Reservation, request_id: str) -> AsyncIterator[bytes]:
-    """The events of a visit that has its place, from now on."""
-    engine = visit.service.engine
-    seen: tuple[int, int] | None = None
-    spoke = time.monotonic()
-    answer = asyncio.ensure_future(visit.reply(formats.JSON))
+async def events(
+    engine: Engine, context: RequestContext, completion: Coroutine[Any, Any, Rendered], request_id: str
+) -> AsyncIterator[bytes]:
+    """The events of an admitted request, from now on; ``completion`` gives its JSON response."""
+    reservation = context.reservation
+    if reservation is None:
+        completion.close()
+        raise Internal("an event stream without a reservation")
+    response = asyncio.ensure_future(completion)
     try:
-        queued = {"position": engine.position(ticket), "eta_ms": round(engine.seconds_left(ticket) * 1e3)}
-        yield _event("queued", {"total": ticket.total, **queued, "request_id": request_id})
-        while not answer.done():
-            await asyncio.wait({answer}, timeout=EVERY)
-            done = ticket.total - ticket.remaining
-            frames = dict(ticket.job.lanes[0].frames) if ticket.job else {}
-            latest = max(frames, default=-1)
-            if seen is None or seen[0] != done:
-                event: dict[str, Any] = {"done": done, "total": ticket.total}
-                if latest >= 0 and (seen is None or latest != seen[1]):
-                    png = await run_in_threadpool(lambda x: images.png(images.to_uint8(x)), frames[latest])
-                    event["preview"] = base64_of(png)
+        position, seconds = engine.position(reservation), engine.seconds_left(reservation)
+        queued = {"total": reservation.total, "position": position, "eta_ms": round(seconds * 1e3)}
+        yield _event("queued", {**queued, "request_id": request_id})
+        done, shown, sent = -1, -1, time.monotonic()
+        while not response.done():
+            await asyncio.wait({response}, timeout=POLL_SECONDS)
+            if done != (done := reservation.total - reservation.remaining):
+                event: dict[str, Any] = {"done": done, "total": reservation.total}
+                step, frame = context.latest_preview()
+                if frame is not None and step != shown:
+                    event["preview"] = await run_in_threadpool(_encode_preview, frame)
+                    shown = step
                 yield _event("step", event)
-                seen, spoke = (done, latest), time.monotonic()
-            elif time.monotonic() - spoke > QUIET:
-                yield b": waiting\n\n"
-                spoke = time.monotonic()
-        try:
-            reply = answer.result()
-        except UnstirError as error:
-            yield _event("error", problems.describe(error, request_id))
-        except Exception as error:
-            yield _event("error", problems.describe(problems.defect(error, request_id), request_id))
-        else:
-            yield b"event: completed\ndata: " + reply.content + b"\n\n"
+                sent = time.monotonic()
+            elif time.monotonic() - sent > KEEP_ALIVE_SECONDS:
+                yield format_sse_event(comment="waiting")
+                sent = time.monotonic()
+        yield _completion_event(response, request_id)
     finally:
-        answer.cancel()
-        await asyncio.gather(answer, return_exceptions=True)
+        response.cancel()
+        await asyncio.gather(response, return_exceptions=True)
+
+
+def _completion_event(response: asyncio.Future[Rendered], request_id: str) -> bytes:
+    try:
+        rendered = response.result()
+    except Exception as error:
+        return _event("error", problems.describe(problems.to_unstir_error(error, request_id), request_id))
+    return format_sse_event(event="completed", data_str=rendered.content.decode())
+
+
+def _encode_preview(frame: Tensor) -> str:
+    return to_base64(png(to_uint8(frame)))
 
 
 def _event(name: str, content: dict[str, Any]) -> bytes:
-    return f"event: {name}\ndata: {json.dumps(content)}\n\n".encode()
+    return format_sse_event(event=name, data_str=json.dumps(content))

@@ -1,180 +1,125 @@
-"""A request from its acceptance to its reply: the story as a task of its own, its deadline, and how it ended.
+"""One operation under way, for all who wait for it.
 
-Whoever waits for it may come and go: the client of an ordinary request, several that sent the same
-``Idempotency-Key``, an event stream, or nobody for now, as with an asynchronous job.
+They may come and go: the client of an ordinary request, several with the same ``Idempotency-Key``, an event stream, or
+nobody for now, as with an asynchronous job.
 """
 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Coroutine
 from typing import Any
 
-from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
+from app.api.responses.results import OperationResult
+from app.errors import Cancelled, UnstirError
+from app.operations.context import RequestContext
 
-from app.api.responses import formats
-from app.api.responses.formats import Outcome, Reply
-from app.errors import Cancelled, ClientGone, TooLate, UnstirError
-from app.operations import RequestContext
-from app.operations.service import Service
-from app.telemetry import tracing
-from app.telemetry.logs import REQUEST_ID
-
-
-@dataclass(frozen=True)
-class Operation:
-    """What lies behind one endpoint: the model of its body, its story, and what the story's answer has to show."""
-
-    path: str
-    request: type[BaseModel]
-    story: Callable[..., Awaitable[Any]]
-    outcome: Callable[[Service, Any], Outcome]
-    answer: type[BaseModel]
+ASK_AGAIN = "it was cancelled before it was done; send it again"
 
 
 class RequestTask:
-    """One request under way, or done.
+    """Runs an operation, and cancels it when the last who waits leaves.
 
     Attributes:
-        began: when it arrived, on the engine's clock.
-        task: gives the outcome, or raises what the request is answered with.
+        ended: when it ended, on the engine's clock; None while it runs.
+        cancelled_by: the error that a cancellation was given; None if nobody was left to wait.
     """
 
     def __init__(
-        self, service: Service, operation: Operation, body: BaseModel, caller: RequestContext, began: float
+        self,
+        operation: Coroutine[Any, Any, OperationResult],
+        context: RequestContext,
+        on_end: Callable[[RequestTask], None] = lambda _: None,
     ) -> None:
-        self.service = service
-        self.operation = operation
-        self.caller = caller
-        self.began = began
-        self.task = asyncio.ensure_future(self._told(body))
-        self.task.add_done_callback(lambda task: task.cancelled() or task.exception())  # nobody may ever ask for it
+        self.context = context
         self.ended: float | None = None
+        self.cancelled_by: UnstirError | None = None
+        self._on_end = on_end
         self._waiting = 0
-        self._cancelled_by: UnstirError | None = None
+        self._task = asyncio.ensure_future(operation)
+        self._task.add_done_callback(self._end)
 
-    async def accepted(self) -> None:
-        """Wait until it has its place in the engine.
+    def _end(self, task: asyncio.Task[OperationResult]) -> None:
+        self.ended = time.monotonic()
+        _ = task.cancelled() or task.exception()  # nobody may be left to retrieve it
+        self._on_end(self)
+
+    @property
+    def done(self) -> bool:
+        return self._task.done()
+
+    @property
+    def error(self) -> Exception | None:
+        """Why it failed; None while it runs and after success."""
+        if not self._task.done():
+            return None
+        if self._task.cancelled():
+            return self.cancelled_by or Cancelled(ASK_AGAIN)
+        error = self._task.exception()
+        return error if isinstance(error, Exception) else None
+
+    @property
+    def cancelled(self) -> bool:
+        return self._task.cancelled()
+
+    @property
+    def result(self) -> OperationResult | None:
+        """What it gave; None until it is done, and if it failed."""
+        return None if not self._task.done() or self.error else self._task.result()
+
+    async def wait(self) -> OperationResult:
+        """The result. The last to stop waiting cancels the operation.
+
+        Raises:
+            UnstirError: it failed, or somebody else cancelled it.
+        """
+        self._waiting += 1
+        try:
+            return await asyncio.shield(self._task)
+        except asyncio.CancelledError:
+            if self.cancelled_by is not None:
+                raise self.cancelled_by from None
+            if self._task.cancelled():  # by somebody else who waited for it
+                raise Cancelled(ASK_AGAIN) from None
+            raise
+        finally:
+            self._leave()
+
+    async def wait_admitted(self) -> None:
+        """Wait until the engine has admitted it, or it is done.
 
         Raises:
             UnstirError: it was refused.
         """
-        placed = asyncio.ensure_future(self.caller.placed.wait())
+        admitted = asyncio.ensure_future(self.context.admitted.wait())
         self._waiting += 1
         try:
-            await asyncio.wait({placed, self.task}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({admitted, self._task}, return_when=asyncio.FIRST_COMPLETED)
         except asyncio.CancelledError:
-            if self._waiting == 1:
-                self.cancel()
+            self._leave()
             raise
-        finally:
+        else:
             self._waiting -= 1
-            placed.cancel()
-        if not self.caller.placed.is_set():
-            self.task.result()
-
-    async def reply(self, media_type: str) -> Reply:
-        """Wait for the outcome and give it its form. Who is last to stop waiting ends the visit.
-
-        Raises:
-            UnstirError: it failed, or was cancelled by somebody else.
-        """
-        return await rendered(self.service, await self.outcome(), media_type)
-
-    async def outcome(self) -> Outcome:
-        """As :meth:`reply`, without a form."""
-        self._waiting += 1
-        try:
-            return await asyncio.shield(self.task)
-        except asyncio.CancelledError:
-            if self._cancelled_by is not None:
-                raise self._cancelled_by from None
-            if self.task.cancelled():  # by somebody else who waited for it
-                raise Cancelled("it was cancelled before it was done; ask for it anew") from None
-            raise
         finally:
-            self._waiting -= 1
-            if not self._waiting and not self.task.done():
-                self.cancel()
+            admitted.cancel()
+        if not self.context.admitted.is_set():
+            self._task.result()
+
+    def _leave(self) -> None:
+        self._waiting -= 1
+        if not self._waiting and not self._task.done():
+            self.cancel()
 
     def keep(self) -> None:
         """Go on although nobody waits, until it is cancelled."""
         self._waiting += 1
 
-    def cancel(self, why: UnstirError | None = None) -> None:
-        """End it; its lanes leave before the next tick."""
-        self._cancelled_by = self._cancelled_by or why
-        self.task.cancel()
+    def cancel(self, error: UnstirError | None = None) -> None:
+        """Its lanes leave before the next tick; whoever waits gets ``error``."""
+        self.cancelled_by = self.cancelled_by or error
+        self._task.cancel()
 
-    @property
-    def problem(self) -> UnstirError | Exception | None:
-        """What went wrong; None while it runs or if it went well."""
-        if not self.task.done():
-            return None
-        if self.task.cancelled():
-            return self._cancelled_by or Cancelled("it was cancelled before it was done")
-        error = self.task.exception()
-        return error if isinstance(error, Exception) else None
-
-    async def _told(self, body: BaseModel) -> Outcome:
-        service, metrics, path = self.service, self.service.metrics, self.operation.path
-        ending = "internal"
-        try:
-            with tracing.span(path, REQUEST_ID.get()):
-                async with in_time(self.caller.terms.deadline, self.began):
-                    answer = await self.operation.story(service, body, self.caller)
-                    outcome = await run_in_threadpool(self.operation.outcome, service, answer)
-                spent = outcome.spent
-                tracing.set_usage(
-                    queue_seconds=spent.queue_seconds,
-                    device_seconds=spent.device_seconds,
-                    evaluations=spent.evaluations,
-                )
-        except UnstirError as error:
-            ending = error.code
-            raise
-        except asyncio.CancelledError:
-            ending = (self._cancelled_by or ClientGone("")).code
-            raise
-        else:
-            ending = "ok"
-            metrics.images.labels(path).inc(outcome.images)
-            for name, evaluations in spent.evaluations.items():
-                metrics.nfe.labels(name).inc(evaluations)
-            metrics.request_nfe.observe(sum(spent.evaluations.values()))
-            metrics.queue_time.labels(path).observe(spent.queue_seconds)
-            metrics.first_step_time.observe(spent.started - self.began)
-            return outcome
-        finally:
-            self.ended = time.monotonic()
-            metrics.finished.labels(path, ending).inc()
-
-
-@contextlib.asynccontextmanager
-async def in_time(deadline: float | None, began: float) -> AsyncIterator[None]:
-    """Both on the event loop's clock, which is time.monotonic.
-
-    Raises:
-        TooLate: the deadline has passed.
-    """
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError:
-        allowed = 0.0 if deadline is None else deadline - began
-        raise TooLate(
-            f"{allowed * 1e3:.0f} ms were allowed and are over; "
-            "allow more in X-Request-Timeout-Ms, or ask for fewer steps"
-        ) from None
-
-
-async def rendered(service: Service, outcome: Outcome, media_type: str) -> Reply:
-    """The outcome in its form."""
-    began = time.perf_counter()
-    reply = await run_in_threadpool(formats.render, outcome, media_type)
-    service.metrics.encode_time.observe(time.perf_counter() - began)
-    return reply
+    async def wait_ended(self) -> None:
+        """Wait for the end, whatever it is."""
+        await asyncio.wait({self._task})

@@ -1,8 +1,8 @@
-"""The engine: the book of accepted work, and a worker on the device thread who does it.
+"""The engine: admits work, and hands it to a worker on the device thread.
 
-Two threads, and no lock but the inbox's own. The event loop owns the book (tickets) and completes futures; the worker
-owns the lanes. They speak by messages: jobs and cancellations go in through the worker's inbox, endings come back
-through ``loop.call_soon_threadsafe``.
+Two threads, and no lock but the inbox's own. The event loop owns the reservations and completes futures; the worker
+owns the lanes. Jobs and cancellations go in as messages through the worker's inbox, outcomes come back through
+``loop.call_soon_threadsafe``.
 
     event loop:     reserve ─ submit ─ await ──────────────────────────────▶ result
     device thread:        drain ─ schedule ─ advance ─ settle ─ publish ─ drain …
@@ -21,38 +21,39 @@ from app.engine.admission import Admission, check_deadline
 from app.engine.cost_model import CostModel
 from app.engine.jobs import Job, Result
 from app.engine.reservation import Cancel, Close, Reservation, Submit, SubmitOptions
-from app.engine.scheduler import Forwards
+from app.engine.widths import Forwards
 from app.engine.worker import Device, Observer, Outcome, Worker
 from app.errors import Draining, EngineDead, Overloaded
 
-STALL_SECONDS = 30.0
-CLOSE_SECONDS = 5.0  # that a forward may take to end when the process stops
+STALL_SECONDS = 30.0  # without a tick, beside what the widest forwards take
+CLOSE_SECONDS = 5.0  # that the last tick may take when the process stops
+POLL_SECONDS = 0.02  # between two looks at what is still admitted, while draining
 STOPPED = "the process stopped before this was done; ask another replica"
 
 
 class Engine:
-    """Accepts work, batches it step by step, and answers all of it."""
+    """Admits work, batches it step by step, and answers all of it."""
 
     def __init__(
         self, device: Device, forwards: Forwards, *, max_queue_seconds: float, max_lanes: int, observer: Observer
     ) -> None:
         self.draining = self._closed = False
         self.failure: str | None = None
-        self._pace = CostModel(forwards)
+        self._cost_model = CostModel(forwards)
         self.worker = Worker(
             device,
-            self._pace,
+            self._cost_model,
             observer,
-            publish=partial(self._tell, self._complete),
-            die=partial(self._tell, self._die),
+            publish=partial(self._call_on_loop, self._complete),
+            on_death=partial(self._call_on_loop, self._fail),
         )
         self._admission = Admission(max_queue_seconds)
         self._max_lanes = max_lanes
-        self._tickets: set[Reservation] = set()
+        self._admitted: set[Reservation] = set()
         self._futures: dict[Job, asyncio.Future[Result]] = {}
 
     def open(self) -> None:
-        """Name the running event loop as the one that awaits results; some thread must :meth:`work`."""
+        """Use the running event loop for results; some thread must :meth:`work`."""
         self._loop = asyncio.get_running_loop()
 
     def reserve(
@@ -62,39 +63,39 @@ class Engine:
         *,
         steps: int | None = None,
         exact: bool = False,
-        terms: SubmitOptions | None = None,
+        options: SubmitOptions | None = None,
     ) -> Reservation:
-        """Take a place for ``lanes`` images at once and ``row_steps`` rows of forwards in all, or refuse at once.
+        """Admit up to ``lanes`` images at once and ``row_steps`` rows of forwards in all, or refuse at once.
 
         Args:
-            steps: forwards that it needs one after another, whatever company they have; by default as if all lanes
-                were alike, of one row.
+            steps: forwards that must follow one another, in whatever batches; by default ``row_steps / lanes``.
 
         Raises:
-            EngineDead, Draining: nothing is accepted any more.
+            EngineDead, Draining: nothing is admitted any more.
             TooLate: it cannot be done before its deadline.
-            Overloaded: with the seconds after which there will be a place.
+            Overloaded: with the seconds after which it would be admitted.
         """
-        terms = terms or SubmitOptions()
+        options = options or SubmitOptions()
         self._check_alive()
         if self.draining:
             raise Draining("this process is stopping and takes no new work; ask another replica", retry_after=5)
         now = time.monotonic()
-        widths = self._pace.widths(exact)
+        widths = self._cost_model.widths(exact)
         seconds = row_steps * widths.seconds_per_row
-        if (deadline := terms.deadline) is not None:
-            in_turn = (row_steps / lanes if steps is None else steps) * widths.seconds[0]
-            check_deadline(max(seconds, in_turn), lambda: self._due_before(deadline, terms.priority), deadline - now)
+        if (deadline := options.deadline) is not None:
+            sequential = (row_steps / lanes if steps is None else steps) * widths.seconds[0]
+            alone = max(seconds, sequential)
+            check_deadline(alone, lambda: self._due_before(deadline, options.priority), deadline - now)
         wait = self.wait_seconds
-        held = sum(ticket.lanes for ticket in self._tickets)
+        held = sum(reservation.lanes for reservation in self._admitted)
         crowded = held > 0 and held + lanes > self._max_lanes
-        self._admission.admit(seconds, wait, now, terms.sender, claim=not crowded)
+        self._admission.admit(seconds, wait, now, options.sender, claim=not crowded)
         if crowded:
             raise Overloaded(
-                f"{held} images are in flight, and {lanes} more would exceed {self._max_lanes}; try again later",
+                f"{held} images are in progress, and {lanes} more would exceed {self._max_lanes}; try again later",
                 retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
             )
-        return Reservation(self._tickets, self._run, lanes, row_steps, exact, terms)
+        return Reservation(self._admitted, self._run, lanes, row_steps, exact, options)
 
     def _check_alive(self) -> None:
         if self.failure:
@@ -104,25 +105,25 @@ class Engine:
 
     @property
     def forwards(self) -> Forwards:
-        """What forwards there are, and what they cost of late."""
-        return self._pace.forwards
+        """The widths of forwards, and what they cost at present."""
+        return self._cost_model.forwards
 
     @property
-    def pace(self) -> float:
-        """What a tick takes of late, over what its forward took at the start."""
-        return self._pace.overall
+    def cost_ratio(self) -> float:
+        """Recent time of a tick over the time of its forward at the start."""
+        return self._cost_model.ratio
 
-    def _seconds(self, ticket: Reservation) -> float:
-        return ticket.remaining * self._pace.widths(ticket.exact).seconds_per_row
+    def _seconds(self, reservation: Reservation) -> float:
+        return reservation.remaining * self._cost_model.widths(reservation.exact).seconds_per_row
 
     def _due_before(self, deadline: float, priority: int) -> float:
-        """Seconds of work that goes first, since it is no less important and due earlier."""
+        """Seconds of work that goes first: of at least this priority, and due no later."""
         return sum(
-            self._seconds(ticket)
-            for ticket in self._tickets
-            if ticket.terms.deadline is not None
-            and ticket.terms.deadline <= deadline
-            and ticket.terms.priority >= priority
+            self._seconds(reservation)
+            for reservation in self._admitted
+            if reservation.options.deadline is not None
+            and reservation.options.deadline <= deadline
+            and reservation.options.priority >= priority
         )
 
     async def _run(self, job: Job) -> Result:
@@ -140,44 +141,45 @@ class Engine:
 
     @property
     def wait_seconds(self) -> float:
-        """How long the device needs for everything accepted so far."""
-        return sum(map(self._seconds, self._tickets))
+        """How long the device needs for everything admitted."""
+        return sum(map(self._seconds, self._admitted))
 
     @property
     def lanes(self) -> tuple[int, int]:
-        """(images that have not begun, images under way)."""
-        jobs = [ticket.job for ticket in self._tickets if ticket.job is not None]
+        """(images before their first step, images after it)."""
+        jobs = [reservation.job for reservation in self._admitted if reservation.job is not None]
         steps = [(lane.cursor, lane.plan.nfe) for job in jobs for lane in job.lanes]  # the device thread moves them
         running = sum(0 < cursor < nfe for cursor, nfe in steps)
         done = sum(cursor == nfe for cursor, nfe in steps)
-        return sum(ticket.lanes for ticket in self._tickets) - running - done, running
+        return sum(reservation.lanes for reservation in self._admitted) - running - done, running
 
     @property
     def requests(self) -> Counter[tuple[str, bool]]:
-        """Requests that hold a place, by endpoint and whether their first step is done."""
-        return Counter((ticket.terms.endpoint, ticket.running) for ticket in self._tickets)
+        """Admitted requests, by endpoint and whether their first step is done."""
+        return Counter((reservation.options.endpoint, reservation.running) for reservation in self._admitted)
 
     @property
     def promised(self) -> int:
-        """Requests that were refused, and for which a place is kept."""
-        return self._admission.kept(time.monotonic())
+        """Requests that were refused and hold a promise."""
+        return self._admission.count_open(time.monotonic())
 
-    def position(self, ticket: Reservation) -> int:
-        """How many requests of less remaining work are ahead of one that has not begun: about its place in line."""
-        if ticket.running:
+    def position(self, reservation: Reservation) -> int:
+        """About its place in the queue: requests with no more work left; 0 once it runs."""
+        if reservation.running:
             return 0
-        return sum(other.remaining <= ticket.remaining for other in self._tickets if other is not ticket)
+        return sum(other.remaining <= reservation.remaining for other in self._admitted if other is not reservation)
 
-    def seconds_left(self, ticket: Reservation) -> float:
-        """About how long until it is done: its own steps one after another, and what goes first."""
-        widths = self._pace.widths(ticket.exact)
-        in_turn = ticket.remaining / ticket.lanes * widths.seconds[0]
-        ahead = sum(min(self._seconds(other), self._seconds(ticket)) for other in self._tickets if other is not ticket)
-        return max(in_turn, ahead + self._seconds(ticket))
+    def seconds_left(self, reservation: Reservation) -> float:
+        """About how long until it is done: its own steps one after another, and the work that goes first."""
+        widths = self._cost_model.widths(reservation.exact)
+        sequential = reservation.remaining / reservation.lanes * widths.seconds[0]
+        own = self._seconds(reservation)
+        ahead = sum(min(self._seconds(other), own) for other in self._admitted if other is not reservation)
+        return max(sequential, ahead + own)
 
     @property
     def unready(self) -> str | None:
-        """Why nothing should be sent here now, or None."""
+        """Why a load balancer should send nothing here now, or None."""
         if self.failure:
             return f"the engine has failed: {self.failure}"
         if self.draining:
@@ -189,34 +191,34 @@ class Engine:
         return None
 
     async def drain(self, seconds: float) -> int:
-        """Take nothing new, and wait until all accepted work is answered; returns how many requests were cut off."""
+        """Admit nothing new, and wait until all admitted work is answered; returns how many requests were cut off."""
         self.draining = True
         deadline = time.monotonic() + seconds
-        while self._tickets and not self.failure and time.monotonic() < deadline:
-            await asyncio.sleep(0.02)
-        return len(self._tickets)
+        while self._admitted and not self.failure and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        return len(self._admitted)
 
     def close(self) -> None:
-        """Tell requests still waiting that they will not be done, and end the device thread after the tick under way.
+        """Fail the requests still waiting, and end the device thread after its current tick.
 
-        A device that hangs is not waited for any longer than ``CLOSE_SECONDS``. Can be called again.
+        It waits at most ``CLOSE_SECONDS`` for a device that hangs. It may be called again.
         """
         self.draining = self._closed = True
         for job in list(self._futures):
             self._complete(job, Draining(STOPPED, retry_after=5))
         self.worker.inbox.put(Close())
-        self.worker.ended.wait(CLOSE_SECONDS)
+        self.worker.stopped.wait(CLOSE_SECONDS)
 
     def _complete(self, job: Job, outcome: Outcome) -> None:
         future = self._futures.get(job)
-        if future is None or future.done():  # the client has gone in the meantime
+        if future is None or future.done():  # the client has left in the meantime
             return
         if isinstance(outcome, Result):
             future.set_result(outcome)
         else:
             future.set_exception(outcome)
 
-    def _die(self, why: str) -> None:
+    def _fail(self, why: str) -> None:
         self.failure = self.failure or why
         for job in list(self._futures):
             self._complete(job, EngineDead(f"the engine has failed: {why}; the process must be restarted"))
@@ -224,9 +226,9 @@ class Engine:
     # Called on the device thread.
 
     def work(self) -> None:
-        """Be the device thread, until :meth:`close`."""
+        """Run the device thread until :meth:`close`."""
         self.worker.work()
 
-    def _tell(self, callback: Callable[..., None], *arguments: object) -> None:
-        with contextlib.suppress(RuntimeError):  # the loop is closed: the process was told to stop at once
+    def _call_on_loop(self, callback: Callable[..., None], *arguments: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process was stopped at once
             self._loop.call_soon_threadsafe(callback, *arguments)

@@ -10,32 +10,33 @@ from torch import Generator, Tensor
 
 from model.diffusion.plan import Plan
 
-Look = Literal["x_0", "x_t"]
+SnapshotKind = Literal["x_0", "x_t"]
 
 
 @dataclass(eq=False, slots=True)
 class Lane:
-    """One trajectory in flight: one image.
+    """One image on its trajectory.
 
-    The first group is set by whoever asks, the second by the device thread alone; anyone may read ``cursor`` and
-    ``frames``.
+    The first group is set by whoever submits it, the second by its job, the third by the device thread alone; anyone
+    may read ``cursor`` and ``snapshots``.
 
     Attributes:
-        seed: of all its noise; of x_T, too, unless ``start`` is given.
+        seed: of all its noise; of x_T, too, unless ``initial_state`` is given.
         label: class index, or the weight of each class embedding, for a class-conditional network.
-        reproducible: ride only in exact forwards of widths that give the same bits.
-        exact: ride only in float32, as what must lead back somewhere needs.
-        guidance: weight of classifier-free guidance; 1 is none of it.
-        start: [1..R, C, H, W], the first slots where the walk begins; None draws x_T from the seed.
-        returns: how many slots are wanted of its end.
-        keep: steps of which ``frames`` gets what they look like.
-        look: ``x_0`` keeps what the network makes of the state, ``x_t`` the state before the step.
-        job: the one that it belongs to, once that was made.
+        reproducible: advance only in exact forwards of bit-identical widths.
+        exact: advance only in float32 forwards, as a trajectory that leads back to an image needs.
+        guidance: scale w of classifier-free guidance; 1 is none.
+        initial_state: [1..R, C, H, W], the first slots at the start; None draws x_T from the seed.
+        output_slots: how many slots of the final state are the output.
+        snapshot_steps: steps that leave a snapshot.
+        snapshot_kind: ``x_0`` is the step's prediction of x_0, ``x_t`` the state before the step.
+        rows: of a forward, that a step takes: with guidance a second one, without the class.
+        job: the one that it belongs to, with its total row-steps, priority and deadline.
         cursor: steps done, 0..NFE.
         passed_over: ticks since the lane last advanced.
         state: [R, C, H, W] on the device; None until the first step.
-        noise: z of the step under way, kept so that a step that is tried again sees the same.
-        frames: of each step in ``keep`` that is done, [C, H, W] on the CPU.
+        noise: z of the current step, kept so that a step that is repeated draws the same.
+        snapshots: of the steps done, [C, H, W] on the CPU.
     """
 
     plan: Plan
@@ -44,25 +45,32 @@ class Lane:
     reproducible: bool = False
     exact: bool = False
     guidance: float = 1.0
-    start: Tensor | None = None
-    returns: int = 1
-    keep: frozenset[int] = frozenset()
-    look: Look = "x_0"
+    initial_state: Tensor | None = None
+    output_slots: int = 1
+    snapshot_steps: frozenset[int] = frozenset()
+    snapshot_kind: SnapshotKind = "x_0"
 
+    rows: int = field(init=False)
     job: Job | None = None
+    total: int = field(init=False)
+    priority: int = 0
+    deadline: float | None = None
+
     cursor: int = 0
     passed_over: int = 0
     state: Tensor | None = None
     generator: Generator | None = None
     noise: Tensor | None = None
-    frames: dict[int, Tensor] = field(default_factory=dict)
+    snapshots: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.exact |= self.reproducible
+        self.rows = 1 if self.guidance == 1 else 2
+        self.total = self.plan.nfe * self.rows
 
-    def let_go(self) -> None:
-        """Give up what takes memory; it will not advance any more."""
-        self.state = self.generator = self.noise = self.start = None
+    def release(self) -> None:
+        """Free its tensors; it will not advance any more."""
+        self.state = self.generator = self.noise = self.initial_state = None
 
     @property
     def work(self) -> int:
@@ -70,39 +78,19 @@ class Lane:
         return self.remaining * self.rows if self.job is None else self.job.work
 
     @property
-    def total(self) -> int:
-        """Row-steps that the whole job needed at the start."""
-        return self.plan.nfe * self.rows if self.job is None else self.job.total
-
-    @property
     def since(self) -> float:
         """When the job was submitted, on the engine's clock."""
         return 0.0 if self.job is None else self.job.submitted
-
-    @property
-    def priority(self) -> int:
-        """Of the job; higher goes first."""
-        return 0 if self.job is None else self.job.priority
-
-    @property
-    def deadline(self) -> float | None:
-        """Of the job, on the engine's clock."""
-        return None if self.job is None else self.job.deadline
 
     @property
     def remaining(self) -> int:
         """Network evaluations still to be done."""
         return self.plan.nfe - self.cursor
 
-    @property
-    def rows(self) -> int:
-        """Rows of a forward that it takes: with guidance, a second one without the class."""
-        return 1 if self.guidance == 1 else 2
-
 
 @dataclass(eq=False, slots=True)
 class Job:
-    """Lanes that were submitted together; they are answered together.
+    """Lanes that are submitted, and answered, together.
 
     Attributes:
         priority: -4..3, higher goes first.
@@ -110,7 +98,7 @@ class Job:
         total: row-steps at the start.
         work: row-steps still to be done; the device thread counts it down.
         submitted, started, ended: times in seconds on the engine's clock; 0 until they happen.
-        ends: what the lanes that are done came to.
+        outputs: of the lanes that are done, by their place.
     """
 
     lanes: list[Lane]
@@ -121,34 +109,34 @@ class Job:
     submitted: float = 0.0
     started: float = 0.0
     ended: float = 0.0
-    ends: dict[int, Tensor] = field(default_factory=dict)
+    outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.total = self.work = sum(lane.remaining * lane.rows for lane in self.lanes)
         for lane in self.lanes:
-            lane.job = self
+            lane.job, lane.total, lane.priority, lane.deadline = self, self.total, self.priority, self.deadline
 
 
 @dataclass(frozen=True, slots=True)
 class Result:
-    """What a job came to.
+    """What a job gave.
 
     Attributes:
-        ends: of each lane, in their order, its first slots at the end of the walk: float32 [returns, C, H, W] on the
-            CPU.
-        frames: of each lane, what it was asked to keep.
+        outputs: of each lane, in their order, the first slots of its final state: float32 [output_slots, C, H, W] on
+            the CPU.
+        snapshots: of each lane, by step.
         queue_seconds: from submission to the first step.
         device_seconds: from the first step to the last.
         started: when the first step began, on the engine's clock.
     """
 
-    ends: list[Tensor]
-    frames: list[dict[int, Tensor]]
+    outputs: list[Tensor]
+    snapshots: list[dict[int, Tensor]]
     queue_seconds: float
     device_seconds: float
     started: float = 0.0
 
     @property
     def images(self) -> Tensor:
-        """What most walks are taken for: S_0 of every lane, float32 [n, C, H, W]."""
-        return torch.stack([end[0] for end in self.ends])
+        """S_0 of every lane, float32 [n, C, H, W]."""
+        return torch.stack([output[0] for output in self.outputs])

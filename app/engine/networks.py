@@ -1,4 +1,4 @@
-"""The forms in which the engine uses a network: one that is fast, and one in float32 whose bits can be had again."""
+"""The networks of an engine: one as fast as the device allows, one in float32 whose bits are reproducible."""
 
 from __future__ import annotations
 
@@ -19,51 +19,53 @@ Dtype = Literal["float32", "tf32", "bfloat16"]
 
 
 class InferenceNet(Protocol):
-    """A network that can be told of timesteps and classes apart from its images."""
+    """A network that computes what depends on timesteps and classes apart from what depends on images."""
 
-    def told(self, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """[B, S] on the device, of timesteps and classes on the host."""
+    def conditioning(self, t: Tensor, y: Tensor | None = None) -> Tensor:
+        """[B, S] on the device, from timesteps and classes on the host."""
 
-    def forward(self, x: Tensor, told: Tensor) -> Tensor:
-        """[B, C or 2C, H, W] of images [B, C, H, W]; the next forward may overwrite it."""
+    def forward(self, x: Tensor, conditioning: Tensor) -> Tensor:
+        """[B, C or 2C, H, W] from images [B, C, H, W]; the next forward may overwrite it."""
 
     def __call__(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Both at once, to keep."""
+        """Both at once; the result is not overwritten."""
 
 
 @dataclass(frozen=True)
 class Networks:
-    """The two forms; where one will do, both are the same object.
+    """The two networks; the same object where float32 is the fastest, too.
 
     Attributes:
-        updates: do the row machine's part, where the device has kernels.
+        kernels: for the row machine's update, where the device has them.
     """
 
     fast: InferenceNet
     exact: InferenceNet
-    updates: Kernels | None = None
+    kernels: Kernels | None = None
 
 
-def form(checkpoint: Checkpoint, device: torch.device, layout: Layout, dtype: Dtype, *, exact: bool) -> InferenceNet:
-    """One form.
+def build_network(
+    checkpoint: Checkpoint, device: torch.device, layout: Layout, dtype: Dtype, *, exact: bool
+) -> InferenceNet:
+    """A network for inference.
 
     Args:
-        dtype: of weights and activations; ``tf32`` is float32 that is multiplied so, on a CUDA device.
+        dtype: of weights and activations; ``tf32`` is float32 with products in TF32, on a CUDA device.
         exact: whether a row must have the same bits in every process.
     """
-    folded = InferenceUNet(
+    net = InferenceUNet(
         checkpoint.net, checkpoint.schedule.T, torch.bfloat16 if dtype == "bfloat16" else torch.float32, layout
     )
     if device.type != "cuda":
-        return folded
-    return Graphed(folded, Arithmetic(tf32=dtype == "tf32", chosen_by_clock=not exact))
+        return net
+    return Graphed(net, Arithmetic(tf32=dtype == "tf32", chosen_by_clock=not exact))
 
 
-def capture(form: InferenceNet, widths: Iterable[int]) -> None:
-    """Make forwards of these widths ready, where that has to be done beforehand.
+def capture(net: InferenceNet, widths: Iterable[int]) -> None:
+    """Capture CUDA graphs for forwards of these widths, where the network uses them.
 
     Raises:
         torch.OutOfMemoryError: one does not fit.
     """
-    if isinstance(form, Graphed):
-        form.capture(widths)
+    if isinstance(net, Graphed):
+        net.capture(widths)

@@ -1,4 +1,4 @@
-"""A place in the book of accepted work, and the messages by which the event loop speaks to the device thread."""
+"""Admitted work, and the messages by which the event loop speaks to the device thread."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from app.engine.jobs import Job, Lane, Result
 
 @dataclass(frozen=True, slots=True)
 class Submit:
-    """Message: take up this job."""
+    """Message: advance this job's lanes."""
 
     job: Job
 
 
 @dataclass(frozen=True, slots=True)
 class Cancel:
-    """Message: let this job's lanes go.
+    """Message: drop this job's lanes.
 
     Attributes:
-        since: when that was asked for, on the engine's clock.
+        since: when it was cancelled, on the engine's clock.
     """
 
     job: Job
@@ -37,13 +37,13 @@ Message = Submit | Cancel | Close
 
 @dataclass(frozen=True, slots=True)
 class SubmitOptions:
-    """What a client asks for beside the work itself.
+    """How a request's work is to be scheduled.
 
     Attributes:
         deadline: when it must be done, on the engine's clock; None if never.
         priority: -4..3, higher goes first.
-        sender: the same for a request that is sent again, and seldom for another; None if nobody will.
-        endpoint: the path, for the gauges.
+        sender: equal for a request that is sent again, and seldom for another; None if it will not be.
+        endpoint: the path, as a label of gauges.
     """
 
     deadline: float | None = None
@@ -53,40 +53,41 @@ class SubmitOptions:
 
 
 class Reservation:
-    """A place in the book of accepted work; a context manager, since a place must always be given back.
+    """Work that was admitted; a context manager, since it counts as admitted until it is left.
 
-    One request may submit several jobs, one after another, where the one needs what the other found.
+    A request may submit several jobs, one after another, where one needs the result of the last.
 
     Attributes:
-        lanes: most images that it has in flight at once.
+        lanes: most images at once.
         total: row-steps of all its jobs together.
-        exact: whether they are exact ones.
+        exact: whether its forwards are exact.
+        options: as it was asked for.
         job: the latest submitted.
-        on_submit: is called when a job is submitted.
+        on_submit: called when a job is submitted.
     """
 
     def __init__(
         self,
-        book: set[Reservation],
+        admitted: set[Reservation],
         run: Callable[[Job], Awaitable[Result]],
         lanes: int,
         row_steps: int,
         exact: bool,
-        terms: SubmitOptions,
+        options: SubmitOptions,
     ) -> None:
-        self._book = book
+        self._admitted = admitted
         self._run = run
         self._unsubmitted = row_steps
         self.lanes = lanes
         self.total = row_steps
         self.exact = exact
-        self.terms = terms
+        self.options = options
         self.job: Job | None = None
         self.on_submit: Callable[[], None] = lambda: None
 
     @property
     def remaining(self) -> int:
-        """Row-steps that are still to be done."""
+        """Row-steps still to be done."""
         return self._unsubmitted + (0 if self.job is None else self.job.work)
 
     @property
@@ -95,20 +96,20 @@ class Reservation:
         return self.job is not None and self.remaining < self.total
 
     async def run(self, lanes: list[Lane]) -> Result:
-        """Submit the lanes and wait for their ends. Cancelling this call frees the lanes before the next tick.
+        """Submit the lanes and wait for their outputs. Cancelling this call frees the lanes before the next tick.
 
         Raises:
-            NotFinite, DeviceMemory: this job alone failed.
-            EngineDead: the device did, and everybody's job with it.
+            NotFinite, DeviceMemory: this job failed.
+            EngineDead: the device failed, and every job with it.
         """
-        self.job = Job(lanes, self.terms.priority, self.terms.deadline)
+        self.job = Job(lanes, self.options.priority, self.options.deadline)
         self._unsubmitted = max(0, self._unsubmitted - self.job.work)
         self.on_submit()
         return await self._run(self.job)
 
     def __enter__(self) -> Reservation:
-        self._book.add(self)
+        self._admitted.add(self)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._book.discard(self)
+        self._admitted.discard(self)

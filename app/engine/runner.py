@@ -1,7 +1,7 @@
-"""The device: it holds the network, pads lanes to a width, and hands plans to the row machine. It knows no requests.
+"""Executes ticks on one device: pads lanes to a width and passes their plans to the row machine. It knows no requests.
 
-On a CUDA device nothing here waits: a step's coefficients, noise and classes go there from pinned memory, its forward
-is a graph, and what comes back is read when its flight has landed. The host prepares a tick while the device is busy
+On a CUDA device nothing here waits: coefficients, noise and classes are copied from pinned memory, the forward is a
+CUDA graph, and what is copied back is read when the tick is complete. The host prepares a tick while the device is busy
 with the one before.
 """
 
@@ -25,7 +25,7 @@ from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Columns
 from model.network.inference import InferenceUNet
 
-DRAWERS = 8  # threads that draw noise for a CUDA device, which would otherwise wait for it at large widths
+NOISE_THREADS = 8  # they draw noise for a CUDA device, which would otherwise wait for it at large widths
 
 
 class OutOfMemoryError(Exception):
@@ -36,129 +36,130 @@ class Runner:
     """Advances lanes on one device. All methods are called from one thread at a time.
 
     Attributes:
-        ahead: ticks that may be enqueued while an earlier one is under way.
+        ahead: ticks that may be enqueued while an earlier one runs.
     """
 
-    def __init__(self, checkpoint: Checkpoint, device: torch.device, nets: Networks | None = None) -> None:
-        if nets is None:
+    def __init__(self, checkpoint: Checkpoint, device: torch.device, networks: Networks | None = None) -> None:
+        if networks is None:
             plain = InferenceUNet(checkpoint.net, checkpoint.schedule.T)
-            nets = Networks(plain, plain)
+            networks = Networks(plain, plain)
         self.checkpoint = checkpoint
-        self.nets = nets
+        self.networks = networks
         self.device = device
         self.shape = checkpoint.shape
         self.conditional = checkpoint.net.config.num_class_embeds is not None
         self.ahead = 1 if device.type == "cuda" else 0
-        self._drawers = ThreadPoolExecutor(DRAWERS, "noise") if device.type == "cuda" else None
+        self._noise_pool = ThreadPoolExecutor(NOISE_THREADS, "noise") if device.type == "cuda" else None
 
     @torch.inference_mode()
     def advance(self, lanes: Sequence[Lane], width: int, exact: bool = False) -> PendingTick:
-        """Take every lane one step of its plan, in one forward of ``width`` rows.
+        """Advance every lane by one step of its plan, in one forward of ``width`` rows.
 
-        Cursors have moved when this returns; ``frames`` and :meth:`end` are there when the flight has landed.
+        Cursors have moved when this returns; snapshots and :meth:`read_output` wait for the tick to complete.
 
         Args:
-            lanes: different lanes, none of them at its end, that take 1 to ``width`` rows together.
-            exact: in float32, rather than in whatever is fastest.
+            lanes: different lanes with steps left, that take 1 to ``width`` rows together.
+            exact: use the float32 network rather than the fastest one.
 
         Raises:
             OutOfMemoryError: the forward does not fit; all lanes are as they were.
         """
-        flight = PendingTick(self.device)
+        pending = PendingTick(self.device)
         try:
-            new = self._forward(lanes, width, exact, flight)
+            new = self._forward(lanes, width, exact, pending)
         except torch.OutOfMemoryError as error:
             torch.cuda.empty_cache()
             raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
         for i, lane in enumerate(lanes):
             lane.state, lane.noise = new[i, : lane.plan.slots], None
             lane.cursor += 1
-        self._send_home(lanes, new)
-        flight.depart()
-        return flight
+        self._copy_to_host(lanes, new)
+        pending.record()
+        return pending
 
-    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool, flight: PendingTick) -> Tensor:
-        """The next states, [B, R, C, H, W], lanes first; can be tried again, since noise once drawn is kept."""
+    def _forward(self, lanes: Sequence[Lane], width: int, exact: bool, pending: PendingTick) -> Tensor:
+        """The next states [B, R, C, H, W], lanes first; it can be repeated, since noise once drawn is kept."""
         slots = max(lane.plan.slots for lane in lanes)
-        self._begin([lane for lane in lanes if lane.state is None])
+        self._initialize([lane for lane in lanes if lane.state is None])
 
-        # Padding repeats the first lane's coefficients on an empty image, and its result is dropped.
+        # Padding rows have the first lane's coefficients and a state of zeros; their results are dropped.
         padded = [*lanes, *[lanes[0]] * (width - sum(lane.rows for lane in lanes))]
         rows = np.array([lane.plan.table(slots)[lane.cursor] for lane in padded])
         return machine.advance(
-            self._net(padded, len(lanes), rows[:, Columns.T], exact),
-            self._gathered(lanes, len(padded), slots),
+            self._bind_network(padded, len(lanes), rows[:, Columns.T], exact),
+            self._gather_states(lanes, len(padded), slots),
             rows,
-            noise=partial(self._noise, lanes, len(padded)),
-            show=partial(self._show, lanes, flight),
-            kernels=self.nets.updates,
+            noise=partial(self._gather_noise, lanes, len(padded)),
+            show=partial(self._copy_snapshots, lanes, pending),
+            kernels=self.networks.kernels,
         )
 
-    def _begin(self, lanes: Sequence[Lane]) -> None:
-        """Give lanes their first states."""
+    def _initialize(self, lanes: Sequence[Lane]) -> None:
+        """Seed the lanes' generators and set their first states."""
         for lane in lanes:
             lane.generator = seeded_generator(lane.seed)
         states = torch.zeros(len(lanes), max((lane.plan.slots for lane in lanes), default=0), *self.shape)
-        # Drawn in any case: the noise that follows is then the same, wherever the walk begins.
-        for state, lane, x_T in zip(states, lanes, self._drawn(lanes), strict=True):
-            start = x_T[None] if lane.start is None else lane.start
-            state[: len(start)] = start
+        # x_T is drawn even where it is not used, so that the noise of later steps is the same.
+        for state, lane, x_T in zip(states, lanes, self._draw(lanes), strict=True):
+            initial = x_T[None] if lane.initial_state is None else lane.initial_state
+            state[: len(initial)] = initial
         for state, lane in zip(to_device(states, self.device) if lanes else (), lanes, strict=True):
             lane.state = state[: lane.plan.slots]
 
-    def _gathered(self, lanes: Sequence[Lane], count: int, slots: int) -> Tensor:
-        """All states, [count, slots, C, H, W], zero beyond what the lanes have: a copy for each number of slots."""
-        kinds = {lane.plan.slots for lane in lanes}
-        if len(lanes) == count and len(kinds) == 1:
+    def _gather_states(self, lanes: Sequence[Lane], count: int, slots: int) -> Tensor:
+        """All states [count, slots, C, H, W], zero where a lane has none: one copy for each number of slots."""
+        sizes = {lane.plan.slots for lane in lanes}
+        if len(lanes) == count and len(sizes) == 1:
             return torch.stack([lane.state for lane in lanes])  # type: ignore[misc]
         state = torch.zeros(count, slots, *self.shape, device=self.device)
-        for kind in kinds:
-            at = [i for i, lane in enumerate(lanes) if lane.plan.slots == kind]
-            together = torch.stack([lanes[i].state for i in at])  # type: ignore[misc]
-            if len(kinds) == 1:
-                state[: len(lanes)] = together
+        for size in sizes:
+            at = [i for i, lane in enumerate(lanes) if lane.plan.slots == size]
+            stacked = torch.stack([lanes[i].state for i in at])  # type: ignore[misc]
+            if len(sizes) == 1:
+                state[: len(lanes)] = stacked
             else:
-                state[to_device(torch.tensor(at), self.device), :kind] = together
+                state[to_device(torch.tensor(at), self.device), :size] = stacked
         return state
 
     @staticmethod
-    def _send_home(lanes: Sequence[Lane], new: Tensor) -> None:
-        """Begin to copy the ends of lanes that have ended, all at once."""
-        ended = [i for i, lane in enumerate(lanes) if not lane.remaining]
-        if ended:
-            first, most = ended[0], max(lanes[i].returns for i in ended)
-            home = to_host(new[first : ended[-1] + 1, :most])
-            for i in ended:
-                lanes[i].state = home[i - first, : lanes[i].returns]
+    def _copy_to_host(lanes: Sequence[Lane], new: Tensor) -> None:
+        """Begin to copy the outputs of lanes that are done, in one copy."""
+        done = [i for i, lane in enumerate(lanes) if not lane.remaining]
+        if done:
+            first, slots = done[0], max(lanes[i].output_slots for i in done)
+            copies = to_host(new[first : done[-1] + 1, :slots])
+            for i in done:
+                lanes[i].state = copies[i - first, : lanes[i].output_slots]
 
-    def _drawn(self, lanes: Iterable[Lane]) -> Iterable[Tensor]:
-        """The next noise of each lane's own, in their order."""
+    def _draw(self, lanes: Iterable[Lane]) -> Iterable[Tensor]:
+        """The next noise from each lane's own generator, in their order."""
 
-        def drawn(lane: Lane) -> Tensor:
+        def draw(lane: Lane) -> Tensor:
             return draw_noise(lane.generator, self.shape)  # type: ignore[arg-type]
 
-        return map(drawn, lanes) if self._drawers is None else self._drawers.map(drawn, lanes)
+        return map(draw, lanes) if self._noise_pool is None else self._noise_pool.map(draw, lanes)
 
-    def _noise(self, lanes: Sequence[Lane], count: int) -> Tensor:
+    def _gather_noise(self, lanes: Sequence[Lane], count: int) -> Tensor:
         """z [count, C, H, W], zero for rows that draw none."""
         noisy = [i for i, lane in enumerate(lanes) if lane.plan.steps[lane.cursor].noisy]
         new = [lanes[i] for i in noisy if lanes[i].noise is None]
-        for lane, drawn in zip(new, self._drawn(new), strict=True):
-            lane.noise = drawn
+        for lane, noise in zip(new, self._draw(new), strict=True):
+            lane.noise = noise
         z = torch.zeros(count, *self.shape)
         for i in noisy:
             z[i] = lanes[i].noise  # type: ignore[assignment]
         return to_device(z, self.device)
 
-    def _net(self, padded: Sequence[Lane], lanes: int, t: np.ndarray, exact: bool) -> machine.Net:
-        """The network for these rows, padding behind the lanes, and behind both the twins of those with guidance."""
-        form = self.nets.exact if exact else self.nets.fast
+    def _bind_network(self, padded: Sequence[Lane], lanes: int, t: np.ndarray, exact: bool) -> machine.Net:
+        """The network for these rows: lanes, then padding, then the unconditional twins of lanes with guidance."""
+        net = self.networks.exact if exact else self.networks.fast
         guidance = machine.Guidance([lane.guidance for lane in padded[:lanes]], self.device)
         twins = guidance.asking
         assert not twins or self.checkpoint.card.null_class is not None, "This is a bug: guidance without a null class."
-        told = form.told(torch.from_numpy(t[[*range(len(t)), *twins]]).float(), self._classes(padded, len(twins)))
+        timesteps = torch.from_numpy(t[[*range(len(t)), *twins]]).float()
+        conditioning = net.conditioning(timesteps, self._classes(padded, len(twins)))
         channels = self.shape[0]
-        return lambda u, _t, _y: guidance.blended(form.forward(guidance.doubled(u), told), channels)
+        return lambda u, _t, _y: guidance.blended(net.forward(guidance.doubled(u), conditioning), channels)
 
     def _classes(self, lanes: Sequence[Lane], twins: int) -> Tensor | None:
         """int64 [B]; or float32 [B, K], weights of every class embedding, where some lane mixes them."""
@@ -176,20 +177,20 @@ class Runner:
         return weights
 
     @staticmethod
-    def _show(lanes: Sequence[Lane], flight: PendingTick, x_0: Tensor) -> None:
-        """Keep what was asked for; a step that is tried again shows the same."""
+    def _copy_snapshots(lanes: Sequence[Lane], pending: PendingTick, x_0: Tensor) -> None:
+        """Begin to copy the snapshots of this step; a step that is repeated copies the same."""
 
-        def take_home(lane: Lane, cursor: int, seen: Tensor) -> None:
-            lane.frames[cursor] = seen.float().clone()
+        def keep(lane: Lane, step: int, copy: Tensor) -> None:
+            lane.snapshots[step] = copy.float().clone()
 
         for i, lane in enumerate(lanes):
-            if lane.cursor in lane.keep:
-                seen = to_host(x_0[i] if lane.look == "x_0" else lane.state[0])  # type: ignore[index]
-                flight.landing.append(partial(take_home, lane, lane.cursor, seen))
+            if lane.cursor in lane.snapshot_steps:
+                copy = to_host(x_0[i] if lane.snapshot_kind == "x_0" else lane.state[0])  # type: ignore[index]
+                pending.on_complete.append(partial(keep, lane, lane.cursor, copy))
 
-    def end(self, lane: Lane) -> Tensor:
-        """A finished lane's first slots, float32 [returns, C, H, W] on the host; the lane gives up its state."""
-        assert lane.state is not None, "This is a bug: a lane ended before it began."
-        slots = lane.state[: lane.returns].float().clone()
-        lane.let_go()
-        return slots
+    def read_output(self, lane: Lane) -> Tensor:
+        """A finished lane's output, float32 [output_slots, C, H, W] on the host; the lane frees its tensors."""
+        assert lane.state is not None, "This is a bug: output of a lane without a state."
+        output = lane.state[: lane.output_slots].float().clone()
+        lane.release()
+        return output

@@ -1,9 +1,9 @@
-"""The device thread: it takes messages, decides tick by tick, advances lanes and tells what became of jobs.
+"""The device thread: it reads messages, chooses a batch each tick, advances its lanes and publishes results.
 
     inbox ─ drain ─ schedule ─ advance ─ settle ─ publish ─ drain …
 
-Where the device works by itself, the tick that is settled is not the one that was just begun but the one before: the
-thread prepares a tick while the device is busy with another, and the device never waits for it.
+Where the device is asynchronous, the tick that is settled is the one before the tick just begun: the host prepares a
+tick while the device is busy with another, so the device never waits for it.
 """
 
 from __future__ import annotations
@@ -29,91 +29,89 @@ log = logging.getLogger("unstir.engine")
 Outcome = Result | UnstirError
 
 
-class Landing(Protocol):
-    """A tick that a device was told to do."""
+class TickHandle(Protocol):
+    """A tick that a device has begun: :class:`app.engine.pending.PendingTick`."""
 
     def wait(self) -> float:
-        """Seconds that the device took, once it is over."""
+        """Wait until it is complete; returns the seconds that the device took."""
 
 
 class Device(Protocol):
-    """What the engine needs of a runner.
+    """What the engine needs of :class:`app.engine.runner.Runner`.
 
     Attributes:
-        ahead: ticks that it may be told to do while an earlier one is not over.
+        ahead: ticks that may be begun while an earlier one runs.
     """
 
     ahead: int
 
-    def advance(self, lanes: list[Lane], width: int, exact: bool) -> Landing:
+    def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
         """Begin one step of every lane; cursors move at once. Raises OutOfMemoryError with all lanes as they were."""
 
-    def end(self, lane: Lane) -> torch.Tensor:
-        """What a lane came to, [returns, C, H, W] on the CPU; its last tick is over."""
-
-
-class _Tick(NamedTuple):
-    """One that is under way."""
-
-    landing: Landing
-    choice: Choice[Lane]
-    ended: list[Lane]
+    def read_output(self, lane: Lane) -> torch.Tensor:
+        """A finished lane's output, [output_slots, C, H, W] on the CPU; its last tick is complete."""
 
 
 class Observer(Protocol):
-    """Who is told what happened; called on the device thread."""
+    """Receives events for metrics; called on the device thread."""
 
-    def forward(self, width: int, rows: int, seconds: float) -> None:
-        """One tick is over."""
+    def on_forward(self, width: int, rows: int, seconds: float) -> None:
+        """A tick is complete."""
 
-    def cancelled(self, seconds: float) -> None:
-        """A job's lanes were let go, so long after that was asked for."""
+    def on_cancel(self, seconds: float) -> None:
+        """A job's lanes were dropped, so many seconds after it was cancelled."""
 
-    def failed(self, kind: str) -> None:
-        """A forward, or what came of it, was no good: oom, nan or exception."""
+    def on_failure(self, kind: str) -> None:
+        """A forward or its results failed: oom, nan or exception."""
+
+
+class _Tick(NamedTuple):
+    handle: TickHandle
+    choice: Choice[Lane]
+    done: list[Lane]  # those of its lanes for which it is the last
 
 
 class Worker:
-    """Owns the lanes. Other threads put messages into ``inbox``, and may read ``last_tick`` and what ``pace`` says.
+    """Owns the lanes. Other threads put messages into ``inbox``; they may read ``last_tick`` and the cost model.
 
     Attributes:
-        device: that lanes are advanced on.
-        jobs: lanes under way.
-        ended: is set once the thread has ended.
+        jobs: the unfinished lanes of every job.
+        last_tick: when the last message was read or tick completed, on the engine's clock.
+        stopped: set once the thread has ended.
     """
 
     def __init__(
         self,
         device: Device,
-        pace: CostModel,
+        cost_model: CostModel,
         observer: Observer,
         *,
         publish: Callable[[Job, Outcome], None],
-        die: Callable[[str], None],
+        on_death: Callable[[str], None],
     ) -> None:
-        """Publish and die are called on this thread: a job's outcome is there; there will be no others, and why."""
+        """Both callbacks are called on this thread: with a job's outcome, and with why there will be no others."""
         self.device = device
-        self.pace = pace
+        self.cost_model = cost_model
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
         self.jobs: dict[Job, list[Lane]] = {}
         self.last_tick = time.monotonic()
-        self.ended = threading.Event()
-        self._under_way: deque[_Tick] = deque()
+        self.stopped = threading.Event()
+        self._pending: deque[_Tick] = deque()
         self._observer = observer
         self._publish = publish
-        self._die = die
+        self._on_death = on_death
 
     def work(self) -> None:
-        """Be the device thread, until told to close."""
+        """Run the device thread until it is closed."""
         try:
             while self.tick():
                 pass
         except Exception as error:
             log.exception("the device thread has ended")
-            self._observer.failed("exception")
-            self._die(f"{type(error).__name__}: {error}")
+            self._observer.on_failure("exception")
+            self._on_death(f"{type(error).__name__}: {error}")
         finally:
-            self.ended.set()
+            self.stopped.set()
 
     def tick(self) -> bool:
         """Read the inbox and advance some lanes by a step; False once the thread should end."""
@@ -121,94 +119,94 @@ class Worker:
             return False
         lanes = [lane for lanes in self.jobs.values() for lane in lanes if lane.remaining]
         ahead = self.device.ahead
-        if not lanes or not self._advance(choose(lanes, self.pace.forwards, time.monotonic())):
+        if not lanes or not self._advance(choose(lanes, self.cost_model.forwards, time.monotonic())):
             ahead = 0
-        while len(self._under_way) > ahead:
-            self._land()
+        while len(self._pending) > ahead:
+            self._complete_oldest()
         return True
 
     def _drain(self) -> bool:
         """Read the inbox empty, blocking on it while there is nothing to do; False once the thread should end."""
         while True:
             try:
-                message = self.inbox.get(block=not self.jobs and not self._under_way)
+                message = self.inbox.get(block=not self.jobs and not self._pending)
             except queue.Empty:
                 return True
             self.last_tick = time.monotonic()
             match message:
                 case Submit(job):
                     self.jobs[job] = list(job.lanes)
-                    self._refuse_impossible([job])
+                    self._fail_oversized([job])
                 case Cancel(job, since):
                     self._drop(job)
-                    self._observer.cancelled(self.last_tick - since)
+                    self._observer.on_cancel(self.last_tick - since)
                 case Close():
                     return False
 
     def _drop(self, job: Job) -> None:
-        """It may be kept for long by whoever asked for it; its states must not be."""
+        """Forget the job and free its tensors, since others may still hold the job itself."""
         for lane in self.jobs.pop(job, ()):
-            lane.let_go()
+            lane.release()
 
     def _advance(self, choice: Choice[Lane]) -> bool:
-        """Tell the device; False if it has no room for that."""
+        """Begin a tick; False if the device has no memory for it."""
         began = time.monotonic()
-        riders = choice.riders
+        batch = choice.batch
         try:
-            landing = self.device.advance(riders, choice.width, choice.exact)
+            handle = self.device.advance(batch, choice.width, choice.exact)
         except OutOfMemoryError:
-            while self._under_way:  # what they hold may be what is missing
-                self._land()
-            self._observer.failed("oom")
-            if not self.pace.halve():
+            while self._pending:  # they may hold the memory that is missing
+                self._complete_oldest()
+            self._observer.on_failure("oom")
+            if not self.cost_model.halve():
                 raise
-            self._refuse_impossible(list(self.jobs))
+            self._fail_oversized(list(self.jobs))
             return False
-        self._under_way.append(_Tick(landing, choice, [lane for lane in riders if not lane.remaining]))
+        self._pending.append(_Tick(handle, choice, [lane for lane in batch if not lane.remaining]))
         for job, lanes in self.jobs.items():
             for lane in lanes:
                 lane.passed_over += 1
             if not job.started and any(lane.cursor for lane in lanes):
                 job.started = began
-        for lane in riders:
+        for lane in batch:
             lane.passed_over = 0
             if lane.job:
                 lane.job.work -= lane.rows
         return True
 
-    def _land(self) -> None:
-        """Wait for the oldest tick under way, and settle it."""
-        landing, choice, ended = self._under_way.popleft()
-        seconds = landing.wait()
+    def _complete_oldest(self) -> None:
+        """Wait for the oldest pending tick, and settle it."""
+        handle, choice, done = self._pending.popleft()
+        seconds = handle.wait()
         self.last_tick = time.monotonic()
-        self.pace.note(choice.exact, choice.width, seconds)
-        self._observer.forward(choice.width, sum(lane.rows for lane in choice.riders), seconds)
-        if ended:
-            self._settle(set(ended))
+        self.cost_model.update(choice.exact, choice.width, seconds)
+        self._observer.on_forward(choice.width, sum(lane.rows for lane in choice.batch), seconds)
+        if done:
+            self._settle(set(done))
 
-    def _settle(self, ended: set[Lane]) -> None:
-        """Answer the jobs whose last lane has ended."""
+    def _settle(self, done: set[Lane]) -> None:
+        """Read the outputs of these lanes, and publish the jobs that are done with them."""
         for job, lanes in list(self.jobs.items()):
-            for lane in ended.intersection(lanes):
-                job.ends[job.lanes.index(lane)] = self.device.end(lane)
+            for lane in done.intersection(lanes):
+                job.outputs[job.lanes.index(lane)] = self.device.read_output(lane)
                 lanes.remove(lane)
             if not lanes:
                 del self.jobs[job]
                 job.ended = time.monotonic()
                 self._publish(job, self._outcome(job))
 
-    def _outcome(self, job: Job) -> Result | UnstirError:
-        ends = [job.ends[i] for i in range(len(job.lanes))]
-        if not all(end.isfinite().all() for end in ends):
-            self._observer.failed("nan")
-            return NotFinite("the network gave NaN or infinity on this walk; try another seed, or more steps")
-        frames = [lane.frames for lane in job.lanes]
-        return Result(ends, frames, job.started - job.submitted, job.ended - job.started, job.started)
+    def _outcome(self, job: Job) -> Outcome:
+        outputs = [job.outputs[i] for i in range(len(job.lanes))]
+        if not all(output.isfinite().all() for output in outputs):
+            self._observer.on_failure("nan")
+            return NotFinite("the network returned NaN or infinity; try another seed, or more steps")
+        snapshots = [lane.snapshots for lane in job.lanes]
+        return Result(outputs, snapshots, job.started - job.submitted, job.ended - job.started, job.started)
 
-    def _refuse_impossible(self, jobs: Iterable[Job]) -> None:
-        """Fail the jobs that need wider forwards than the device has room for."""
+    def _fail_oversized(self, jobs: Iterable[Job]) -> None:
+        """Fail the jobs that need wider forwards than the device has memory for."""
         for job in jobs:
-            if all(self.pace.widths(lane.exact).least(lane.rows, lane.reproducible) for lane in job.lanes):
+            if all(self.cost_model.widths(lane.exact).narrowest(lane.rows, lane.reproducible) for lane in job.lanes):
                 continue
             if any(lane.reproducible for lane in job.lanes):
                 detail, remedy = (

@@ -1,4 +1,4 @@
-"""What clients send as files: each is measured before it is read, and refused by the name of its field."""
+"""Uploaded files: each is checked by its header before it is read, and refused by the name of its field."""
 
 from __future__ import annotations
 
@@ -14,74 +14,74 @@ from torch import Tensor
 from app.errors import ImageTooLarge, InvalidField
 from app.operations.service import Service
 from model import images
+from model.checkpoint import Checkpoint
 from model.images import Fit, ImageError, TooManyPixels
 
 NPY_MAGIC = b"\x93NUMPY"
-LARGEST = 1e6  # of a latent's values; those of x_T rarely exceed 5
+MAX_VALUE = 1e6  # of a latent's values; those of x_T rarely exceed 5
 
 
-async def image(service: Service, name: str, content: bytes, fit: Fit) -> Tensor:
-    """An image of the network's size, float32 [C, H, W] in [-1, 1].
-
-    Few are decoded at once, whoever sends them: each may take some 300 MB while it lasts.
+async def decode_image(service: Service, field: str, content: bytes, fit: Fit) -> Tensor:
+    """An uploaded image at the network's size, float32 [C, H, W] in [-1, 1]; few are decoded at once.
 
     Raises:
-        InvalidField: it is none, or has another size.
+        InvalidField: it is no image, or has another size.
         ImageTooLarge: it has too many pixels.
     """
-    place = object()
-    await service.decoders.acquire_on_behalf_of(place)
-    decoding = asyncio.ensure_future(anyio.to_thread.run_sync(read_image, service, name, content, fit))
+    holder = object()
+    await service.decoders.acquire_on_behalf_of(holder)
+    arguments = (service.model.checkpoint, service.settings.max_pixels, field, content, fit)
+    decoding = asyncio.ensure_future(anyio.to_thread.run_sync(read_image, *arguments))
 
-    def leave(done: asyncio.Future[Tensor]) -> None:
-        service.decoders.release_on_behalf_of(place)
-        _ = done.cancelled() or done.exception()  # whoever asked may be gone
+    def release(done: asyncio.Future[Tensor]) -> None:
+        service.decoders.release_on_behalf_of(holder)
+        _ = done.cancelled() or done.exception()  # nobody may be left to retrieve it
 
-    decoding.add_done_callback(leave)
-    # A thread cannot be stopped: if the client goes, the place is taken until it is done.
+    decoding.add_done_callback(release)
+    # A thread cannot be stopped: if the client disconnects, its place is taken until the thread is done.
     return await asyncio.shield(decoding)
 
 
-def read_image(service: Service, name: str, content: bytes, fit: Fit) -> Tensor:
-    """:func:`image`, on the thread that calls it."""
-    channels, height, width = service.checkpoint.shape
-    background = service.checkpoint.background
-    told = f"{len(content)} bytes"
+def read_image(checkpoint: Checkpoint, max_pixels: int, field: str, content: bytes, fit: Fit) -> Tensor:
+    """:func:`decode_image` on the calling thread."""
+    channels, height, width = checkpoint.shape
+    size = f"{len(content)} bytes"
     try:
-        pixels = images.decode(content, channels, background, service.settings.max_pixels)
+        pixels = images.decode(content, channels, checkpoint.background, max_pixels)
     except TooManyPixels as error:
-        raise ImageTooLarge(f"{name} = {told}: {error}") from error
+        raise ImageTooLarge(f"{field} = {size}: {error}") from error
     except ImageError as error:
-        raise InvalidField(name, told, f"{error}; send a PNG, JPEG, WebP or GIF") from error
+        raise InvalidField(field, size, f"{error}; send a PNG, JPEG, WebP or GIF") from error
     try:
-        pixels = images.fit(pixels, height, width, fit, background)
+        pixels = images.fit(pixels, height, width, fit, checkpoint.background)
     except ImageError as error:
-        raise InvalidField(name, told, f"{error}; send that size, or ask for fit resize, crop or pad") from error
+        raise InvalidField(field, size, f"{error}; send that size, or ask for fit resize, crop or pad") from error
     return images.from_uint8(pixels.copy())
 
 
-def latent(service: Service, name: str, content: bytes) -> Tensor:
-    """float32 [1 or 2, C, H, W] out of a .npy, whose header must promise just that before a number is read.
+def read_latent(shape: tuple[int, int, int], field: str, content: bytes) -> Tensor:
+    """float32 [1 or 2, C, H, W] from a .npy, whose header is checked before a number is read.
 
     Raises:
-        InvalidField: it does not, or its numbers are none.
+        InvalidField: its shape, dtype, length or values do not fit.
     """
-    shape = service.checkpoint.shape
     wanted = f"a .npy of float32 {list(shape)}, or [2, {', '.join(map(str, shape))}] for the pair of obelm"
-    told = f"{len(content)} bytes"
+    size = f"{len(content)} bytes"
     try:
         found, fortran, dtype, offset = _npy_header(content)
-    except Exception as error:  # numpy parses the header as Python, and raises whatever comes of it
-        raise InvalidField(name, told, f"its header cannot be read; send {wanted}") from error
+    except Exception as error:  # numpy parses the header as Python, and raises whatever that raises
+        raise InvalidField(field, size, f"its header cannot be read; send {wanted}") from error
     if dtype.kind != "f" or found not in (shape, (1, *shape), (2, *shape)):
-        raise InvalidField(name, f"{dtype} {list(found)}", f"send {wanted}")
+        raise InvalidField(field, f"{dtype} {list(found)}", f"send {wanted}")
     if len(content) - offset != math.prod(found) * dtype.itemsize:
-        raise InvalidField(name, told, f"its length is not what its header says; send {wanted}")
+        raise InvalidField(field, size, f"its length is not what its header says; send {wanted}")
     numbers = np.frombuffer(content, dtype, offset=offset).reshape(found, order="F" if fortran else "C")
-    with np.errstate(all="ignore"):  # what is beyond float32 becomes infinite, and is refused as that
+    with np.errstate(all="ignore"):  # values beyond float32 become infinite, and are refused as such
         numbers = numbers.astype(np.float32)
-    if not np.isfinite(numbers).all() or np.abs(numbers).max() > LARGEST:
-        raise InvalidField(name, told, f"it holds numbers that are not finite, or beyond ±{LARGEST:g}; send {wanted}")
+    if not np.isfinite(numbers).all() or np.abs(numbers).max() > MAX_VALUE:
+        raise InvalidField(
+            field, size, f"it holds numbers that are not finite, or beyond ±{MAX_VALUE:g}; send {wanted}"
+        )
     return torch.from_numpy(numbers.reshape(-1, *shape))
 
 
@@ -93,8 +93,7 @@ def _npy_header(content: bytes) -> tuple[tuple[int, ...], bool, np.dtype, int]:
     return shape, fortran, dtype, file.tell()
 
 
-def npy(x: Tensor) -> bytes:
-    """The tensor as a .npy."""
+def to_npy(x: Tensor) -> bytes:
     buffer = io.BytesIO()
     np.save(buffer, x.numpy())
     return buffer.getvalue()

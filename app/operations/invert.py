@@ -1,4 +1,4 @@
-"""An image in, its latent out."""
+"""From an image to the latent that leads back to it."""
 
 from __future__ import annotations
 
@@ -8,34 +8,44 @@ import torch
 from torch import Tensor
 
 from app.engine.jobs import Lane, Result
+from app.engine.loading import LoadedModel
 from app.errors import InvalidField
-from app.operations import files as uploads
-from app.operations.latents import whole
+from app.operations import files
+from app.operations.context import Phase, RequestContext, Usage, reserve
+from app.operations.labels import resolve_label
+from app.operations.latents import squeeze_slots
 from app.operations.requests import InvertRequest, Latent, SampleRequest
-from app.operations.resolve import RequestContext, Usage, class_of, compile_upward, moments, placed, resolve, watched
-from app.operations.sample import Sampled
+from app.operations.resolve import (
+    ResolvedRequest,
+    compile_inversion,
+    resolve,
+    schedule_errors_as_fields,
+    trajectory_steps,
+)
+from app.operations.sample import Samples
 from app.operations.service import Service
 from model import images
 from model.diffusion.inversion.registry import INVERSIONS, Inversion
 from model.diffusion.plan import Plan
 from model.diffusion.samplers import SAMPLERS
-from model.diffusion.schedule import ScheduleError
 
-LARGE_RESIDUAL = 0.045  # held-out images of both shipped checkpoints: at most 0.014 in 50 steps, 0.041 in 20
-LOW_PSNR = 40.0  # dB; about 54 or more in 50 steps, 45 in 20
+# Held-out images of both shipped checkpoints: a residual of at most 0.014 in 50 steps and 0.041 in 20; a PSNR of about
+# 54 dB or more in 50 steps, 45 in 20.
+HIGH_RESIDUAL = 0.045
+LOW_PSNR = 40.0
 
 
 @dataclass(frozen=True)
 class RoundTrip:
-    """How near the way back came to the image.
+    """How near the decoded latent comes to the image, on [-1, 1].
 
     Attributes:
-        back: what /sample answers to the latent and its recipe.
-        psnr: dB, of pixels in [-1, 1].
-        exact: share of the 8-bit values that came back as they were.
+        samples: the response of /sample to the latent and ``decode``.
+        psnr: dB.
+        exact: share of the 8-bit values that are equal.
     """
 
-    back: Sampled
+    samples: Samples
     psnr: float
     mse: float
     max_error: float
@@ -43,156 +53,155 @@ class RoundTrip:
 
 
 @dataclass(frozen=True)
-class Inverted:
-    """A latent, the way back from it, and how good it is.
+class Encoding:
+    """A latent, how to decode it, and how good it is.
 
     Attributes:
-        request: every default filled in.
-        image: [C, H, W] in [-1, 1], as it was brought to size.
-        decode: the fields that ``/sample`` needs beside the latent.
+        request: every default filled in; without the image.
+        image: [C, H, W] in [-1, 1], at the network's size.
+        decode: the fields that ``/sample`` needs beside the latent, and the plan that they compile to.
         slots: [1 or 2, C, H, W].
-        residual: by how much the walk misses the exact one; None for methods that have no measure of it.
+        residual: root mean square by which the plan misses the exact inverse; None where that is not known.
         norm: mean square of x_T.
-        trip: None if it was not checked.
+        round_trip: None where it was not checked.
         trajectory: [k, C, H, W] or None.
     """
 
     request: InvertRequest
     image: Tensor
-    method: Inversion
+    inversion: Inversion
     plan: Plan
-    decode: SampleRequest
-    decode_nfe: int
+    decode: ResolvedRequest[SampleRequest]
     slots: Tensor
     residual: float | None
     norm: float
-    trip: RoundTrip | None
+    round_trip: RoundTrip | None
     trajectory: Tensor | None
-    spent: Usage
+    usage: Usage
 
     @property
     def latent(self) -> Tensor:
         """float32 [C, H, W], or [2, C, H, W] for a pair."""
-        return whole(self.slots)
+        return squeeze_slots(self.slots)
 
     @property
     def warnings(self) -> list[str]:
-        """What is odd about this image for this network, in words."""
+        """What is unusual about this image for this network."""
         found = []
-        low, high = self.method.ordinary
+        low, high = self.inversion.ordinary
         if not low < self.norm < high:
             found.append(
-                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.method.name}; this one is "
-                "probably far from what the network has learned, or takes more steps, and blends with it will look odd"
+                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}; this one is "
+                "probably far from the training data, or takes more steps, and blends with it may not look like images"
             )
-        if self.residual is not None and self.residual > LARGE_RESIDUAL:
+        if self.residual is not None and self.residual > HIGH_RESIDUAL:
             found.append(
-                f"residual = {self.residual:.3g}: the iteration did not settle; take more refinements, or more steps"
+                f"residual = {self.residual:.3g}: the iteration did not converge; take more refinements, or more steps"
             )
-        if self.trip is not None and self.trip.psnr < LOW_PSNR:
+        if self.round_trip is not None and self.round_trip.psnr < LOW_PSNR:
+            remedy = "more refinements" if self.residual is not None else "method fixed_point"
             found.append(
-                f"psnr = {self.trip.psnr:.1f}: what comes back is visibly another image; take more steps, "
-                f"{'more refinements' if self.residual is not None else 'method fixed_point'}, or obelm for every pixel"
+                f"psnr = {self.round_trip.psnr:.1f}: the reconstruction is visibly another image; take more steps, "
+                f"{remedy}, or obelm for every pixel"
             )
         return found
 
 
-async def invert(service: Service, request: InvertRequest, caller: RequestContext | None = None) -> Inverted:
-    """Encode an image, and decode it again to see how near that comes.
+async def invert(service: Service, request: InvertRequest, context: RequestContext | None = None) -> Encoding:
+    """Encode an image, and decode it again to measure the round trip.
 
     Raises:
         BadInput: a file that is no image, or a value that this checkpoint cannot take.
-        Starting, Draining, Overloaded, EngineDead, NotFinite: see :mod:`app.errors`.
+        Draining, Overloaded, TooLate, EngineDead, NotFinite: see :mod:`app.errors`.
     """
-    caller = caller or RequestContext()
-    method = INVERSIONS[request.method]
-    plan, request = _resolved(service, request, method)
-    label, name = class_of(service, request.label)
-    shown = moments(plan, request.trajectory, request.trajectory_of)
-    decode = SampleRequest(
-        sampler=method.sampler, steps=request.steps, spacing=request.spacing, clip=False, label=name, reproducible=True
-    )
-    walk = resolve(service, decode, paired=method.slots == 2)
+    context, model = context or RequestContext(), service.model
+    inversion = INVERSIONS[request.method]
+    plan, request = _resolve(model, request, inversion)
+    label, name = resolve_label(model, request.label)
+    shown = trajectory_steps(plan, request.trajectory, request.trajectory_of)
+    decode = resolve(model, _decode_request(request, inversion, name), paired=inversion.slots == 2)
 
-    in_all = plan.nfe + request.check * walk.nfe
-    with placed(service, caller, 1, in_all, steps=in_all, exact=True) as ticket:
-        image = await uploads.image(service, "image", request.image, request.fit)
+    phases = [Phase(f"inverse {inversion.sampler}", plan)] + [decode.phase()] * request.check
+    with reserve(service, context, phases, exact=True) as reservation:
+        image = await files.decode_image(service, "image", request.image, request.fit)
         lane = Lane(
             plan,
             0,
             label,
             request.reproducible,
             exact=True,
-            start=image[None],
-            returns=plan.slots if method.residual else method.slots,
-            keep=frozenset(shown),
-            look=request.trajectory_of,
+            initial_state=image[None],
+            output_slots=plan.slots if inversion.residual else inversion.slots,
+            snapshot_steps=frozenset(shown),
+            snapshot_kind=request.trajectory_of,
         )
-        upward = await ticket.run(watched([lane], caller))
-        slots = upward.ends[0][: method.slots]
-        back = None
+        results = [await reservation.run(context.add_previews([lane]))]
+        slots = results[0].outputs[0][: inversion.slots]
         if request.check:
-            way_back = Lane(walk.plan, 0, label, reproducible=True, start=slots)
-            back = await ticket.run([way_back])
+            results.append(await reservation.run([Lane(decode.plan, 0, label, reproducible=True, initial_state=slots)]))
 
-    trip = None
-    if back is not None:
-        latent = Latent(npy=uploads.npy(whole(slots)))
-        decoded = walk.request.model_copy(update={"latent": latent, "label": name})
-        walk = type(walk)(decoded, walk.plan, walk.paired)
-        trip = _compared(image, Sampled(walk, [], [slots], back, Usage([back]), []))
-    evaluations = {f"inverse {method.sampler}": plan.nfe} | ({method.sampler: walk.nfe} if back else {})
-    return Inverted(
-        request.model_copy(update={"label": name}),
+    usage = Usage.measure(phases, results)
+    return Encoding(
+        request.model_copy(update={"label": name, "image": b""}),
         image,
-        method,
+        inversion,
         plan,
-        walk.request,
-        walk.nfe,
+        decode,
         slots,
-        float(method.residual(upward.ends[0][None])) if method.residual else None,
+        float(inversion.residual(results[0].outputs[0][None])) if inversion.residual else None,
         float(slots[0].square().mean()),
-        trip,
-        _trajectory(upward, shown, plan),
-        Usage([upward, back] if back else [upward], evaluations),
+        _compare(image, decode, slots, results[1], usage) if request.check else None,
+        _trajectory(results[0], shown, plan),
+        usage,
     )
 
 
-def _resolved(service: Service, request: InvertRequest, method: Inversion) -> tuple[Plan, InvertRequest]:
-    T = service.schedule.T
-    sampler = SAMPLERS[method.sampler]
+def _resolve(model: LoadedModel, request: InvertRequest, inversion: Inversion) -> tuple[Plan, InvertRequest]:
     options = {}
-    if "refinements" in method.options:
+    if "refinements" in inversion.options:
         options["refinements"] = request.refinements or 3
     elif request.refinements is not None:
-        takers = ", ".join(other.name for other in INVERSIONS.values() if "refinements" in other.options)
-        raise InvalidField(
-            "refinements", request.refinements, f"{method.name} takes none; leave it out, or use {takers}"
-        )
-    try:
-        spacing = request.spacing or service.habits.options(sampler, request.steps, T)["spacing"]
-    except ScheduleError as error:
-        raise InvalidField(error.field, error.value, error.remedy) from error
-    plan = compile_upward(service, method.name, request.steps, spacing=spacing, **options)
+        others = ", ".join(other.name for other in INVERSIONS.values() if "refinements" in other.options)
+        remedy = f"{inversion.name} takes none; leave it out, or use {others}"
+        raise InvalidField("refinements", request.refinements, remedy)
+    with schedule_errors_as_fields():
+        defaults = model.defaults.options(SAMPLERS[inversion.sampler], request.steps, model.schedule.T)
+    spacing = request.spacing or defaults["spacing"]
+    plan = compile_inversion(model.schedule, inversion.name, request.steps, spacing=spacing, **options)
     return plan, request.model_copy(update={"spacing": spacing, "refinements": options.get("refinements")})
 
 
-def _compared(image: Tensor, back: Sampled) -> RoundTrip:
-    found = back.images[0]
-    mse = float((found - image).double().square().mean())
-    same = images.to_uint8(found) == images.to_uint8(image)
+def _decode_request(request: InvertRequest, inversion: Inversion, label: str | None) -> SampleRequest:
+    return SampleRequest(
+        sampler=inversion.sampler,
+        steps=request.steps,
+        spacing=request.spacing,
+        clip=False,
+        label=label,
+        reproducible=True,
+    )
+
+
+def _compare(
+    image: Tensor, decode: ResolvedRequest[SampleRequest], slots: Tensor, result: Result, usage: Usage
+) -> RoundTrip:
+    latent = Latent(npy=files.to_npy(squeeze_slots(slots)))
+    resolved = ResolvedRequest(decode.request.model_copy(update={"latent": latent}), decode.plan, decode.paired)
+    samples = Samples(resolved, [], [slots], result, usage, [])
+    x = samples.images[0]
+    mse = float((x - image).double().square().mean())
     return RoundTrip(
-        back,
+        samples,
         psnr=float(10 * torch.log10(torch.tensor(4 / max(mse, 1e-20)))),  # pixels span -1..1, so the peak is 2
         mse=mse,
-        max_error=float((found - image).abs().max()),
-        exact=float(same.mean()),
+        max_error=float((x - image).abs().max()),
+        exact=float((images.to_uint8(x) == images.to_uint8(image)).mean()),
     )
 
 
 def _trajectory(result: Result, shown: list[int], plan: Plan) -> Tensor | None:
-    """Its frames; the step beyond the last stands for the latent itself."""
+    """Its frames; the step after the last stands for the latent itself."""
     if not shown:
         return None
-    frames, end = result.frames[0], result.ends[0][0]
-    return torch.stack([end if at == plan.nfe else frames[at] for at in shown])
+    frames, latent = result.snapshots[0], result.outputs[0][0]
+    return torch.stack([latent if step == plan.nfe else frames[step] for step in shown])

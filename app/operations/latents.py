@@ -1,4 +1,4 @@
-"""Where walks begin: seeds, files of numbers, and images, which are encoded first."""
+"""Latents that a request brings: seeds, files of numbers, and images, which are encoded first."""
 
 from __future__ import annotations
 
@@ -8,114 +8,129 @@ from dataclasses import dataclass, replace
 from torch import Tensor
 
 from app.engine.jobs import Lane, Result
+from app.engine.loading import LoadedModel
 from app.engine.reservation import Reservation
 from app.errors import InvalidField
-from app.operations import files as uploads
-from app.operations.requests import Latent, Walking
-from app.operations.resolve import ResolvedRequest, compile_upward, inversion_for
+from app.operations import files
+from app.operations.context import Phase
+from app.operations.requests import Latent, SamplingRequest
+from app.operations.resolve import ResolvedRequest, compile_inversion, inversion_for
 from app.operations.service import Service
 from model.diffusion.noise import draw_noise, seeded_generator
-from model.diffusion.plan import Plan
 
 
 @dataclass(frozen=True)
-class End:
-    """A latent of a request.
+class InitialLatent:
+    """Where a trajectory starts.
 
     Attributes:
-        name: of the field that it stands in.
+        field: of the request, that it was given in.
         slots: [1 or 2, C, H, W]; None for an image that is still to be encoded.
     """
 
-    name: str
+    field: str
     latent: Latent
     slots: Tensor | None = None
 
     @property
-    def settled(self) -> Latent:
-        """The same latent in a form that can be sent again: images as what they were encoded to."""
-        if self.latent.seed is not None or self.slots is None:
-            return self.latent
-        return Latent(npy=uploads.npy(whole(self.slots)))
-
-    @property
     def exact(self) -> bool:
-        """Whether the walk from here should be exact: it leads back to somewhere."""
+        """Whether float32 is needed, since the trajectory leads back to a given image."""
         return self.latent.seed is None
 
+    @property
+    def replayable(self) -> Latent:
+        """The same latent in a form that can be sent again: an image as what it was encoded to."""
+        if self.latent.seed is not None or self.slots is None:
+            return self.latent
+        return Latent(npy=files.to_npy(squeeze_slots(self.slots)))
 
-def whole(slots: Tensor) -> Tensor:
-    """[C, H, W] of the usual one slot, [2, C, H, W] of a pair."""
+
+def squeeze_slots(slots: Tensor) -> Tensor:
+    """[C, H, W] of one slot, [2, C, H, W] of a pair."""
     return slots[0] if len(slots) == 1 else slots
 
 
-def read(service: Service, name: str, latent: Latent, sampler: str) -> End:
-    """Draw or read it; an image is left for later.
+def read_latent(model: LoadedModel, field: str, latent: Latent, sampler: str) -> InitialLatent:
+    """Draw or read it; an image is left for :func:`encode_images`.
 
     Raises:
-        InvalidField: the file is none, or the sampler cannot begin with it.
+        InvalidField: the file is no latent, or the sampler cannot start from it.
     """
     if latent.seed is not None:
-        shape = service.checkpoint.shape
-        return End(name, latent, draw_noise(seeded_generator(latent.seed), shape)[None])
+        noise = draw_noise(seeded_generator(latent.seed), model.checkpoint.shape)
+        return InitialLatent(field, latent, noise[None])
     if latent.npy is not None:
-        slots = uploads.latent(service, f"{name}.npy", latent.npy)
+        slots = files.read_latent(model.checkpoint.shape, f"{field}.npy", latent.npy)
         if len(slots) == 2 and sampler != "obelm":
-            raise InvalidField("sampler", sampler, f"{name} is a pair of states, which only obelm can begin with")
-        return End(name, latent, slots)
+            raise InvalidField("sampler", sampler, f"{field} is a pair of states, which only obelm can start from")
+        return InitialLatent(field, latent, slots)
     if inversion_for(sampler) is None:
-        raise InvalidField(
-            "sampler", sampler, f"{name} is an image, which is encoded for ddim or obelm; use one of them"
-        )
-    return End(name, latent)
+        remedy = f"{field} is an image, which is encoded for ddim or obelm; use one of them"
+        raise InvalidField("sampler", sampler, remedy)
+    return InitialLatent(field, latent)
 
 
-def paired(ends: Sequence[End], sampler: str) -> bool:
-    """Whether these ends are pairs of states.
+def check_pairs(latents: Sequence[InitialLatent], sampler: str) -> bool:
+    """Whether these latents are pairs of states.
 
     Raises:
         InvalidField: some are and some are not.
     """
-    kinds = {end.name: sampler == "obelm" if end.slots is None else len(end.slots) == 2 for end in ends}
-    if len(set(kinds.values())) == 2:
-        pairs = ", ".join(name for name, pair in kinds.items() if pair)
-        raise InvalidField(
-            "sampler", sampler, f"{pairs} would be a pair of states, the others are not; use ddim, or images only"
-        )
-    return any(kinds.values())
+    pairs = {each.field: sampler == "obelm" if each.slots is None else len(each.slots) == 2 for each in latents}
+    if len(set(pairs.values())) == 2:
+        named = ", ".join(field for field, pair in pairs.items() if pair)
+        remedy = f"{named} would be a pair of states, the others are not; use ddim, or images only"
+        raise InvalidField("sampler", sampler, remedy)
+    return any(pairs.values())
 
 
-def way_up(service: Service, walk: ResolvedRequest[Walking]) -> Plan:
-    """The plan that encodes images for this walk to return to."""
-    method = inversion_for(walk.request.sampler)
-    assert method is not None, "This is a bug: an image for a sampler without inversion."
-    steps = walk.request.steps or 1
-    return compile_upward(service, method.name, steps, spacing=walk.request.spacing)
+def encoding_phases(
+    model: LoadedModel, resolved: ResolvedRequest[SamplingRequest], latents: Sequence[InitialLatent]
+) -> list[Phase]:
+    """What encoding those latents that are images costs: one phase, or none."""
+    images = sum(each.slots is None for each in latents)
+    inversion = inversion_for(resolved.request.sampler)
+    if not images or inversion is None:
+        return []
+    request = resolved.request
+    plan = compile_inversion(model.schedule, inversion.name, request.steps or 1, spacing=request.spacing)
+    return [Phase(f"inverse {request.sampler}", plan, images)]
 
 
-async def encoded(
+async def encode_images(
     service: Service,
-    ticket: Reservation,
-    walk: ResolvedRequest[Walking],
-    ends: Sequence[End],
+    reservation: Reservation,
+    resolved: ResolvedRequest[SamplingRequest],
+    phases: Sequence[Phase],
+    latents: Sequence[InitialLatent],
     labels: Sequence[int | None],
-) -> tuple[list[End], Result | None]:
-    """Encode those ends that are images, each as of its label, all at once; the others stay as they are.
+) -> tuple[list[InitialLatent], list[Result]]:
+    """Encode those latents that are images, each with its label, in one job; the others stay as they are.
+
+    Args:
+        phases: of :func:`encoding_phases`.
 
     Raises:
         InvalidField, ImageTooLarge: a file is no image that fits.
     """
-    missing = [i for i, end in enumerate(ends) if end.slots is None]
-    if not missing:
-        return list(ends), None
-    up, request = way_up(service, walk), walk.request
-    images = [
-        await uploads.image(service, f"{ends[i].name}.image", ends[i].latent.image or b"", request.fit) for i in missing
-    ]
+    if not phases:
+        return list(latents), []
+    (phase,), request = phases, resolved.request
+    missing = [i for i, each in enumerate(latents) if each.slots is None]
+    contents = [(f"{latents[i].field}.image", latents[i].latent.image or b"") for i in missing]
+    images = [await files.decode_image(service, field, content, request.fit) for field, content in contents]
     lanes = [
-        Lane(up, 0, labels[i], request.reproducible, exact=True, start=image[None], returns=1 + walk.paired)
-        for i, image in zip(missing, images, strict=True)
+        Lane(
+            phase.plan,
+            0,
+            labels[i],
+            request.reproducible,
+            exact=True,
+            initial_state=x[None],
+            output_slots=1 + resolved.paired,
+        )
+        for i, x in zip(missing, images, strict=True)
     ]
-    result = await ticket.run(lanes)
-    found = dict(zip(missing, result.ends, strict=True))
-    return [replace(end, slots=found.get(i, end.slots)) for i, end in enumerate(ends)], result
+    result = await reservation.run(lanes)
+    encoded = dict(zip(missing, result.outputs, strict=True))
+    return [replace(each, slots=encoded.get(i, each.slots)) for i, each in enumerate(latents)], [result]

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Self
+from typing import Annotated, Any, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic import WithJsonSchema as Described
 
-from app.engine.jobs import Look
+from app.engine.jobs import SnapshotKind
 from model.diffusion.interpolation import Inversion as Interpolation
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
@@ -66,10 +66,10 @@ FitField = Annotated[
     ),
 ]
 LookField = Annotated[
-    Look,
-    Field(description="x_0 shows what the network takes the image to be on the way, x_t the noisy state itself."),
+    SnapshotKind,
+    Field(description="x_0 shows the image that the network predicts at each step, x_t the noisy state itself."),
 ]
-ENTRIES = "\n".join(f"- `{sampler.name}`: {sampler.summary}" for sampler in SAMPLERS.values())
+SAMPLER_LINES = "\n".join(f"- `{sampler.name}`: {sampler.summary}" for sampler in SAMPLERS.values())
 INVERSION_LINES = "\n".join(f"- `{method.name}`: {method.summary}" for method in INVERSIONS.values())
 STRICT = ConfigDict(
     extra="forbid",
@@ -101,17 +101,16 @@ class Latent(BaseModel):
         return self
 
 
-class Walking(BaseModel):
-    """What `/sample` and `/interpolate` have in common: how to walk from noise to image."""
+class SamplingRequest(BaseModel):
+    """What `/sample` and `/interpolate` have in common: how to sample."""
 
     model_config = STRICT
 
-    sampler: SamplerName = Field("ddim", description=f"How to walk from noise to image.\n\n{ENTRIES}")
+    sampler: SamplerName = Field("ddim", description=f"The sampler.\n\n{SAMPLER_LINES}")
     steps: int | None = Field(
         None,
         ge=1,
-        description="Steps of the walk, up to the T of the network's training (`timesteps` of `/model`); "
-        "by default the sampler's.",
+        description="Steps of the sampler, up to the T of the network's training; by default the sampler's.",
     )
     eta: float | None = Field(
         None, ge=0, le=1, description="ddim only: 0 (default) is deterministic, 1 as noisy as ddpm."
@@ -127,52 +126,49 @@ class Walking(BaseModel):
     )
     spacing: Spacing | None = Field(
         None,
-        description="Which noise levels are visited; by default those that suit the sampler, else the checkpoint's, "
-        "or trailing where so few steps would not reach the noise.",
+        description="Spacing of the noise levels; by default the sampler's, else the checkpoint's, or trailing where "
+        "so few steps would not reach the noise.",
     )
     clip: bool | None = Field(
         None,
-        description="Keep the predicted image within range on the way; by default as the checkpoint says, and off "
-        "where the walk returns to an image that was encoded.",
+        description="Clip the predicted image to [-1, 1] at each step; by default as the checkpoint says, and off "
+        "where the latent is an encoded image, which clipping would not lead back to.",
     )
     guidance: float = Field(
         1.0,
         ge=0,
         le=20,
         description="Weight of classifier-free guidance: 1 is none, 1.5 to 4 follow the label more closely at the "
-        "price of variety, above that images suffer, below 1 they heed the label less; doubles the evaluations.",
+        "price of variety, above that images suffer, below 1 they follow it less; doubles the evaluations.",
     )
     reproducible: bool = Field(
-        False, description="The same bytes at any load, at the price of forwards that are padded to one width."
+        False, description="The same bytes at any load; forwards are padded to one width for it."
     )
     fit: FitField = "exact"
 
 
-class SampleRequest(Walking):
-    """What to draw. Every field may be left out."""
+class SampleRequest(SamplingRequest):
+    """What to sample. Every field may be left out."""
 
     model_config = ConfigDict(
         json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
     )
 
-    n: int = Field(1, ge=1, description="How many images, up to `max_images` of `/model`.")
+    n: int = Field(1, ge=1, description="How many images, up to `max_images`.")
     seed: int | None = Field(
-        None, ge=0, le=MAX_SEED, description="Image i is drawn from seed + i; left out, a seed is drawn and reported."
+        None, ge=0, le=MAX_SEED, description="Image i uses seed + i; left out, a seed is drawn and reported."
     )
     latent: Latent | None = Field(
         None,
-        description="Where the walk begins, instead of an x_T drawn from `seed`: a seed, a .npy, or an image, which "
-        "is encoded first. With fresh noise on the way, `seed` still decides that noise.",
+        description="Where sampling starts, instead of an x_T drawn from `seed`: a seed, a .npy, or an image, which is "
+        "encoded first. Of a stochastic sampler, `seed` still decides the noise.",
     )
-    label: Label = Field(
-        None, description="Class, by name (in any case) or index; left out, the network draws of any class."
-    )
+    label: Label = Field(None, description="Class, by name (in any case) or index; left out, any class.")
     trajectory: int | None = Field(
         None,
         ge=2,
         le=MAX_TRAJECTORY,
-        description="Frames along the walk, up to its number of evaluations: the animation or the strip of how the "
-        "image comes out of the noise.",
+        description="Frames of the trajectory, up to its number of evaluations; shown as a strip or an animation.",
     )
     trajectory_of: LookField = "x_0"
 
@@ -185,36 +181,34 @@ class InvertRequest(BaseModel):
     )
 
     image: Content = Field(description="PNG, JPEG, WebP or GIF (its first frame).")
-    method: MethodName = Field("fixed_point", description=f"How to walk from image to noise.\n\n{INVERSION_LINES}")
-    steps: int = Field(50, ge=1, description="Steps of the walk, which the way back takes again; up to T.")
+    method: MethodName = Field("fixed_point", description=f"The inversion.\n\n{INVERSION_LINES}")
+    steps: int = Field(50, ge=1, description="Steps of the inversion, and of the sampler that decodes it; up to T.")
     refinements: int | None = Field(
         None,
         ge=1,
         le=50,
-        description="fixed_point only: K, iterations after the first guess of each step; default 3. More come nearer.",
+        description="fixed_point only: K, iterations after the first guess of each step; default 3.",
     )
     spacing: Spacing | None = Field(
-        None, description="Which noise levels are visited; by default those that /sample takes for the same steps."
+        None, description="Spacing of the noise levels; by default that of sampling with as many steps."
     )
     label: Label = Field(
-        None, description="Class that the image is of, by name or index; left out, any. The way back needs the same."
+        None, description="Class of the image, by name or index; left out, any. Decoding needs the same."
     )
     fit: FitField = "exact"
-    check: bool = Field(True, description="Decode the latent again, and report how near it came to the image.")
-    reproducible: bool = Field(
-        False, description="The same latent at any load. The way back is reproducible in any case."
-    )
+    check: bool = Field(True, description="Decode the latent again, and report its distance from the image.")
+    reproducible: bool = Field(False, description="The same latent at any load. Decoding is reproducible in any case.")
     trajectory: int | None = Field(
         None,
         ge=2,
         le=MAX_TRAJECTORY,
-        description="Frames along the walk up, to see the image being stirred; up to its number of evaluations.",
+        description="Frames of the trajectory from image to noise, up to its number of evaluations.",
     )
     trajectory_of: LookField = "x_0"
 
 
-class InterpolateRequest(Walking):
-    """What to walk between: `a` and `b`; or `latents` with `weights`; or four of them as the corners of a `grid`."""
+class InterpolateRequest(SamplingRequest):
+    """What to interpolate: `a` and `b`; or `latents` with `weights`; or four of them as the corners of a `grid`."""
 
     model_config = ConfigDict(
         json_schema_extra={
@@ -226,8 +220,8 @@ class InterpolateRequest(Walking):
         }
     )
 
-    a: Latent | None = Field(None, description="Where the way begins.")
-    b: Latent | None = Field(None, description="Where it ends.")
+    a: Latent | None = Field(None, description="The first latent: a seed, a .npy, or an image, which is encoded first.")
+    b: Latent | None = Field(None, description="The last latent.")
     latents: list[Latent] | None = Field(
         None, min_length=2, max_length=MAX_ENDS, description="2 to 8 with `weights`, or 4 with `grid`."
     )
@@ -241,14 +235,33 @@ class InterpolateRequest(Walking):
         description="[rows, columns] between four corners: top left, top right, bottom left, bottom right.",
     )
     frames: int | None = Field(
-        None, ge=2, description="Images from a to b, both included; default 8, up to `max_images` of `/model`."
+        None, ge=2, description="Images from a to b, both included; default 8, up to `max_images`."
     )
     method: Interpolation = Field(
         "slerp",
-        description="slerp keeps to the sphere that latents lie on; lerp cuts across it, and washes images out.",
+        description="slerp follows the sphere that latents lie on; lerp cuts across it, and washes images out.",
     )
     label: Label = Field(None, description="Class of all images, by name or index; left out, any.")
     labels: list[Label] | None = Field(
         None,
-        description="Instead of `label`, a class for each end; between them the network's class embedding is mixed.",
+        description="Instead of `label`, a class for each latent; between them the network's class embedding is mixed.",
     )
+
+
+def latent_fields(model: type[BaseModel]) -> set[str]:
+    """Fields that hold a latent; in a form a seed or a file."""
+    return {name for name, field in model.model_fields.items() if _mentions(field.annotation, Latent)}
+
+
+def file_fields(model: type[BaseModel]) -> set[str]:
+    """Fields that a form may send as a file."""
+    return latent_fields(model) | {name for name, field in model.model_fields.items() if field.annotation is bytes}
+
+
+def list_fields(model: type[BaseModel]) -> set[str]:
+    """Fields that a form may send several times."""
+    return {name for name, field in model.model_fields.items() if _mentions(field.annotation, list)}
+
+
+def _mentions(annotation: Any, kind: type) -> bool:
+    return annotation is kind or get_origin(annotation) is kind or any(_mentions(a, kind) for a in get_args(annotation))

@@ -1,4 +1,4 @@
-"""Noise in, images out."""
+"""From noise, or a latent, to images."""
 
 from __future__ import annotations
 
@@ -10,40 +10,32 @@ from torch import Tensor
 
 from app.engine.jobs import Lane, Result
 from app.errors import InvalidField
-from app.operations import latents as ends
+from app.operations.context import RequestContext, Usage, reserve
+from app.operations.labels import check_guidance, resolve_label
+from app.operations.latents import check_pairs, encode_images, encoding_phases, read_latent
 from app.operations.requests import MAX_SEED, SampleRequest
-from app.operations.resolve import (
-    RequestContext,
-    ResolvedRequest,
-    Usage,
-    check_guidance,
-    class_of,
-    moments,
-    placed,
-    resolve,
-    watched,
-)
+from app.operations.resolve import ResolvedRequest, resolve, trajectory_steps
 from app.operations.service import Service
 from model.diffusion.noise import draw_noise, seeded_generator
 
 
 @dataclass(frozen=True)
-class Sampled:
-    """Images, and the walk that they took.
+class Samples:
+    """Images, and how they were sampled.
 
     Attributes:
         seeds: of each image's noise; empty where none was drawn.
-        starts: [1 or 2, C, H, W] of each image: where its walk began.
-        moments: steps that the trajectory shows; its last frame is the image.
-        encode_nfe: what encoding took, if an image came in.
+        latents: [1 or 2, C, H, W] of each image: where its trajectory starts.
+        shown: steps that the trajectory shows; its last frame is the image.
+        encode_nfe: network evaluations of encoding, if an image was given.
     """
 
-    walk: ResolvedRequest[SampleRequest]
+    resolved: ResolvedRequest[SampleRequest]
     seeds: list[int]
-    starts: list[Tensor]
+    latents: list[Tensor]
     result: Result
-    spent: Usage
-    moments: list[int]
+    usage: Usage
+    shown: list[int]
     encode_nfe: int | None = None
 
     @property
@@ -54,75 +46,76 @@ class Sampled:
     @property
     def trajectory(self) -> Tensor | None:
         """float32 [n, k, C, H, W], ending in the images; None where none was asked for."""
-        if not self.moments:
+        if not self.shown:
             return None
-        kept = [[frames[at] for at in self.moments[:-1]] for frames in self.result.frames]
+        kept = [[frames[step] for step in self.shown[:-1]] for frames in self.result.snapshots]
         rows = zip(kept, self.images, strict=True)
         return torch.stack([torch.stack([*frames, image]) for frames, image in rows])
 
 
-async def sample(service: Service, request: SampleRequest, caller: RequestContext | None = None) -> Sampled:
-    """Draw images.
+async def sample(service: Service, request: SampleRequest, context: RequestContext | None = None) -> Samples:
+    """Sample ``n`` images.
 
     Raises:
         BadInput: a value that this checkpoint cannot take.
-        Starting, Draining, Overloaded, EngineDead, NotFinite: see :mod:`app.errors`.
+        Draining, Overloaded, TooLate, EngineDead, NotFinite: see :mod:`app.errors`.
     """
-    caller = caller or RequestContext()
+    context, model = context or RequestContext(), service.model
     limit = service.settings.max_images
     if request.n > limit:
         raise InvalidField("n", request.n, f"at most {limit} images per request; send several requests")
-    given = [] if request.latent is None else [ends.read(service, "latent", request.latent, request.sampler)]
-    images_in = sum(end.slots is None for end in given)
-    paired = ends.paired(given, request.sampler)
-    walk = resolve(service, request, paired=paired, returning=images_in > 0 or paired)
-    label, name = class_of(service, request.label)
-    check_guidance(service, request.guidance, [label])
-    seeds = _seeds(walk)
-    shown = moments(walk.plan, request.trajectory, request.trajectory_of)
+    given = [] if request.latent is None else [read_latent(model, "latent", request.latent, request.sampler)]
+    paired = check_pairs(given, request.sampler)
+    returning = paired or any(each.slots is None for each in given)
+    resolved = resolve(model, request, paired=paired, returning=returning)
+    label, name = resolve_label(model, request.label)
+    check_guidance(model, request.guidance, [label])
+    seeds = _seeds(resolved)
+    shown = trajectory_steps(resolved.plan, request.trajectory, request.trajectory_of)
+    exact = request.reproducible or any(each.exact for each in given)
 
-    up = ends.way_up(service, walk) if images_in else None
-    upward = images_in * up.nfe if up else 0
-    exact = any(end.exact for end in given)
-    in_all = request.n * walk.nfe + upward
-    in_turn = walk.plan.nfe + (up.nfe if up else 0)
-    exact = exact or request.reproducible
-    with placed(service, caller, request.n, in_all, steps=in_turn, exact=exact) as ticket:
-        given, encoding = await ends.encoded(service, ticket, walk, given, [label])
+    encoding = encoding_phases(model, resolved, given)
+    phases = [*encoding, resolved.phase(request.n)]
+    with reserve(service, context, phases, exact=exact) as reservation:
+        given, results = await encode_images(service, reservation, resolved, encoding, given, [label])
         start = given[0].slots if given else None
         lanes = [
             Lane(
-                walk.plan,
+                resolved.plan,
                 seed,
                 label,
                 request.reproducible,
                 exact,
                 request.guidance,
                 start,
-                keep=frozenset(shown[:-1]),
-                look=request.trajectory_of,
+                snapshot_steps=frozenset(shown[:-1]),
+                snapshot_kind=request.trajectory_of,
             )
             for seed in seeds or [0]
         ]
-        result = await ticket.run(watched(lanes, caller))
+        result = await reservation.run(context.add_previews(lanes))
 
-    changes = {"seed": seeds[0] if seeds else None, "label": name, "latent": given[0].settled if given else None}
-    walk = ResolvedRequest(walk.request.model_copy(update=changes), walk.plan, paired)
-    evaluations = {request.sampler: request.n * walk.nfe}
-    if up and encoding:
-        evaluations[f"inverse {request.sampler}"] = upward
-    spent = Usage([encoding, result] if encoding else [result], evaluations)
-    shape = service.checkpoint.shape
-    starts = [draw_noise(seeded_generator(seed), shape)[None] if start is None else start for seed in seeds or [0]]
-    return Sampled(walk, seeds, starts, result, spent, shown, up.nfe if up else None)
+    latent = given[0].replayable if given else None
+    changes = {"seed": seeds[0] if seeds else None, "label": name, "latent": latent}
+    shape = model.checkpoint.shape
+    latents = [draw_noise(seeded_generator(seed), shape)[None] if start is None else start for seed in seeds or [0]]
+    return Samples(
+        ResolvedRequest(resolved.request.model_copy(update=changes), resolved.plan, paired),
+        seeds,
+        latents,
+        result,
+        Usage.measure(phases, [*results, result]),
+        shown,
+        encoding[0].nfe if encoding else None,
+    )
 
 
-def _seeds(walk: ResolvedRequest[SampleRequest]) -> list[int]:
-    """Of each image; none where a latent is given and nothing else is drawn."""
-    request = walk.request
-    if request.latent is not None and not walk.plan.stochastic:
+def _seeds(resolved: ResolvedRequest[SampleRequest]) -> list[int]:
+    """Of each image; none where a latent is given and no noise is drawn."""
+    request = resolved.request
+    if request.latent is not None and not resolved.plan.stochastic:
         if request.n > 1:
-            remedy = "one latent leads to one image, since this walk draws no noise; ask for 1"
+            remedy = "one latent leads to one image, since this sampler draws no noise; ask for 1"
             raise InvalidField("n", request.n, remedy)
         if request.seed is not None:
             raise InvalidField("seed", request.seed, "the latent takes its place; leave one of them out")

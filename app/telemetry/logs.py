@@ -1,47 +1,40 @@
-"""Log lines that say which request they belong to, for people or, an object a line, for machines."""
+"""Log lines that name the request they belong to: text for people, or one JSON object a line."""
 
 from __future__ import annotations
 
-import json
 import logging
-import time
 from contextvars import ContextVar
+from typing import Any
+
+from pythonjsonlogger.json import JsonFormatter
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+JSON_NAMES = {"levelname": "level", "name": "logger", "exc_info": "exception"}
 
 
-def configure(level: str, form: str) -> None:
-    """Set the root logger up; ``form`` is text or json."""
+def configure(level: str, log_format: str) -> None:
+    """Set the root logger up; ``log_format`` is text or json."""
     handler = logging.StreamHandler()
-    handler.setFormatter(_Json() if form == "json" else logging.Formatter(TEXT))
-    handler.addFilter(_with_request)
+    handler.setFormatter(_JsonFormatter() if log_format == "json" else _TextFormatter())
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
-TEXT = "%(asctime)s %(levelname)s %(name)s %(message)s%(told)s"
+class _TextFormatter(logging.Formatter):
+    def __init__(self) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
+
+    def formatMessage(self, record: logging.LogRecord) -> str:  # the standard library's name
+        request_id = REQUEST_ID.get()
+        return super().formatMessage(record) + (f" id={request_id}" if request_id else "")
 
 
-def _with_request(record: logging.LogRecord) -> bool:
-    request_id = REQUEST_ID.get()
-    record.__dict__ |= {"request_id": request_id, "told": f" id={request_id}" if request_id else ""}
-    return True
+class _JsonFormatter(JsonFormatter):
+    """time, level, logger, message, request_id, the fields of ``extra``, and a traceback as ``exception``."""
 
+    def __init__(self) -> None:
+        super().__init__("%(levelname)s %(name)s %(message)s", rename_fields=JSON_NAMES, timestamp="time")
 
-class _Json(logging.Formatter):
-    """One object: time, level, logger, message, request id, and what else the call said in ``extra["fields"]``."""
-
-    converter = staticmethod(time.gmtime)
-
-    def format(self, record: logging.LogRecord) -> str:
-        told = {
-            "time": f"{self.formatTime(record, '%Y-%m-%dT%H:%M:%S')}.{int(record.msecs):03d}Z",
-            "level": record.levelname.lower(),
-            "logger": record.name,
-            "message": record.getMessage(),
-        }
-        if request_id := getattr(record, "request_id", ""):
-            told["request_id"] = request_id
-        told |= getattr(record, "fields", {})
-        if record.exc_info:
-            told["exception"] = self.formatException(record.exc_info)
-        return json.dumps(told, ensure_ascii=False, default=str)
+    def process_log_record(self, log_data: dict[str, Any]) -> dict[str, Any]:
+        if request_id := REQUEST_ID.get():
+            log_data["request_id"] = request_id
+        return log_data | {"level": log_data["level"].lower()}

@@ -1,36 +1,34 @@
-"""Every metric, once. Counters and histograms are told; gauges are read off the engine when somebody asks."""
+"""Every metric, declared once. Counters and histograms record events; gauges are read at each scrape."""
 
 from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Histogram, disable_created_metrics, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
-from app.engine.engine import Engine
-
-disable_created_metrics()  # type: ignore[no-untyped-call]  # a series a counter that nobody asks for
+from app.engine.loading import LoadedModel
 
 GAUGES = {
-    "unstir_ready": "1 when /readyz says yes.",
-    "unstir_draining": "1 while accepted work is being finished before the process ends.",
-    "unstir_requests_waiting": "Requests that hold a place in the engine and have not had their first step.",
+    "unstir_ready": "1 if /readyz answers 200.",
+    "unstir_draining": "1 while admitted work is finished before the process ends.",
+    "unstir_requests_waiting": "Admitted requests before their first step.",
     "unstir_requests_running": "Requests between their first step and their last.",
-    "unstir_requests_promised": "Requests that were refused for now, and for which a place is kept.",
-    "unstir_jobs": "Asynchronous jobs and answers under a key that are kept, done or not.",
+    "unstir_requests_promised": "Refused requests that will be admitted if they are sent again when they were told to.",
+    "unstir_jobs": "Stored asynchronous jobs and results under a key, done or not.",
     "unstir_job_bytes": "Memory that their results take.",
-    "unstir_images_waiting": "Images that have not had their first step.",
+    "unstir_images_waiting": "Admitted images before their first step.",
     "unstir_images_running": "Images between their first step and their last.",
     "unstir_batch_capacity_rows": "Most rows of one forward.",
-    "unstir_estimated_wait_seconds": "Time that the device needs for everything accepted.",
-    "unstir_forward_cost_ratio": "What a tick takes of late, over what its forward took at the start.",
-    "unstir_event_loop_lag_seconds": "How late the event loop was when it was last looked at.",
-    "unstir_model_info": "1, with the network's name, hash, device and dtype as labels.",
-    "unstir_gpu_memory_bytes": "Memory of the CUDA device, allocated and reserved; none on a CPU.",
+    "unstir_estimated_wait_seconds": "Time that the device needs for everything admitted.",
+    "unstir_forward_cost_ratio": "Recent time of a tick over the time of its forward at the start.",
+    "unstir_event_loop_lag_seconds": "Delay of the event loop, measured twice a second.",
+    "unstir_model_info": "1; its labels are the network's name, hash, device and dtype.",
+    "unstir_gpu_memory_bytes": "Memory of the CUDA device, allocated and reserved; absent on a CPU.",
 }
 LABELS = {
     "unstir_requests_waiting": ("endpoint",),
@@ -38,18 +36,27 @@ LABELS = {
     "unstir_model_info": ("model", "sha256", "device", "dtype"),
     "unstir_gpu_memory_bytes": ("kind",),
 }
+LAG_SECONDS = 0.5  # between two measurements of the event loop's delay
+Values = Mapping[tuple[str, ...], float]  # by the values of the labels
 
 
 class Metrics:
-    """The metrics of one server, on a registry of their own."""
+    """The metrics of one server, in a registry of their own; they are the engine's observer."""
 
-    def __init__(self) -> None:
-        self.registry = registry = CollectorRegistry()
-        self.engine: Callable[[], Engine | None] = lambda: None
-        self.endpoints: Iterable[str] = ()  # paths of operations, so that their gauges are there from the start
-        self.jobs: Callable[[], tuple[int, int]] = lambda: (0, 0)  # how many, and their bytes
-        self.lag = 0.0
-        self._model: tuple[str, ...] | None = None
+    def __init__(
+        self,
+        endpoints: Iterable[str] = (),
+        model: Callable[[], LoadedModel | None] = lambda: None,
+        jobs: Callable[[], tuple[int, int]] = lambda: (0, 0),
+    ) -> None:
+        """Args:
+        endpoints: paths of operations, so that their gauges exist from the start.
+        model: None until it is loaded.
+        jobs: how many are stored, and the bytes of their results.
+        """
+        self.registry = registry = _Registry()
+        self._endpoints, self._model, self._jobs = tuple(endpoints), model, jobs
+        self._lag = 0.0
         registry.register(self)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
@@ -60,105 +67,138 @@ class Metrics:
 
         milliseconds = [0.001 * 2**k for k in range(18)]  # 1 ms to 131 s
         self.requests = counter(
-            "requests_total", "Answers, by path, sampler where there is one, and status.", "endpoint", "sampler", "code"
+            "requests_total", "Responses, by path, sampler if there is one, and status.", "endpoint", "sampler", "code"
         )
         self.finished = counter(
-            "requests_finished_total", "How well-formed requests for images ended.", "endpoint", "outcome"
-        )  # outcome: ok, client_gone, or the code of an error
-        self.rejections = counter(
-            "rejections_total", "Requests refused for want of room or time, by the code of the error.", "reason"
+            "requests_finished_total",
+            "Valid requests to an operation, by how they ended: ok, client_gone or the code of an error.",
+            "endpoint",
+            "outcome",
         )
-        self.images = counter("images_total", "Images answered.", "endpoint")
+        self.rejections = counter(
+            "rejections_total", "Requests refused for lack of capacity or time, by the code of the error.", "reason"
+        )
+        self.images = counter("images_total", "Images of requests that ended well.", "endpoint")
         self.nfe = counter(
             "nfe_total",
-            "Network evaluations of answered requests, rows times steps, by sampler or its inverse.",
+            "Network evaluations of requests that ended well, rows times steps, by sampler or its inverse.",
             "sampler",
         )
         self.forwards = counter("forwards_total", "Forward passes, by width after padding.", "width")
-        self.rows = counter("rows_total", "Rows of all forward passes that were somebody's.")
-        self.padding = counter("padding_rows_total", "Rows of all forward passes that were padding.")
+        self.rows = counter("rows_total", "Non-padding rows of all forward passes.")
+        self.padding = counter("padding_rows_total", "Padding rows of all forward passes.")
         self.forward_errors = counter(
-            "forward_errors_total", "Forwards and walks that came to nothing: oom, nan, exception.", "kind"
+            "forward_errors_total", "Failed forward passes and results: oom, nan or exception.", "kind"
         )
         self.duration = histogram(
-            "request_duration_seconds", "Whole time of a request.", milliseconds, "endpoint", "sampler"
+            "request_duration_seconds",
+            "From a request's arrival to the end of its response.",
+            milliseconds,
+            "endpoint",
+            "sampler",
         )
         self.queue_time = histogram(
             "queue_time_seconds", "From submission to the first step.", milliseconds, "endpoint"
         )
         self.first_step_time = histogram(
-            "time_to_first_step_seconds", "From the request's arrival to its first step.", milliseconds
+            "time_to_first_step_seconds", "From a request's arrival to its first step.", milliseconds
         )
-        self.encode_time = histogram("image_encode_seconds", "Giving the answer its form.", milliseconds)
+        self.encode_time = histogram("image_encode_seconds", "Encoding the body of a response.", milliseconds)
         self.cancel_time = histogram(
-            "cancel_latency_seconds", "From a hang-up, deadline or DELETE to the lanes' leaving.", milliseconds
+            "cancel_latency_seconds", "From a disconnect, deadline or DELETE until the lanes are dropped.", milliseconds
         )
         self.request_nfe = histogram(
             "request_nfe", "Network evaluations of one request, all its images.", [10.0 * 2**k for k in range(14)]
         )
         self.forward_time = histogram("forward_duration_seconds", "One tick of the engine.", milliseconds)
-        self._forwards_of = cache(self.forwards.labels)  # a label look-up costs more than the counting
-        self.batch_rows = histogram("batch_rows", "Rows of one forward, without padding.", [2.0**k for k in range(11)])
+        self.batch_rows = histogram("batch_rows", "Non-padding rows of one forward.", [2.0**k for k in range(11)])
+        self._forwards_of_width = cache(self.forwards.labels)  # finding a label costs more than counting
 
-    def forward(self, width: int, rows: int, seconds: float) -> None:
-        """The engine's observer."""
-        self._forwards_of(width).inc()
+    def on_forward(self, width: int, rows: int, seconds: float) -> None:
+        """See :class:`app.engine.worker.Observer`."""
+        self._forwards_of_width(width).inc()
         self.rows.inc(rows)
         self.padding.inc(width - rows)
         self.forward_time.observe(seconds)
         self.batch_rows.observe(rows)
 
-    def cancelled(self, seconds: float) -> None:
-        """The engine's observer."""
+    def on_cancel(self, seconds: float) -> None:
+        """See :class:`app.engine.worker.Observer`."""
         self.cancel_time.observe(seconds)
 
-    def failed(self, kind: str) -> None:
-        """The engine's observer."""
+    def on_failure(self, kind: str) -> None:
+        """See :class:`app.engine.worker.Observer`."""
         self.forward_errors.labels(kind).inc()
 
-    def tell_model(self, *labels: str) -> None:
-        """Name the network: model, sha256, device, dtype."""
-        self._model = labels
+    def record_usage(self, endpoint: str, evaluations: Mapping[str, int], queue_seconds: float) -> None:
+        """Of a request that ended well: its network evaluations by sampler, and its time in the queue."""
+        for sampler, count in evaluations.items():
+            self.nfe.labels(sampler).inc(count)
+        self.request_nfe.observe(sum(evaluations.values()))
+        self.queue_time.labels(endpoint).observe(queue_seconds)
 
-    async def watch(self) -> None:
-        """Look twice a second how late the event loop is; it is told to each who asks meanwhile."""
+    async def measure_lag(self) -> None:
+        """Measure the event loop's delay until cancelled."""
         while True:
-            due = time.monotonic() + 0.5
-            await asyncio.sleep(0.5)
-            self.lag = max(0.0, time.monotonic() - due)
+            due = time.monotonic() + LAG_SECONDS
+            await asyncio.sleep(LAG_SECONDS)
+            self._lag = max(0.0, time.monotonic() - due)
 
     def collect(self) -> Iterator[Metric]:
-        """The gauges, derived from the engine's own book so that they cannot drift."""
-        engine = self.engine()
-        waiting, running = engine.lanes if engine else (0, 0)
-        jobs, job_bytes = self.jobs()
-        requests = engine.requests if engine else {}
-        memory = {"allocated": torch.cuda.memory_allocated, "reserved": torch.cuda.memory_reserved}
-        card = self._model[2] if self._model is not None and self._model[2] != "cpu" else None
-        values: dict[str, float | dict[tuple[str, ...], float]] = {
-            "unstir_ready": engine is not None and engine.unready is None,
-            "unstir_draining": engine is not None and engine.draining,
-            "unstir_requests_waiting": {(path,): requests.get((path, False), 0) for path in self.endpoints},
-            "unstir_requests_running": {(path,): requests.get((path, True), 0) for path in self.endpoints},
-            "unstir_requests_promised": engine.promised if engine else 0,
-            "unstir_jobs": jobs,
-            "unstir_job_bytes": job_bytes,
-            "unstir_images_waiting": waiting,
-            "unstir_images_running": running,
-            "unstir_batch_capacity_rows": engine.forwards.fast.cap if engine else 0,
-            "unstir_estimated_wait_seconds": engine.wait_seconds if engine else 0,
-            "unstir_forward_cost_ratio": engine.pace if engine else 0,
-            "unstir_event_loop_lag_seconds": self.lag,
-            "unstir_model_info": {self._model: 1} if self._model else {},
-            "unstir_gpu_memory_bytes": {(kind,): ask(card) for kind, ask in memory.items()} if card else {},
-        }
+        """The gauges, read where their values are, so that none can be out of date."""
+        model = self._model()
+        values = self._server_values() | ({} if model is None else self._model_values(model))
         for name, text in GAUGES.items():
-            value = values[name]
             family = GaugeMetricFamily(name, text, labels=LABELS.get(name, ()))
-            for labels, number in (value if isinstance(value, dict) else {(): value}).items():
+            value = values.get(name, {} if name in LABELS else 0)
+            for labels, number in (value if isinstance(value, Mapping) else {(): value}).items():
                 family.add_metric(labels, float(number))
             yield family
+
+    def _server_values(self) -> dict[str, float | Values]:
+        """Those that exist before the network is loaded; the others are 0, or absent if they have labels."""
+        jobs, job_bytes = self._jobs()
+        none: Values = {(path,): 0 for path in self._endpoints}
+        return {
+            "unstir_requests_waiting": none,
+            "unstir_requests_running": none,
+            "unstir_jobs": jobs,
+            "unstir_job_bytes": job_bytes,
+            "unstir_event_loop_lag_seconds": self._lag,
+        }
+
+    def _model_values(self, model: LoadedModel) -> dict[str, float | Values]:
+        engine, card, device = model.engine, model.checkpoint.card, str(model.device)
+        images_waiting, images_running = engine.lanes
+        requests = engine.requests
+        memory: Values = {}
+        if model.device.type == "cuda":
+            allocated, reserved = torch.cuda.memory_allocated(device), torch.cuda.memory_reserved(device)
+            memory = {("allocated",): allocated, ("reserved",): reserved}
+        return {
+            "unstir_ready": engine.unready is None,
+            "unstir_draining": engine.draining,
+            "unstir_requests_waiting": {(path,): requests[path, False] for path in self._endpoints},
+            "unstir_requests_running": {(path,): requests[path, True] for path in self._endpoints},
+            "unstir_requests_promised": engine.promised,
+            "unstir_images_waiting": images_waiting,
+            "unstir_images_running": images_running,
+            "unstir_batch_capacity_rows": engine.forwards.fast.cap,
+            "unstir_estimated_wait_seconds": engine.wait_seconds,
+            "unstir_forward_cost_ratio": engine.cost_ratio,
+            "unstir_model_info": {(card.name, card.sha256, device, model.calibration.dtype): 1},
+            "unstir_gpu_memory_bytes": memory,
+        }
 
     def exposition(self) -> bytes:
         """Prometheus' text format."""
         return generate_latest(self.registry)
+
+
+class _Registry(CollectorRegistry):
+    """Without the ``_created`` series that the library adds to every counter and histogram."""
+
+    def collect(self) -> Iterator[Metric]:
+        for metric in super().collect():
+            metric.samples = [sample for sample in metric.samples if not sample.name.endswith("_created")]
+            yield metric

@@ -18,7 +18,7 @@ else:
 
 
 @contextmanager
-def joined(headers: Mapping[str, str]) -> Iterator[None]:
+def join_trace(headers: Mapping[str, str]) -> Iterator[None]:
     """Within it, spans belong to the trace that ``traceparent`` names, or to the span that the framework has begun."""
     if not INSTALLED or trace.get_current_span().get_span_context().is_valid:
         yield
@@ -32,7 +32,7 @@ def joined(headers: Mapping[str, str]) -> Iterator[None]:
 
 @contextmanager
 def span(name: str, request_id: str) -> Iterator[None]:
-    """A story, from its beginning to its end, whoever waits for it meanwhile."""
+    """An operation, from its start to its end."""
     if not INSTALLED:
         yield
         return
@@ -41,7 +41,7 @@ def span(name: str, request_id: str) -> Iterator[None]:
         yield
 
 
-def set_usage(*, queue_seconds: float, device_seconds: float, evaluations: Mapping[str, int]) -> None:
+def set_usage(queue_seconds: float, device_seconds: float, evaluations: Mapping[str, int]) -> None:
     """Put what the request cost on the current span."""
     if not INSTALLED:
         return

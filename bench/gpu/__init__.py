@@ -1,1 +1,1 @@
-"""`make gpu-check`: what holds on the card of this machine, and what it costs there."""
+"""`make gpu-check`: tests of the CUDA path on this machine's card, and measurements of it."""

@@ -1,7 +1,7 @@
-"""`make gpu-check`: test, compare and measure the CUDA path on this machine's card, within eight minutes.
+"""`make gpu-check`: test and measure the CUDA path on this machine's card, within eight minutes.
 
-What each part finds is in the file as soon as it is there; a part that would take longer than its share is cut short
-and says so. With ``--device cpu --tiny`` the same is done with networks of some thousand numbers, to try the script.
+What each part finds is written as soon as it is known; a part that would exceed its share of the time is cut short and
+marked so. With ``--device cpu --tiny`` the script itself can be tried, with networks of some thousand parameters.
 """
 
 from __future__ import annotations
@@ -13,83 +13,51 @@ import sys
 import tempfile
 import time
 import traceback
-from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from bench import performance
-from bench.gpu import beside, bits, ceilings, clock, inductor, kernels, numbers, served, start, suite
+from bench import performance, report, timing
+from bench.gpu import beside, ceilings, served, suite
 from bench.gpu.bench import Bench, Part
-from bench.gpu.claims import LEAST_PSNR, MAIN, SECONDS, claims
-from bench.gpu.networks import measured
+from bench.gpu.networks import MAIN, networks
+from model.files import write_atomically
 
 OUT = performance.FOLDER / "gpu.json"
-# What part of the time each may take; what one leaves, the others have.
+SECONDS = 480
+# The share of the time that each part may take; what one leaves, the others have. The most important come first.
 SHARES = {
-    "tests": 120,
+    "tests": 140,
     "ceilings": 8,
     "cifar10-32": 165,  # most of it for torch.compile
-    "numbers": 50,
-    "bits": 20,
     "start": 50,
     "served": 40,
     "celebahq-256": 65,
     "avatars-32": 40,
-    "kernels": 12,
-    "inductor": 60,
 }
 
 
 def parts(*, tiny: bool) -> dict[str, Part]:
-    """Every part by its name, what matters most first."""
-    networks = {network.name: network for network in measured(tiny=tiny)}
-    main = networks[MAIN]
-    each: dict[str, Part] = {name: partial(beside.measure, network) for name, network in networks.items()}
-    each |= {"tests": suite.measure, "ceilings": ceilings.measure, "numbers": numbers.measure}
-    each |= {"bits": partial(bits.measure, main), "served": partial(served.measure, main)}
-    each |= {"start": partial(start.measure, main)}
-    each |= {"kernels": partial(kernels.measure, main), "inductor": partial(inductor.measure, main)}
-    return {name: each[name] for name in SHARES}
-
-
-class Report:
-    """The file, and what is said on the way."""
-
-    def __init__(self, path: Path, facts: dict[str, Any], *, merge: bool) -> None:
-        """With ``merge``, parts that were found under the same circumstances stay until they are found anew."""
-        self.path, self.facts = path, facts
-        before = json.loads(path.read_text(encoding="utf-8")) if merge and path.exists() else {}
-        same = all(before.get(name) == facts[name] for name in ("circumstances", "tiny"))
-        self.facts["parts"] = before["parts"] if same else {}
-        self._began = time.monotonic()
-
-    def part(self, name: str) -> dict[str, Any]:
-        """A fresh one, in its place among the others."""
-        found: dict[str, Any] = {}
-        self.facts["parts"][name] = found
-        order = list(SHARES)
-        self.facts["parts"] = dict(sorted(self.facts["parts"].items(), key=lambda item: order.index(item[0])))
-        return found
-
-    def tell(self, text: str) -> None:
-        """Say it, and write the file."""
-        print(f"{time.monotonic() - self._began:6.1f} s  {text}", file=sys.stderr, flush=True)
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        part = self.path.with_suffix(".part")
-        part.write_text(json.dumps(self.facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-        part.replace(self.path)
+    every = networks(tiny=tiny)
+    main = every[MAIN]
+    return {
+        **{name: partial(beside.measure, network) for name, network in every.items()},
+        "tests": suite.measure,
+        "ceilings": ceilings.measure,
+        "start": partial(served.measure_start, main),
+        "served": partial(served.measure_load, main),
+    }
 
 
 def take(measure: Part, found: dict[str, Any], bench: Bench) -> None:
-    """Let a part run until its deadline; whatever goes wrong in it is its own affair, and told."""
+    """Run a part until its deadline; an error in it is recorded and does not end the check."""
     began = time.monotonic()
     try:
-        with clock.within(bench.left()):
+        with timing.within(bench.left()):
             measure(bench, found)
-    except clock.Overrun:
+    except timing.Overrun:
         found["cut_short"] = True
     except Exception as error:
         traceback.print_exc()
@@ -101,49 +69,39 @@ def take(measure: Part, found: dict[str, Any], bench: Bench) -> None:
 
 
 def run(arguments: argparse.Namespace, names: list[str]) -> dict[str, Any]:
-    """Take the parts one after another; returns all that is known."""
-    deadline = time.monotonic() + arguments.seconds
+    """Take the parts one after another; returns all facts, which are also in the file from part to part."""
+    began = time.monotonic()
+    deadline = began + arguments.seconds
     every, device = parts(tiny=arguments.tiny), torch.device(arguments.device)
     if device.type == "cuda":
         device = torch.device("cuda", device.index or 0)
         torch.cuda.set_device(device)
     threads = torch.get_num_threads()
-    facts = {"circumstances": ceilings.circumstances(device), "tiny": arguments.tiny, "seconds": arguments.seconds}
-    report = Report(arguments.out, facts, merge=names != list(every))
+    found: dict[str, dict[str, Any]] = {name: {} for name in names}
+    facts = {"circumstances": ceilings.circumstances(device), "tiny": arguments.tiny, "parts": found}
+
+    def progress(part: str, text: str) -> None:
+        print(f"{time.monotonic() - began:6.1f} s  {part}: {text}", file=sys.stderr, flush=True)
+        write_atomically(arguments.out, json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+
     with tempfile.TemporaryDirectory(prefix="gpu-check-") as folder:
         for i, name in enumerate(names):
             left = deadline - time.monotonic()
             share = left * SHARES[name] / sum(SHARES[each] for each in names[i:])
-            found = report.part(name)
-            report.tell(f"{name}: at most {share:.0f} s")
+            progress(name, f"at most {share:.0f} s")
             if share < 1:
-                found |= {"cut_short": True, "took_seconds": 0.0}
+                found[name] |= {"cut_short": True, "took_seconds": 0.0}
                 continue
-            tell: Callable[[str], None] = partial(_say, report, name)
-            take(every[name], found, Bench(device, arguments.tiny, Path(folder), time.monotonic() + share, tell))
+            bench = Bench(device, arguments.tiny, Path(folder), time.monotonic() + share, partial(progress, name))
+            take(every[name], found[name], bench)
             torch.set_num_threads(threads)
-    report.tell("done")
-    return report.facts
+    progress("gpu-check", "done")
+    return facts
 
 
-def _say(report: Report, name: str, doing: str) -> None:
-    report.tell(f"{name}: {doing}")
-
-
-def wrong(found: dict[str, dict[str, Any]]) -> list[str]:
-    """The parts that failed, or that found numbers other than they must be; a slow card is not wrong."""
-    bad = [name for name, part in found.items() if "error" in part]
-    if found.get("tests", {}).get("status"):
-        bad.append("tests")
-    compared = found.get("numbers", {})
-    walks = [*compared.get("samplers", {}).values(), *compared.get("inversions", {}).values()]
-    if not all(each["within"] for each in walks):
-        bad.append("numbers: float32")
-    if compared.get("images", {}).get("fast", {}).get("least", LEAST_PSNR) < LEAST_PSNR:
-        bad.append("numbers: images")
-    if found.get("bits", {}).get("differing"):
-        bad.append("bits")
-    return bad
+def failed(found: dict[str, dict[str, Any]]) -> list[str]:
+    """The parts that failed; a slow card does not."""
+    return [name for name, part in found.items() if "error" in part or part.get("status")]
 
 
 def main() -> None:
@@ -168,17 +126,17 @@ def main() -> None:
         parser.error("on a CPU only --tiny can be measured")
     if arguments.tiny and arguments.out == OUT:
         parser.error("the figures of --tiny mean nothing; name another file with --out")
-    found = run(arguments, [name for name in SHARES if name in names])
+    if len(names) < len(SHARES) and arguments.out == OUT:
+        parser.error("docs/performance/gpu.json has all parts; name another file with --out")
+    facts = run(arguments, [name for name in SHARES if name in names])
     if arguments.tiny:
-        print("Tiny networks: the figures below mean nothing, only that they are there.")
-    for claim in claims(found["parts"]):
-        verdict = "" if arguments.tiny else "met      " if claim.met else "NOT MET  "
-        print(f"{verdict}{claim.what}: {claim.measured} (asked: {claim.asked})")
+        print("Tiny networks: the figures below mean nothing.")
+    for what, measured in report.gpu_summary(facts["parts"]):
+        print(f"{what}: {measured}")
     if arguments.out == OUT:
         performance.render()
-    bad = wrong(found["parts"])
-    if bad:
-        sys.exit("wrong: " + ", ".join(bad))
+    if bad := failed(facts["parts"]):
+        sys.exit("failed: " + ", ".join(bad))
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every part is given."""
+"""What every part of the check gets."""
 
 from __future__ import annotations
 
@@ -18,24 +18,23 @@ class Bench:
     """The circumstances of a part.
 
     Attributes:
-        tiny: small networks and few repeats, to try the script itself on a CPU.
-        folder: where checkpoints of random weights and calibrations are kept meanwhile.
-        deadline: when the part will be cut short, on the monotonic clock.
-        tell: is told what comes next, and keeps what was found until then.
+        tiny: small networks and few repeats, to try the script on a CPU.
+        folder: for checkpoints of random weights and for calibrations, during the check.
+        deadline: when the part is cut short, on the monotonic clock.
+        progress: prints what comes next, and writes what was found so far.
     """
 
     device: torch.device
     tiny: bool
     folder: Path
     deadline: float
-    tell: Callable[[str], None]
+    progress: Callable[[str], None]
 
-    def of(self, whole: T, tiny: T) -> T:
-        """The one of the two that is asked for."""
+    def pick(self, whole: T, tiny: T) -> T:
         return tiny if self.tiny else whole
 
     def left(self) -> float:
-        """Seconds that the part still has."""
+        """Seconds until the deadline."""
         return max(0.0, self.deadline - time.monotonic())
 
 

@@ -1,4 +1,4 @@
-"""One network, ours beside diffusers': its forwards, one image alone, and as many as the card can take."""
+"""One network in Unstir and in diffusers: its forwards, one image alone, and as many as the card can batch."""
 
 from __future__ import annotations
 
@@ -10,98 +10,90 @@ from typing import Any
 
 import torch
 
-from bench.gpu import clock, engine, floor, pipelines
+from bench import timing
+from bench.gpu import engine, floor, pipelines
 from bench.gpu.bench import Bench
-from bench.gpu.engine import Rides, Served
+from bench.gpu.engine import LaneLoop, Loaded
 from bench.gpu.networks import Network, parameters
 from bench.gpu.pipelines import LeftOut
 
-STEPS = 50
-
 
 def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
-    """Everything about one network; each figure is there as soon as it is known."""
     work = floor.work(network.config)
     found |= {
+        "title": network.title,
         "parameters": parameters(network.config),
         "row_operations": work.row_operations,
         "row_bytes": work.row_bytes,
         "weight_bytes": work.weight_bytes,
-        "steps": bench.of(STEPS, 3),
+        "steps": bench.pick(50, 3),
     }
     began = time.monotonic()
-    served = load(bench, network)
-    widest = served.widths[-1]
-    found |= {"start_seconds": time.monotonic() - began, "dtype": served.calibration.dtype, "width": widest}
-    bench.tell("forwards")
-    forwards = engine.forwards(bench, served, 0.15 * bench.left())
-    found["forward"] = {str(width): clock.summary(times) for width, times in forwards.items()}
-    bench.tell("ticks")
+    loaded = engine.load(bench, network)
+    widest = loaded.widths[-1]
+    found |= {"start_seconds": time.monotonic() - began, "dtype": loaded.calibration.dtype, "width": widest}
+    bench.progress("forwards")
+    forwards = engine.forwards(bench, loaded, 0.15 * bench.left())
+    found["forward"] = {str(width): timing.summarize(times) for width, times in forwards.items()}
+    bench.progress("ticks")
     found["tick"] = {
-        str(width): engine.ticks(bench, served, width, 0.06 * bench.left()) for width in sorted({1, widest})
+        str(width): engine.ticks(bench, loaded, width, 0.06 * bench.left()) for width in sorted({1, widest})
     }
-    bench.tell("diffusers")
+    bench.progress("diffusers")
     found["left_out"] = {}
-    walks = contestants(bench, served, found)
-    bench.tell("one image")
-    found["latency"] = _walks(bench, walks, 1, found["steps"], 0.4 * bench.left())
-    bench.tell("many images")
-    found["saturated"] = _walks(bench, walks, widest, found["steps"], 0.8 * bench.left())
-
-
-def load(bench: Bench, network: Network) -> Served:
-    """As the server would."""
-    return engine.load(bench, network.folder(bench.folder, bench.device), network.max_width)
+    who = contestants(bench, loaded, found)
+    bench.progress("one image")
+    found["latency"] = _sample(bench, who, 1, found["steps"], 0.4 * bench.left())
+    bench.progress("many images")
+    found["saturated"] = _sample(bench, who, widest, found["steps"], 0.8 * bench.left())
 
 
 @dataclass(frozen=True)
 class Contestant:
-    """One who takes so many images through so many steps: ``walk(width, steps)``, at the widths that it can."""
+    """``sample(width, steps)`` samples so many images at once, at the widths that it can."""
 
-    walk: Callable[[int, int], object]
+    sample: Callable[[int, int], object]
     widths: Container[int]
 
 
-def contestants(bench: Bench, served: Served, found: dict[str, Any]) -> dict[str, Contestant]:
-    """Ours and diffusers'; who cannot take part, or not at every width, is named under ``left_out``."""
-    rides, widths, out = Rides(served.runner), sorted({1, served.widths[-1]}), found["left_out"]
-    plan = served.plan("ddim", found["steps"])
+def contestants(bench: Bench, loaded: Loaded, found: dict[str, Any]) -> dict[str, Contestant]:
+    """Unstir and diffusers; who cannot take part, or not at every width, is named under ``left_out``."""
+    loop, widths, out = LaneLoop(loaded.runner), sorted({1, loaded.widths[-1]}), found["left_out"]
+    plan = loaded.plan("ddim", found["steps"])
 
     @torch.inference_mode()
     def ours(width: int, _: int) -> object:
-        return rides.walk([served.lane(plan, seed) for seed in range(width)], width)
+        return loop.run([loaded.lane(plan, seed) for seed in range(width)], width)
 
     who = {"unstir": Contestant(ours, widths)}
     try:
-        plain = pipelines.eager(served)
+        plain = pipelines.eager(loaded)
     except LeftOut as error:
         out["diffusers"] = out["compiled"] = str(error)
         return who
-    who["diffusers"] = Contestant(plain.walk, widths)
-    bench.tell("torch.compile")
+    who["diffusers"] = Contestant(plain.sample, widths)
+    bench.progress("torch.compile")
     limit = 0.6 * bench.left()
     try:
         quick, took = pipelines.compiled(bench, plain, widths, limit)
     except LeftOut as error:
         out["compiled"] = str(error)
         return who
-    who["compiled"] = Contestant(quick.walk, took)
+    who["compiled"] = Contestant(quick.sample, took)
     found["compile_seconds"] = {str(width): each for width, each in took.items()}
     if missing := [width for width in widths if width not in took]:
         out["compiled"] = f"not compiled within {limit:.0f} s for {', '.join(map(str, missing))} rows"
     return who
 
 
-def _walks(bench: Bench, who: dict[str, Contestant], width: int, steps: int, limit: float) -> dict[str, Any]:
-    """Seconds from the request to its numbers on the host, and how many times longer the others take than ours."""
-    turns = {
-        name: partial(clock.elapsed, partial(each.walk, width, steps), bench.device)
+def _sample(bench: Bench, who: dict[str, Contestant], width: int, steps: int, limit: float) -> dict[str, Any]:
+    """Seconds from the request to its values on the host, and how many times longer the others take."""
+    measures = {
+        name: partial(timing.wall_seconds, partial(each.sample, width, steps), bench.device)
         for name, each in who.items()
         if width in each.widths
     }
-    times = clock.in_rounds(turns, bench.of(21, 2), limit)
-    return {
-        "width": width,
-        "seconds": {name: clock.summary(each) for name, each in times.items()},
-        "times_faster": {name: clock.ratios(each, times["unstir"]) for name, each in times.items() if name != "unstir"},
-    }
+    times = timing.alternate(measures, bench.pick(21, 2), limit)
+    ratios = {name: timing.summarize_ratios(each, times["unstir"]) for name, each in times.items() if name != "unstir"}
+    seconds = {name: timing.summarize(each) for name, each in times.items()}
+    return {"width": width, "seconds": seconds, "times_faster": ratios}

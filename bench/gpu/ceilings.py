@@ -5,43 +5,39 @@ from __future__ import annotations
 import importlib.metadata
 import os
 import platform
-import subprocess
 from typing import Any
 
 import torch
 
-from bench.gpu import clock
+from bench import timing
 from bench.gpu.bench import Bench
 
 
 def measure(bench: Bench, found: dict[str, Any]) -> None:
     """Operations a second of a large bfloat16 product, and bytes a second of a copy, read and written.
 
-    Random numbers, since a card draws less power, and so runs faster, on zeros.
+    Of random numbers, since a card draws less power, and so runs faster, on zeros.
     """
-    side = bench.of(8192, 128)
+    side = bench.pick(8192, 128)
     a, b, c = (torch.randn(side, side, device=bench.device).bfloat16() for _ in range(3))
-    count = bench.of(1 << 30, 1 << 16)  # numbers of 2 bytes
-    there = torch.randn(count // 16, device=bench.device).bfloat16().repeat(16)
-    here = torch.empty_like(there)
-    times = clock.in_rounds(
+    count = bench.pick(1 << 30, 1 << 16)  # numbers of 2 bytes
+    source = torch.randn(count // 16, device=bench.device).bfloat16().repeat(16)
+    target = torch.empty_like(source)
+    times = timing.alternate(
         {
-            "matmul": lambda: clock.seconds(lambda: torch.mm(a, b, out=c), bench.of(20, 2), bench.device),
-            "copy": lambda: clock.seconds(lambda: here.copy_(there), bench.of(10, 2), bench.device),
+            "matmul": lambda: timing.device_seconds(lambda: torch.mm(a, b, out=c), bench.pick(20, 2), bench.device),
+            "copy": lambda: timing.device_seconds(lambda: target.copy_(source), bench.pick(10, 2), bench.device),
         },
-        rounds=bench.of(15, 2),
+        rounds=bench.pick(15, 2),
         limit=bench.left() / 2,
     )
-    found["matmul"] = {
-        "side": side,
-        "operations_per_second": clock.summary([2 * side**3 / each for each in times["matmul"]]),
-    }
-    moved = 2 * here.nbytes
-    found["copy"] = {"bytes": moved, "bytes_per_second": clock.summary([moved / each for each in times["copy"]])}
+    operations, moved = 2 * side**3, 2 * target.nbytes
+    found["operations_per_second"] = timing.summarize([operations / each for each in times["matmul"]])
+    found["bytes_per_second"] = timing.summarize([moved / each for each in times["copy"]])
 
 
 def circumstances(device: torch.device) -> dict[str, Any]:
-    """The machine and the versions, as far as they can be told."""
+    """The machine and the versions."""
     facts: dict[str, Any] = {
         "device": device.type,
         "cores": os.cpu_count(),
@@ -54,11 +50,8 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         facts |= {
             "card": card.name,
             "memory_gib": round(card.total_memory / 2**30, 1),
-            "processors": card.multi_processor_count,
-            "capability": f"{card.major}.{card.minor}",
             "cuda": torch.version.cuda,
             "cudnn": torch.backends.cudnn.version(),  # type: ignore[no-untyped-call]
-            "driver": _driver(),
         }
     return facts
 
@@ -68,12 +61,3 @@ def _version(package: str) -> str | None:
         return importlib.metadata.version(package)
     except importlib.metadata.PackageNotFoundError:
         return None
-
-
-def _driver() -> str | None:
-    command = ["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader"]
-    try:
-        run = subprocess.run(command, capture_output=True, text=True, timeout=20, check=True)
-    except (OSError, subprocess.SubprocessError):
-        return None
-    return run.stdout.split("\n")[0].strip()

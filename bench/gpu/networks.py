@@ -1,7 +1,7 @@
 """The networks that are measured: two of DDPM's, with random weights, and the one that ships here.
 
-What a forward costs does not depend on what its weights say, only on their shapes. These are the shapes of
-google/ddpm-cifar10-32 and google/ddpm-celebahq-256 (Ho et al. 2020, appendix B), as diffusers writes them down.
+What a forward costs depends on the shapes of its weights only. These are the shapes of google/ddpm-cifar10-32 and
+google/ddpm-celebahq-256 (Ho et al. 2020, appendix B), as diffusers writes them down.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from model.network.config import UNetConfig
 from model.network.unet import UNet
 from model.training.recipe import SCHEDULER_CONFIG
 
-SHIPPED_NAME = "avatars-32"
+MAIN, SHIPPED_NAME = "cifar10-32", "avatars-32"
 
 
 def _google(size: int, channels: tuple[int, ...], attention: int, layers: int = 2, groups: int = 32) -> UNetConfig:
-    """TensorFlow's padding, sines first, attention of one head at the level of that index."""
+    """TensorFlow's padding, sines first, one attention head at the level of that index."""
     levels = range(len(channels))
     return UNetConfig(
         sample_size=size,
@@ -47,11 +47,11 @@ TINY = _google(8, (8, 16), attention=1, layers=1, groups=4)
 
 @dataclass(frozen=True)
 class Network:
-    """One that is measured.
+    """One network.
 
     Attributes:
         max_width: most rows of a forward that calibration may try.
-        seed: of its random weights; None for weights that were trained, in ``weights/``.
+        seed: of its random weights; None for a checkpoint in ``weights/``.
     """
 
     name: str
@@ -61,7 +61,7 @@ class Network:
     seed: int | None = None
 
     def folder(self, parent: Path, device: torch.device) -> Path:
-        """Its checkpoint, written into a folder of its name if there is none yet."""
+        """Its checkpoint; one of random weights is written to ``parent`` if it is not there yet."""
         if self.seed is None:
             return SHIPPED / self.name
         path = parent / self.name
@@ -72,38 +72,35 @@ class Network:
 
 
 def shipped_config() -> UNetConfig:
-    """Of the checkpoint that ships here, which then need not be loaded."""
     return UNetConfig.from_dict(json.loads((SHIPPED / SHIPPED_NAME / "unet" / "config.json").read_text()))
 
 
-def measured(*, tiny: bool = False) -> tuple[Network, ...]:
-    """All of them; ``tiny`` ones take milliseconds on a CPU, and their figures mean nothing."""
-    shipped = Network(SHIPPED_NAME, "shipped", shipped_config(), 2 if tiny else 1024)
-    if tiny:
-        return Network("cifar10-32", "tiny", TINY, 4, seed=0), Network("celebahq-256", "tiny", TINY, 2, seed=1), shipped
-    return (
-        Network("cifar10-32", "DDPM's for CIFAR-10", CIFAR, 512, seed=0),
-        Network("celebahq-256", "DDPM's for CelebA-HQ", CELEBAHQ, 32, seed=1),
-        shipped,
+def networks(*, tiny: bool = False) -> dict[str, Network]:
+    """All by name; ``tiny`` ones take milliseconds on a CPU."""
+    cifar, celebahq = (TINY, TINY) if tiny else (CIFAR, CELEBAHQ)
+    each = (
+        Network(MAIN, "DDPM for CIFAR-10", cifar, 4 if tiny else 512, seed=0),
+        Network("celebahq-256", "DDPM for CelebA-HQ", celebahq, 2 if tiny else 32, seed=1),
+        Network(SHIPPED_NAME, SHIPPED_NAME, shipped_config(), 2 if tiny else 1024),
     )
+    return {network.name: network for network in each}
 
 
 @torch.inference_mode()
 def random(config: UNetConfig, seed: int, device: torch.device | str = "cpu") -> UNet:
-    """Random weights that say something of about unit size, as ε is."""
+    """Random weights, scaled so that the output has about unit variance, as ε has."""
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         net = UNet(config).eval().requires_grad_(False)
         x = torch.randn(1, config.in_channels, *config.size)
     net.to(device)
     y = None if config.num_class_embeds is None else torch.zeros(1, dtype=torch.int64, device=device)
-    said = net(x.to(device), torch.full((1,), 500.0, device=device), y)
-    net.conv_out.weight /= said.std()
+    output = net(x.to(device), torch.full((1,), 500.0, device=device), y)
+    net.conv_out.weight /= output.std()
     torch.nn.init.zeros_(net.conv_out.bias)  # type: ignore[arg-type]
     return net
 
 
 def parameters(config: UNetConfig) -> int:
-    """How many numbers a network of this shape has."""
     with torch.device("meta"):
         return sum(parameter.numel() for parameter in UNet(config).parameters())

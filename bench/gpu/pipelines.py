@@ -1,8 +1,7 @@
-"""diffusers on the same weights: the loop of its DDIMPipeline, as it comes and with its network compiled.
+"""diffusers on the same weights: the loop of its DDIMPipeline, eager and with its network compiled.
 
-In bfloat16 and channels_last, with the state in bfloat16 as the pipeline keeps it, and without making images of
-8 bits of the result. The pipeline itself knows no classes and lets nobody in between its steps, so its loop is written
-out.
+In bfloat16 and channels_last, with the state in bfloat16 as the pipeline keeps it, and without conversion to 8 bits.
+The pipeline itself knows no classes, so its loop is written out.
 """
 
 from __future__ import annotations
@@ -15,13 +14,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from bench.gpu import clock
+from bench import timing
 from bench.gpu.bench import Bench
-from bench.gpu.engine import Served
+from bench.gpu.engine import Loaded
 from model.diffusion.noise import draw_noise, seeded_generator
 
-LEAST_SECONDS = 25.0  # in which it makes sense to begin to compile
-LARGEST_DIFFERENCE = 0.1  # of what both say of the same rows, rms over rms: bfloat16 makes 0.01 of it
+LEAST_SECONDS = 25.0  # with less left, compiling is not tried
+LARGEST_DIFFERENCE = 0.1  # between both ε of the same rows, rms over rms: bfloat16 makes 0.01 of it
 
 
 class LeftOut(Exception):
@@ -30,93 +29,84 @@ class LeftOut(Exception):
 
 @dataclass(frozen=True)
 class Pipeline:
-    """One form of diffusers' loop.
+    """diffusers' loop.
 
     Attributes:
-        unet: UNet2DModel, or what torch.compile made of it.
+        unet: UNet2DModel, as it is or compiled.
         scheduler: DDIMScheduler.
-        kinds: classes that images may be of; None for a network without.
+        classes: how many; None for an unconditional network.
     """
 
     unet: Callable[..., Any]
     scheduler: Any
     device: torch.device
     shape: tuple[int, int, int]
-    kinds: int | None
-
-    def classes(self, width: int) -> Tensor | None:
-        """Of so many images."""
-        return None if self.kinds is None else torch.arange(width, device=self.device).remainder(self.kinds)
+    classes: int | None
 
     @torch.no_grad()
-    def walk(self, width: int, steps: int) -> Tensor:
+    def sample(self, width: int, steps: int) -> Tensor:
         """So many images at once, from the first noise to float32 [width, C, H, W] on the CPU."""
         x = torch.stack([draw_noise(seeded_generator(seed), self.shape) for seed in range(width)])
         x = x.to(self.device, torch.bfloat16).contiguous(memory_format=torch.channels_last)
-        y = self.classes(width)
+        y = None if self.classes is None else torch.arange(width, device=self.device).remainder(self.classes)
         self.scheduler.set_timesteps(steps)
         for t in self.scheduler.timesteps:
             eps = self.unet(x, t.to(self.device), y).sample
             x = self.scheduler.step(eps, t, x).prev_sample
         return x.float().cpu()
 
-    @torch.no_grad()
-    def said(self, x: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        """What the network says of rows, float32."""
-        x = x.to(torch.bfloat16, memory_format=torch.channels_last)
-        y = None if y is None else y.to(self.device)
-        found: Tensor = self.unet(x, t.to(self.device), y).sample.float()
-        return found
 
-
-def eager(served: Served) -> Pipeline:
-    """The pipeline as it comes.
+def eager(loaded: Loaded) -> Pipeline:
+    """The pipeline as it is.
 
     Raises:
-        LeftOut: diffusers is not installed, or its network says other things than ours.
+        LeftOut: diffusers is not installed, or its ε is another.
     """
     try:
         from diffusers import DDIMScheduler, UNet2DModel  # noqa: PLC0415 - may be missing, and takes seconds
     except ImportError as error:
         raise LeftOut(f"not installed: {error}") from error
     unet = UNet2DModel.from_pretrained(  # type: ignore[no-untyped-call]
-        served.folder / "unet", torch_dtype=torch.bfloat16, low_cpu_mem_usage=False
+        loaded.folder / "unet", torch_dtype=torch.bfloat16, low_cpu_mem_usage=False
     )
-    unet = unet.to(served.runner.device, memory_format=torch.channels_last)
+    unet = unet.to(loaded.runner.device, memory_format=torch.channels_last)
     unet.eval().requires_grad_(False)
-    scheduler = DDIMScheduler.from_config(served.checkpoint.scheduler_config)  # type: ignore[no-untyped-call]
-    pipeline = Pipeline(unet, scheduler, served.runner.device, served.checkpoint.shape, served.classes)
-    rows = served.rows(served.wanted.canonical)
+    scheduler = DDIMScheduler.from_config(loaded.checkpoint.scheduler_config)  # type: ignore[no-untyped-call]
+    pipeline = Pipeline(unet, scheduler, loaded.runner.device, loaded.checkpoint.shape, loaded.classes)
+    x, t, y = loaded.inputs(4)
+    x, t = x.to(loaded.runner.device), t.to(loaded.runner.device)
+    y = None if y is None else y.to(loaded.runner.device)
     with torch.inference_mode():
-        ours = served.nets.exact(*rows)
-    apart = float((pipeline.said(*rows) - ours).square().mean().sqrt() / ours.square().mean().sqrt())
-    if not apart < LARGEST_DIFFERENCE:
-        raise LeftOut(f"its ε is not that of the same weights: {apart:.3g} apart, rms over rms")
+        ours = loaded.nets.exact(x, t, y)
+        theirs = unet(x.to(torch.bfloat16, memory_format=torch.channels_last), t, y).sample.float()
+    difference = float((theirs - ours).square().mean().sqrt() / ours.square().mean().sqrt())
+    if not difference < LARGEST_DIFFERENCE:
+        raise LeftOut(f"its ε is not that of the same weights: {difference:.3g} apart, rms over rms")
     return pipeline
 
 
 def compiled(bench: Bench, plain: Pipeline, widths: Sequence[int], limit: float) -> tuple[Pipeline, dict[int, float]]:
-    """The same with torch.compile, and the seconds that this took for each width that it was done for.
+    """The same with torch.compile, and the seconds that compiling took, for each width that was compiled in time.
 
-    With CUDA graphs (``reduce-overhead``), and for each width by itself; on a CPU only the tracing is tried.
+    With CUDA graphs (``reduce-overhead``), one for each width; on a CPU only the tracing is tried.
 
     Raises:
-        LeftOut: it failed, took longer than the limit for even the first width, or would have.
+        LeftOut: it failed, or took longer than the limit for the first width.
     """
-    if limit < bench.of(LEAST_SECONDS, 0.0):
+    if limit < bench.pick(LEAST_SECONDS, 0.0):
         raise LeftOut(f"no time to compile in {limit:.0f} s")
     options: dict[str, Any] = {"mode": "reduce-overhead"} if bench.device.type == "cuda" else {"backend": "eager"}
     torch.compiler.reset()
     quick = replace(plain, unet=torch.compile(plain.unet, dynamic=False, **options))
     took: dict[int, float] = {}
     try:
-        with clock.within(limit):
+        with timing.within(limit):
             for width in widths:
                 began = time.monotonic()
-                quick.walk(width, 4)  # CUDA graphs are recorded in the second and third call
-                clock.synchronize(bench.device)
+                quick.sample(width, 4)  # CUDA graphs are recorded in the second and third call
+                timing.synchronize(bench.device)
                 took[width] = round(time.monotonic() - began, 2)
-    except clock.Overrun:
+    except timing.Overrun:
         if not took:
             raise LeftOut(f"not compiled within {limit:.0f} s") from None
     except Exception as error:

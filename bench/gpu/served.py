@@ -1,60 +1,65 @@
-"""Mixed requests over HTTP, beside the bare network at the widths that the server used for them."""
+"""The server over HTTP: how long it takes to be ready, and mixed requests beside bare forwards of the same widths."""
 
 from __future__ import annotations
 
 import asyncio
-import re
 import time
-from collections import Counter
 from collections.abc import Iterable
 from typing import Any
 
-import httpx
 import torch
 
 from app.cli.loadtest import load
-from app.cli.loadtest.command import MIX
 from app.cli.loadtest.report import outcomes
-from app.cli.mix import Mix
-from bench import server
-from bench.gpu import beside, clock
+from app.cli.mix import MIX, Mix
+from bench import timing
+from bench.gpu import engine
 from bench.gpu.bench import Bench
-from bench.gpu.engine import Served
+from bench.gpu.engine import Loaded
 from bench.gpu.networks import Network
+from bench.server import Served, server
 
 IMAGES = 16  # of a request: at thousands of images a second, one at a time would measure HTTP alone
-NPY = "application/x-npy"
+START_SECONDS = 120.0
 
 
-def measure(network: Network, bench: Bench, found: dict[str, Any]) -> None:
-    """Clients who ask again at once keep the server busy; in the midst of that its own counters are read twice."""
-    ours = beside.load(bench, network)
-    images = bench.of(IMAGES, 2)
-    # Twice as many rows as one forward takes, so that there is always somebody for the next.
-    clients = max(4, 2 * ours.widths[-1] // images)
-    mix = bench.of(MIX, "2:0.6,4:0.3,8:0.1")
-    found |= {"width": ours.widths[-1], "clients": clients, "images_of_a_request": images, "mix": mix}
-    with _server(bench, ours) as served:
+def measure_start(network: Network, bench: Bench, found: dict[str, Any]) -> None:
+    """Seconds from the command to readiness: with nothing compiled or calibrated before, and again."""
+    checkpoint, kept = network.folder(bench.folder, bench.device), bench.folder / "kept"
+    options = ["--checkpoint", str(checkpoint), "--device", str(bench.device), "--cache", str(kept)]
+    options += bench.pick([], ["--threads", "1", "--max-width", "4"])
+    for which in ("first", "again"):
+        bench.progress(f"{which} start")
+        began = time.monotonic()
+        with server(*options, within=START_SECONDS, TRITON_CACHE_DIR=str(kept / "triton")):
+            found[f"{which}_seconds"] = round(time.monotonic() - began, 2)
+
+
+def measure_load(network: Network, bench: Bench, found: dict[str, Any]) -> None:
+    """Clients in a closed loop keep the server busy; in the midst of that its own counters are read twice."""
+    loaded = engine.load(bench, network)
+    images, mix = bench.pick(IMAGES, 2), bench.pick(MIX, "2:0.6,4:0.3,8:0.1")
+    # Twice as many rows as one forward takes, so that the next one is always full.
+    clients = max(4, 2 * loaded.widths[-1] // images)
+    found |= {"width": loaded.widths[-1], "clients": clients, "images_of_a_request": images, "mix": mix}
+    with _server(bench, loaded) as served:
         target = load.Target(
             f"{served.base}/sample",
             lambda steps, seed: {"sampler": "ddim", "steps": steps, "seed": seed * images, "n": images},
-            NPY,
+            "application/x-npy",
         )
-        bench.tell("bare forwards")
-        before = _bare(bench, ours, ours.widths)
-        window = bench.of(max(3.0, min(15.0, bench.left() / 3)), 1.0)
-        bench.tell(f"{clients} clients")
-        found |= asyncio.run(_loaded(served.base, target, Mix.parse(mix), clients, window))
+        window = bench.pick(max(3.0, min(15.0, bench.left() / 3)), 1.0)
+        bench.progress(f"{clients} clients")
+        found |= asyncio.run(_measure(served, target, Mix.parse(mix), clients, window))
         forwards = {int(width): count for width, count in found["forwards"].items()}
-        after = _bare(bench, ours, forwards)
-    bare = {width: (before.get(width, each) + each) / 2 for width, each in after.items()}
-    found |= beside_bare(forwards, found["rows_per_second"], Mix.parse(mix).mean, bare)
+        bare = _bare(bench, loaded, forwards)
+    found |= compare(forwards, found["rows_per_second"], Mix.parse(mix).mean, bare)
 
 
-def beside_bare(
+def compare(
     forwards: dict[int, float], rows_per_second: float, steps: float, bare: dict[int, float]
 ) -> dict[str, float]:
-    """What was served over what full forwards of the same widths, one after another, would have done.
+    """The served rate over that of full bare forwards of the same widths.
 
     Args:
         forwards: how many of each width.
@@ -70,58 +75,57 @@ def beside_bare(
     }
 
 
-def _server(bench: Bench, ours: Served) -> Any:
-    """Calibrated as ours was: it finds that on the disk."""
-    wanted = ours.wanted
+def _server(bench: Bench, loaded: Loaded) -> Any:
+    """With the same calibration, which it finds on the disk."""
+    wanted = loaded.wanted
     options = {
-        "checkpoint": ours.folder,
+        "checkpoint": loaded.folder,
         "device": bench.device,
         "dtype": wanted.dtype,
         "max-width": wanted.max_width,
-        "reproducible-width": wanted.canonical,
+        "reproducible-width": wanted.reproducible_width,
         "cache": bench.folder / "calibrations",
         "log-level": "warning",
         **({"threads": wanted.threads} if wanted.threads else {}),
     }
-    return server.server(*(str(each) for name, value in options.items() for each in (f"--{name}", value)))
+    return server(*(str(each) for name, value in options.items() for each in (f"--{name}", value)))
 
 
 @torch.inference_mode()
-def _bare(bench: Bench, ours: Served, widths: Iterable[int]) -> dict[int, float]:
+def _bare(bench: Bench, loaded: Loaded, widths: Iterable[int]) -> dict[int, float]:
     """Seconds of a bare forward by width; the server idles."""
     found = {}
     for width in widths:
-        forward = ours.bare(width)
-        once = clock.seconds(forward, 2, bench.device)
-        found[width] = clock.seconds(forward, bench.of(max(3, int(0.1 / once)), 2), bench.device)
+        forward = loaded.bare(width)
+        once = timing.device_seconds(forward, 2, bench.device)
+        found[width] = timing.device_seconds(forward, bench.pick(max(3, int(0.1 / once)), 2), bench.device)
     return found
 
 
-async def _loaded(base: str, target: load.Target, mix: Mix, clients: int, window: float) -> dict[str, Any]:
-    """Forwards by width and rows a second, between two moments at which all clients are at it."""
+async def _measure(served: Served, target: load.Target, mix: Mix, clients: int, window: float) -> dict[str, Any]:
+    """Forwards by width and rows a second, between two moments at which all clients are busy."""
+
+    async def read() -> tuple[dict[tuple[str, ...], float], float, float]:
+        forwards = await asyncio.to_thread(served.series, "unstir_forwards_total")
+        return forwards, await asyncio.to_thread(served.metric, "unstir_rows_total"), time.perf_counter()
+
     warm = window / 3
-    async with load.connected(target) as client, httpx.AsyncClient(base_url=base, trust_env=False) as http:
+    async with load.connected(target) as client:
         running = asyncio.create_task(load.closed_loop(client, mix, clients, 2 * warm + window, seed=1))
         await asyncio.sleep(warm)
-        first, began = (await http.get("/metrics")).text, time.perf_counter()
+        earlier, first, began = await read()
         await asyncio.sleep(window)
-        last, seconds = (await http.get("/metrics")).text, time.perf_counter() - began
+        later, last, ended = await read()
         result = await running
-    forwards, earlier = _forwards(last), _forwards(first)
     ends = outcomes(result.records)
     return {
-        "seconds": seconds,
-        "forwards": {str(width): count - earlier[width] for width, count in forwards.items() if count > earlier[width]},
-        "rows_per_second": (_total(last, "rows_total") - _total(first, "rows_total")) / seconds,
+        "seconds": ended - began,
+        "forwards": {
+            width: count - earlier.get((width,), 0.0)
+            for (width,), count in later.items()
+            if count > earlier.get((width,), 0.0)
+        },
+        "rows_per_second": (last - first) / (ended - began),
         "requests": sum(ends.values()),
         "answered": ends["ok"],
     }
-
-
-def _forwards(metrics: str) -> Counter[int]:
-    found = re.findall(r'^unstir_forwards_total\{width="(\d+)"\} (\S+)$', metrics, re.MULTILINE)
-    return Counter({int(width): int(float(count)) for width, count in found})
-
-
-def _total(metrics: str, name: str) -> float:
-    return sum(map(float, re.findall(rf"^unstir_{name}(?:\{{.*\}})? (\S+)$", metrics, re.MULTILINE)))

@@ -1,1 +1,1 @@
-"""The same network behind other servers, each set up as well as it can be, and Unstir beside them."""
+"""Unstir beside other inference servers, all with the same network: ``make bench-peers``."""

@@ -12,7 +12,7 @@ from bench.peers import common
 
 
 class Diffusion(Worker):  # type: ignore[misc]
-    """One process that takes batches to their end."""
+    """One process that finishes a batch before it answers."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -24,7 +24,7 @@ class Diffusion(Worker):  # type: ignore[misc]
 
 
 if __name__ == "__main__":
-    # Its own limit of 3 s would answer 408 to what waits a little longer; it reads the port itself.
+    # By default it answers 408 after 3 s; it reads --port itself.
     sys.argv += ["--timeout", str(1000 * common.PATIENCE), "--address", "127.0.0.1", "--log-level", "warning"]
     server = Server()
     server.append_worker(

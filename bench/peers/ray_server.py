@@ -11,12 +11,12 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from bench.peers import common, ports
+from bench.peers import common
 
 
 @serve.deployment(num_replicas=1, max_ongoing_requests=10_000, ray_actor_options={"num_cpus": 0.5})
 class Diffusion:
-    """One replica that takes batches to their end."""
+    """One replica that finishes a batch before it answers."""
 
     def __init__(self) -> None:
         self.net = common.network()
@@ -24,7 +24,7 @@ class Diffusion:
 
     @serve.batch(max_batch_size=common.CAP, batch_wait_timeout_s=0.005)  # type: ignore[untyped-decorator]
     async def answer(self, requests: list[dict[str, Any]]) -> list[dict[str, str]]:
-        # In a thread, so that the next requests are taken in meanwhile.
+        # In a thread, so that the next requests are received meanwhile.
         return await asyncio.to_thread(common.answer_all, self.net, requests)
 
     async def __call__(self, request: Request) -> Any:
@@ -39,6 +39,6 @@ if __name__ == "__main__":
         object_store_memory=100 << 20,
         runtime_env={"env_vars": {"OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", "1")}},
     )
-    serve.start(http_options={"host": "127.0.0.1", "port": ports.asked()})
+    serve.start(http_options={"host": "127.0.0.1", "port": common.port()})
     serve.run(Diffusion.bind(), route_prefix="/sample")  # type: ignore[attr-defined]
     signal.pause()

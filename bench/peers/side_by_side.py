@@ -1,9 +1,9 @@
-"""Saturated, side by side: servers that all have as many clients as keep them busy, and of which one runs at a time.
+"""Saturation, side by side: all servers have as many clients as keep them busy, and one of them runs at a time.
 
-A shared machine's pace changes by a tenth within seconds, which is more than good servers differ by. So all are
-started, all but one are stopped, and every second it is another one's turn, in an order drawn anew for each round;
-the bare network has turns like everybody. Answers are counted against the time that their server ran. All are started
-several times over, since processes differ by luck, too. The last line is JSON.
+The speed of a shared machine changes by a tenth within seconds, which is more than good servers differ by. So all are
+started, all but one are stopped (SIGSTOP), and every second another one runs, in an order drawn anew for each round;
+the bare network has turns like the servers. Answers are counted against the time that their server ran. All are started
+several times, since processes differ by chance, too. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -26,25 +26,24 @@ from typing import Any
 from app.cli.loadtest import load
 from app.cli.loadtest.load import LoadError, Record
 from app.cli.mix import Mix
-from bench.peers import common
-from bench.peers.bare import bare
-from bench.peers.run import CLIENTS, DEEP, STEPS, versions
-from bench.peers.table import PEERS, running
+from bench.peers import bare, common
+from bench.peers.process import running
+from bench.peers.servers import DEEP, PEERS, versions
 
+CLIENTS = 16
 STARTS, ROUNDS, TURN_SECONDS = 5, 25, 1.0
 TOGETHER = 0.5  # seconds within which the answers of one batch come
 
 
 @dataclass
 class Racer:
-    """A server, and what it has done in its turns.
+    """A server, and what it answered in its turns.
 
     Attributes:
         pids: of its processes.
         ran: seconds.
-        broken: requests on connections that it closed when it woke up, since by the clock they had been idle for long;
-            they are sent again.
-        answers: at which moments of this time, and how many steps each was of.
+        broken: requests on connections that it closed when it was continued, as idle for too long; they are sent again.
+        answers: (moment of the time that it ran, steps).
     """
 
     pids: Sequence[int]
@@ -55,16 +54,14 @@ class Racer:
 
     @property
     def clock(self) -> float:
-        """Seconds that it has run, by now."""
+        """Seconds that it has run by now."""
         return self.ran if self._since is None else self.ran + time.perf_counter() - self._since
 
     def send(self, what: signal.Signals) -> None:
-        """To all its processes, of which there will be no others."""
         for pid in self.pids:
             os.kill(pid, what)
 
     async def turn(self) -> None:
-        """Let it run for a while."""
         self._since = time.perf_counter()
         self.send(signal.SIGCONT)
         await asyncio.sleep(TURN_SECONDS)
@@ -72,10 +69,10 @@ class Racer:
         self.ran, self._since = self.clock, None
 
     async def keep_busy(self, client: load.Client, works: Iterator[int]) -> None:
-        """One client, who asks for the next of these works as soon as there is an answer.
+        """One client, which sends the next request as soon as there is an answer.
 
         Raises:
-            LoadError: it was a refusal.
+            LoadError: it was refused.
         """
         steps = next(works)
         while True:
@@ -91,8 +88,9 @@ class Racer:
 
     @property
     def found(self) -> dict[str, float]:
-        """Steps a second from the end of the first batch to that of the last, so that filling up is not counted, nor
-        anything missed that was done but not yet answered.
+        """Steps a second from the end of the first batch to that of the last.
+
+        So neither the filling of the first batch counts, nor work that was done and not yet answered.
 
         Raises:
             LoadError: there were too few answers.
@@ -110,15 +108,15 @@ class Racer:
         return max(each for each, _ in self.answers if each <= moment + TOGETHER)
 
 
-def drawn(mix: Mix) -> Iterator[int]:
-    """What clients ask for one after another, the same for every server."""
+def draw(mix: Mix) -> Iterator[int]:
+    """Steps of one request after another, the same for every server."""
     source = random.Random("works")
     while True:
         yield mix.draw(source)
 
 
-async def one_start(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, Any]:
-    """Start all, take turns, and see what came of it.
+async def run_start(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, Any]:
+    """Start all servers, let them take turns, and end them.
 
     Raises:
         LoadError: a server refused or failed.
@@ -130,12 +128,11 @@ async def one_start(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, An
         for name in names:
             server = stack.enter_context(running(PEERS[name]))
             racers[name] = Racer(server.pids)
-            stack.callback(racers[name].send, signal.SIGKILL)  # who is stopped would not hear that it should end
+            stack.callback(racers[name].send, signal.SIGKILL)  # a stopped process does not receive SIGTERM
             racers[name].send(signal.SIGSTOP)
             clients[name] = await stack.enter_async_context(load.connected(server.target))
-        alone = stack.enter_context(bare())
         group = await stack.enter_async_context(asyncio.TaskGroup())
-        works = {name: drawn(mix) for name in racers}
+        works = {name: draw(mix) for name in racers}
         tasks = [
             group.create_task(racer.keep_busy(clients[name], works[name]))
             for name, racer in racers.items()
@@ -143,8 +140,9 @@ async def one_start(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, An
         ]
 
         async def bare_turn() -> None:
-            bare_rows.append(await asyncio.to_thread(alone.rows_per_second, TURN_SECONDS))
+            bare_rows.append(await asyncio.to_thread(bare.rows_per_second, TURN_SECONDS))
 
+        common.network()  # loaded before the first turn
         turns, order = [bare_turn, *(racer.turn for racer in racers.values())], random.Random("side by side")
         for _ in range(rounds):
             for turn in order.sample(turns, len(turns)):
@@ -155,8 +153,8 @@ async def one_start(names: Sequence[str], mix: Mix, rounds: int) -> dict[str, An
     return {"bare": statistics.mean(bare_rows), "servers": {name: racer.found for name, racer in racers.items()}}
 
 
-def summary(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What all starts come to: steps a second, and of the bare network, whose rows are steps, too."""
+def pool(starts: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """All starts together: steps a second, and the share of the bare network's rows a second."""
     servers = {}
     for name in starts[0]["servers"]:
         found = [each["servers"][name] for each in starts]
@@ -176,25 +174,25 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--starts", type=int, default=STARTS, help="of all servers [%(default)s]")
     parser.add_argument("--rounds", type=int, default=ROUNDS, help="after each start; at least 20 [%(default)s]")
-    parser.add_argument("--mix", default=f"{STEPS}:1", help="steps of the requests, and their weights [%(default)s]")
+    parser.add_argument("--mix", default="50:1", help="steps of the requests, and their weights [%(default)s]")
     parser.add_argument("--peers", default=",".join(DEEP), help="which [%(default)s]")
     arguments = parser.parse_args()
-    # Without a handler the process would be gone before it has ended its servers, and leave them stopped.
+    # Without a handler the process would end before it has ended its servers, and leave them stopped.
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     names, mix, starts = arguments.peers.split(","), Mix.parse(arguments.mix), []
     for each in range(arguments.starts):
         print(f"start {each + 1} of {arguments.starts} …", file=sys.stderr, flush=True)
-        starts.append(asyncio.run(one_start(names, mix, arguments.rounds)))
+        starts.append(asyncio.run(run_start(names, mix, arguments.rounds)))
     facts = {
         "mix": str(mix),
-        **summary(starts),
+        **pool(starts),
         "starts": arguments.starts,
         "rounds": arguments.rounds,
         "turn_seconds": TURN_SECONDS,
         "clients": CLIENTS,
         "load_average": round(os.getloadavg()[0], 2),
         "checkpoint": common.checkpoint().card.name,
-        "versions": versions([PEERS[name] for name in names]),
+        "versions": versions(names),
     }
     print(json.dumps(facts))
 

@@ -10,11 +10,12 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 from tqdm import tqdm
 
 from model.data import Dataset
+from model.files import write_atomically
 from model.images import from_uint8
 
 BATCH = 250
@@ -74,8 +75,7 @@ def load_or_train(path: Path, dataset: Dataset, device: torch.device, epochs: in
                 optimizer.step()
                 schedule.step()
                 bar.update()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    save_file({key: value.contiguous() for key, value in net.state_dict().items()}, path)
+    write_atomically(path, save({key: value.contiguous() for key, value in net.state_dict().items()}))
     return net.eval()
 
 

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from model.evaluation.classifier import batches
+from model.files import write_atomically
 
 SIDE = 96  # images are enlarged to this; the network was trained at 224, which costs five times as much
 
@@ -32,8 +33,6 @@ def efficientnet(device: torch.device, folder: Path) -> FeatureExtractor | None:
         )
     net = net.to(device, memory_format=torch.channels_last).eval()
 
-    folder.mkdir(parents=True, exist_ok=True)
-
     @torch.inference_mode()
     def features(images: np.ndarray) -> np.ndarray:
         path = folder / f"{hashlib.sha256(images.tobytes()).hexdigest()[:16]}.npy"
@@ -44,8 +43,8 @@ def efficientnet(device: torch.device, folder: Path) -> FeatureExtractor | None:
             large = F.interpolate(x.expand(-1, 3, -1, -1), (SIDE, SIDE), mode="bilinear", align_corners=False)
             inner = net.extract_features(large.contiguous(memory_format=torch.channels_last))
             parts.append(inner.mean(dim=(2, 3)).cpu().numpy())
-        np.save(path.with_suffix(".part.npy"), found := np.concatenate(parts))
-        path.with_suffix(".part.npy").replace(path)
+        np.save(buffer := io.BytesIO(), found := np.concatenate(parts))
+        write_atomically(path, buffer.getbuffer())
         return np.asarray(found, np.float64)
 
     return features

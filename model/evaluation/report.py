@@ -6,6 +6,9 @@ import json
 from pathlib import Path
 from typing import Any
 
+from model.evaluation.markdown import table
+from model.files import write_atomically
+
 FEATURES = {"classifier": "features of a classifier of the data", "efficientnet": "features of EfficientNet-Lite0"}
 
 # DDIM (Song et al. 2021), table 1 (CIFAR-10) and table 2 (encode and decode, error per dimension, pixels in 0..1).
@@ -25,10 +28,9 @@ def write(out: Path, facts: dict[str, Any]) -> str:
     Args:
         facts: ``checkpoint``, ``command``, ``unseen``, and whatever was measured: ``samplers`` and ``inversion``.
     """
-    out.mkdir(parents=True, exist_ok=True)
-    (out / "quality.json").write_text(json.dumps(facts, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    write_atomically(out / "quality.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
     text = page(facts, _plots(out, facts))
-    (out / "quality.md").write_text(text, encoding="utf-8")
+    write_atomically(out / "quality.md", text)
     return text
 
 
@@ -71,7 +73,7 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], which: str) -> list[
             parts.append(
                 f"**Fréchet distance, {meaning}**; floor {_short(floor['mean'])} (spread {_short(floor['spread'])})"
             )
-            parts.append(_table(["within … evaluations", *map(str, budgets)], rows))
+            parts.append(table(["within … evaluations", *budgets], rows))
     if any("accuracy" in row for row in found["cells"]):
         rows = _grid(found, budgets, lambda row: f"{100 * row['accuracy']:.1f}")
         real = (
@@ -80,13 +82,13 @@ def _samplers(found: dict[str, Any], plots: dict[str, str], which: str) -> list[
             else ""
         )
         parts.append(f"**Share of images that the classifier assigns to the requested class, in %**{real}")
-        parts.append(_table(["within … evaluations", *map(str, budgets)], rows))
-    theirs = [[variant, *map(str, values)] for variant, values in TABLE_1.items()]
+        parts.append(table(["within … evaluations", *budgets], rows))
+    theirs = [[variant, *values] for variant, values in TABLE_1.items()]
     parts.append(
         "For comparison, table 1 of the DDIM paper: FID of another network on CIFAR-10, with ddpm as η = 1 and its "
         "fixed_large variance as σ̂. The values are not comparable with those above, their trends are."
     )
-    parts.append(_table(["DDIM, table 1", *map(str, TABLE_1_STEPS)], theirs))
+    parts.append(table(["DDIM, table 1", *TABLE_1_STEPS], theirs))
     return parts
 
 
@@ -113,9 +115,9 @@ def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], which: str) ->
     body = [
         [
             row["method"],
-            str(row["steps"]),
-            str(row["nfe"]),
-            str(row["decode_nfe"]),
+            row["steps"],
+            row["nfe"],
+            row["decode_nfe"],
             f"{row['psnr']['median']:.1f}",
             f"{row['psnr']['low']:.1f}",
             f"{100 * row['exact']:.1f} %",
@@ -124,13 +126,12 @@ def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], which: str) ->
         ]
         for row in rows
     ]
-    parts.append(_table([*header, "residual"], body))
-    theirs = [[str(steps), str(error)] for steps, error in TABLE_2.items()]
+    parts.append(table([*header, "residual"], body))
     parts.append(
         "For comparison, plain ddim in table 2 of the DDIM paper (CIFAR-10, squared error per dimension with pixels in "
         "0..1; 0.0023 is 26.4 dB)."
     )
-    parts.append(_table(["steps", "error"], theirs))
+    parts.append(table(["steps", "error"], TABLE_2.items()))
     return parts
 
 
@@ -138,11 +139,6 @@ def _grid(found: dict[str, Any], budgets: list[int], show: Any) -> list[list[str
     variants = dict.fromkeys(row["variant"] for row in found["cells"])
     cells = {(row["variant"], row["budget"]): show(row) for row in found["cells"]}
     return [[variant, *(cells.get((variant, budget), "") for budget in budgets)] for variant in variants]
-
-
-def _table(header: list[str], rows: list[list[str]]) -> str:
-    lines = [header, ["---"] * len(header), *rows]
-    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
 
 
 def _short(value: float) -> str:

@@ -19,6 +19,7 @@ from model.data import Dataset
 from model.diffusion import inversion, machine, samplers
 from model.diffusion.plan import Plan
 from model.diffusion.schedule import NoiseSchedule, covering_spacing
+from model.files import write_atomically
 
 CHUNK = 32
 
@@ -60,7 +61,6 @@ def measure(
     checkpoint: Checkpoint, todo: Sequence[RoundTrip], held_out: Dataset, count: int, folder: Path, device: torch.device
 ) -> list[dict[str, Any]]:
     """Round trips of the first ``count`` images, in float32; results are cached in ``folder``."""
-    folder.mkdir(parents=True, exist_ok=True)
     x_0 = images.from_uint8(held_out.images[:count])
     conditional = checkpoint.net.config.num_class_embeds is not None
     given = held_out.labels[:count] if held_out.labels is not None else np.full(count, checkpoint.card.null_class or 0)
@@ -78,7 +78,7 @@ def measure(
                     part = slice(first, first + CHUNK)
                     parts.append(_round_trip(checkpoint, trip, x_0[part].to(device), None if y is None else y[part]))
                     bar.update((trip.encode.nfe + trip.decode.nfe) * len(parts[-1]["psnr"]))
-                path.write_text(json.dumps({key: [v for p in parts for v in p[key]] for key in parts[0]}))
+                write_atomically(path, json.dumps({key: [v for p in parts for v in p[key]] for key in parts[0]}))
             rows.append(_summary(trip, json.loads(path.read_text())))
     return rows
 

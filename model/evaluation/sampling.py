@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from model.evaluation.classifier import Classifier, classify
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import FeatureExtractor
 from model.evaluation.scope import Cell
+from model.files import write_atomically
 
 CHUNK = 50
 
@@ -33,7 +35,6 @@ def labels_of(checkpoint: Checkpoint, first: int, count: int) -> np.ndarray:
 @torch.inference_mode()
 def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path, device: torch.device) -> None:
     """Sample until ``folder`` has ``count`` images of each cell, uint8 [n, H, W, C]."""
-    folder.mkdir(parents=True, exist_ok=True)
     conditional = checkpoint.net.config.num_class_embeds is not None
     missing = {cell: range(len(_have(folder, cell)), count, CHUNK) for cell in todo}
     total = sum(cell.plan.nfe * (count - firsts.start) for cell, firsts in missing.items() if firsts)
@@ -45,9 +46,8 @@ def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path,
                 y = torch.from_numpy(labels_of(checkpoint, first, size)).to(device) if conditional else None
                 x_0 = machine.sample(checkpoint.net, cell.plan, range(first, first + size), checkpoint.shape, y)
                 new = images.to_uint8(x_0)
-                part = _path(folder, cell).with_suffix(".part.npy")
-                np.save(part, np.concatenate([_have(folder, cell), new]) if first else new)
-                part.replace(_path(folder, cell))
+                np.save(buffer := io.BytesIO(), np.concatenate([_have(folder, cell), new]) if first else new)
+                write_atomically(_path(folder, cell), buffer.getbuffer())
                 bar.update(cell.plan.nfe * size)
 
 

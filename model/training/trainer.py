@@ -9,6 +9,7 @@ equal up to rounding.
 from __future__ import annotations
 
 import copy
+import io
 import math
 import time
 from collections import deque
@@ -23,6 +24,7 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.data import Dataset
 from model.diffusion.schedule import NoiseSchedule
+from model.files import write_atomically
 from model.network.unet import UNet
 from model.training.batches import Batch, Batches
 from model.training.recipe import SCHEDULER_CONFIG, Recipe, TrainingError, network
@@ -182,8 +184,8 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             **{key: getattr(self, key) for key in ("precision", "step", "seconds", "loss")},
         }
-        torch.save(state, path.with_suffix(".part"))
-        path.with_suffix(".part").replace(path)
+        torch.save(state, buffer := io.BytesIO())
+        write_atomically(path, buffer.getbuffer())
 
     def load_state(self, path: Path) -> None:
         """Continue from a saved state; the recipe's limits may differ, its network may not.

@@ -8,7 +8,7 @@ import itertools
 import pytest
 import torch
 
-from app.engine.calibration import Wanted, calibrated, nets
+from app.engine.calibration import CalibrationOptions, build_networks, calibrate
 from app.engine.jobs import Lane
 from app.engine.runner import Runner
 from model import checkpoint
@@ -32,12 +32,12 @@ def ckpt(tiny):
 
 @pytest.fixture(scope="module")
 def found(ckpt):
-    return calibrated(ckpt, CARD, Wanted(max_width=32, canonical=4), None)
+    return calibrate(ckpt, CARD, CalibrationOptions(max_width=32, reproducible_width=4), None)
 
 
 @pytest.fixture(scope="module")
 def prepared(ckpt, found):
-    return nets(ckpt, CARD, found)
+    return build_networks(ckpt, CARD, found)
 
 
 @pytest.fixture
@@ -77,7 +77,7 @@ def test_the_card_computes_the_same_function(shape, layout):
 def test_calibration_takes_the_fused_form_and_doubling_widths(found):
     assert found.layout == "fused"
     assert {1, 2, 4} <= found.exact.keys()
-    assert 4 in found.alike
+    assert 4 in found.bit_identical
 
 
 async def test_rows_do_not_depend_on_neighbours_slots_or_joins(runner, found):
@@ -124,19 +124,21 @@ def test_no_tick_waits_for_the_card(runner):
         samplers.unipc(schedule, 6),
     ]
     guidance = itertools.cycle([1.0, 3.0])
-    lanes = [Lane(walk, i, i % 3, guidance=next(guidance), keep=frozenset({1, 3})) for i, walk in enumerate(walks)]
+    lanes = [
+        Lane(walk, i, i % 3, guidance=next(guidance), snapshot_steps=frozenset({1, 3})) for i, walk in enumerate(walks)
+    ]
     runner.advance(lanes, 8).wait()
     torch.cuda.synchronize()
     try:
         torch.cuda.set_sync_debug_mode("error")
-        flights = [runner.advance(lanes, 8) for _ in range(5)]
+        pending_ticks = [runner.advance(lanes, 8) for _ in range(5)]
     finally:
         torch.cuda.set_sync_debug_mode("default")
-    assert all(flight.wait() > 0 for flight in flights)
+    assert all(pending.wait() > 0 for pending in pending_ticks)
     for lane in lanes:
-        assert lane.frames.keys() == {1, 3}
+        assert lane.snapshots.keys() == {1, 3}
         assert not lane.remaining
-        assert runner.end(lane).isfinite().all()
+        assert runner.read_output(lane).isfinite().all()
 
 
 def test_what_is_copied_home_is_there_when_its_event_is_over():
@@ -152,9 +154,9 @@ def test_what_is_copied_home_is_there_when_its_event_is_over():
 
 def test_tf32_is_for_those_who_ask_for_it(ckpt, tiny_ckpt):
     """A product of numbers that need more than 10 bits of mantissa shows which it was."""
-    asked = calibrated(ckpt, CARD, Wanted(max_width=8, canonical=4, dtype="tf32"), None)
+    asked = calibrate(ckpt, CARD, CalibrationOptions(max_width=8, reproducible_width=4, dtype="tf32"), None)
     assert asked.dtype == "tf32"
-    forms = nets(ckpt, CARD, asked)
+    forms = build_networks(ckpt, CARD, asked)
     x = torch.randn(4, *ckpt.shape, generator=torch.Generator().manual_seed(0))
     t, y = torch.tensor([1.0, 300, 600, 999]), torch.tensor([0, 1, 2, 3])
     said = tiny_ckpt.net(x, t, y)

@@ -154,7 +154,7 @@ def test_a_very_long_image_keeps_at_least_a_line():
     assert data.fit(np.full((1, 1, 300, 1), 7, np.uint8), 8).max() == 7
 
 
-def test_a_image_of_the_right_size_is_left_alone():
+def test_an_image_of_the_right_size_is_left_alone():
     images = pixels(2, 5, 5, 1)
     assert np.array_equal(data.fit(images, 5), images)
 

@@ -1,1 +1,1 @@
-"""One outcome in the form that the client asked for: image, sheet, animation, numbers, archive, JSON."""
+"""Responses: one result in the format that the client asked for."""

@@ -1,79 +1,38 @@
-"""The forms that an answer comes in, whatever the operation was."""
+"""The formats of a response, whatever the operation was."""
 
 from __future__ import annotations
 
-import base64
 import io
 import time
 import zipfile
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel
-from torch import Tensor
 
+from app.api.responses.results import OperationResult
 from app.api.responses.schemas import Timing
 from app.errors import NotAcceptable
-from app.operations import files as uploads
-from app.operations.resolve import Usage
+from app.operations import files
 from model import images
-from model.images import ANIMATIONS
 
 PNG, WEBP, JPEG = "image/png", "image/webp", "image/jpeg"
 GIF, APNG = "image/gif", "image/apng"
 JSON, NPY, ZIP = "application/json", "application/x-npy", "application/zip"
 EVENTS = "text/event-stream"
-FORMATS = {  # the first is what a client gets that does not care
-    "/sample": (PNG, WEBP, JPEG, GIF, APNG, JSON, NPY, ZIP, EVENTS),
-    "/invert": (JSON, NPY, PNG, WEBP, GIF, APNG, EVENTS),
-    "/interpolate": (PNG, GIF, WEBP, APNG, JPEG, JSON, NPY, ZIP, EVENTS),
-}
 
 
 @dataclass(frozen=True)
-class Reply:
-    """An answer ready to be sent."""
+class Rendered:
+    """A result in its format, ready to be sent."""
 
     content: bytes
     media_type: str
     headers: dict[str, str]
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """An answer that has not yet taken form.
-
-    Attributes:
-        still: uint8 [n, H, W, C], to be laid out in ``columns``.
-        moving: uint8 [k, H, W, C], the frames of the animation; or why there is none.
-        array: float32, unrounded.
-        body: makes the JSON form, given the timing.
-        provenance: text chunks of the still image and the APNG: what makes it again.
-        files: names and contents of the archive.
-        images: how many were asked for.
-    """
-
-    still: np.ndarray | str
-    columns: int | None
-    moving: np.ndarray | str
-    array: Tensor
-    body: Callable[[Timing], BaseModel]
-    provenance: dict[str, str]
-    spent: Usage
-    headers: dict[str, str]
-    files: Callable[[], dict[str, bytes]] = field(default=dict)
-    images: int = 1
-
-    @property
-    def size(self) -> int:
-        """About how many bytes it takes to keep: its arrays, and as much again for what its forms are made of."""
-        arrays = [part for part in (self.still, self.moving) if not isinstance(part, str)]
-        return 2 * (self.array.nbytes + sum(part.nbytes for part in arrays)) + sum(map(len, self.provenance.values()))
-
-
 def negotiate(accept: str | None, formats: Sequence[str]) -> str:
-    """The format that the Accept header likes best (RFC 9110, section 12.5.1), preferring our order where it is equal.
+    """The format with the highest quality in Accept (RFC 9110, section 12.5.1); among equals, the first of ours.
 
     Raises:
         NotAcceptable: none of ours is accepted.
@@ -97,62 +56,62 @@ def negotiate(accept: str | None, formats: Sequence[str]) -> str:
     return best
 
 
-def render(outcome: Outcome, media_type: str) -> Reply:
-    """Encode; takes milliseconds of processor time, so call it off the event loop.
+def render(result: OperationResult, media_type: str) -> Rendered:
+    """Encode the result; takes milliseconds of processor time, so call it off the event loop.
 
     Raises:
-        NotAcceptable: this outcome has no such form.
+        NotAcceptable: this result has no such format.
     """
     began = time.perf_counter()
-    content = b""
-    body = None
-    kind = media_type.partition("/")[2]
-    if media_type == NPY:
-        content = uploads.npy(outcome.array)
-    elif media_type == ZIP:
-        content = _archive(outcome.files())
-    elif media_type == JSON:
-        body = outcome.body(Timing(queue_ms=0, device_ms=0, encode_ms=0))
-    elif kind in ANIMATIONS and not (media_type == WEBP and isinstance(outcome.moving, str)):
-        if isinstance(outcome.moving, str):
-            raise NotAcceptable(f"Accept = {media_type}: {outcome.moving}")
-        text = outcome.provenance if media_type == APNG else None
-        content = images.animation(outcome.moving, kind, text)
-    else:
-        if isinstance(outcome.still, str):
-            raise NotAcceptable(f"Accept = {media_type}: {outcome.still}")
-        page = images.sheet(outcome.still, outcome.columns)
-        match media_type:
-            case "image/webp":
-                content = images.webp(page)
-            case "image/jpeg":
-                content = images.jpeg(page)
-            case _:
-                content = images.png(page, outcome.provenance)
+    try:
+        content = b"" if media_type == JSON else ENCODERS[media_type](result)
+        body = result.body(Timing(queue_ms=0, device_ms=0, encode_ms=0)) if media_type == JSON else None
+    except NotAcceptable as error:
+        raise NotAcceptable(f"Accept = {media_type}: {error.detail}") from None
     timing = Timing(
-        queue_ms=_ms(outcome.spent.queue_seconds),
-        device_ms=_ms(outcome.spent.device_seconds),
-        encode_ms=_ms(time.perf_counter() - began),
+        queue_ms=_milliseconds(result.usage.queue_seconds),
+        device_ms=_milliseconds(result.usage.device_seconds),
+        encode_ms=_milliseconds(time.perf_counter() - began),
     )
     if body is not None:
         content = body.model_copy(update={"timing": timing}).model_dump_json(exclude_none=True).encode()
-    told = f"queue;dur={timing.queue_ms}, device;dur={timing.device_ms}, encode;dur={timing.encode_ms}"
-    return Reply(content, media_type, {**outcome.headers, "Server-Timing": told, "Vary": "Accept"})
+    durations = f"queue;dur={timing.queue_ms}, device;dur={timing.device_ms}, encode;dur={timing.encode_ms}"
+    return Rendered(content, media_type, {**result.headers, "Server-Timing": durations, "Vary": "Accept"})
 
 
-def base64_of(content: bytes) -> str:
-    """As JSON carries it."""
-    return base64.b64encode(content).decode()
+def _sheet(result: OperationResult) -> np.ndarray:
+    still, columns = result.still()
+    return images.sheet(still, columns)
 
 
-def _archive(files: dict[str, bytes]) -> bytes:
+def _webp(result: OperationResult) -> bytes:
+    """The animation where there is one, else the still image."""
+    try:
+        frames = result.animation()
+    except NotAcceptable:
+        return images.webp(_sheet(result))
+    return images.animation(frames, "webp")
+
+
+def _archive(result: OperationResult) -> bytes:
     """A zip without times, so that the same files give the same bytes."""
     buffer = io.BytesIO()
     with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
-        for name, content in files.items():
+        for name, content in result.files().items():
             archive.writestr(zipfile.ZipInfo(name), content)
     return buffer.getvalue()
 
 
-def _ms(seconds: float) -> float:
+ENCODERS: dict[str, Callable[[OperationResult], bytes]] = {
+    PNG: lambda result: images.png(_sheet(result), result.metadata()),
+    WEBP: _webp,
+    JPEG: lambda result: images.jpeg(_sheet(result)),
+    GIF: lambda result: images.animation(result.animation(), "gif"),
+    APNG: lambda result: images.animation(result.animation(), "apng", result.metadata()),
+    NPY: lambda result: files.to_npy(result.array),
+    ZIP: _archive,
+}
+
+
+def _milliseconds(seconds: float) -> float:
     return round(seconds * 1e3, 3)

@@ -1,4 +1,4 @@
-"""Answers as clients see them."""
+"""JSON responses as clients see them."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pydantic import BaseModel, Field
 
 
 class Timing(BaseModel):
-    """Where the time went, in milliseconds."""
+    """Durations in milliseconds."""
 
     queue_ms: float
     device_ms: float
     encode_ms: float
 
 
-class Walked(BaseModel):
-    """How a walk was taken, with every default filled in, and what it cost."""
+class SamplingResponse(BaseModel):
+    """What `/sample` and `/interpolate` report in common: the request with every default filled in, and its cost."""
 
     sampler: str
     steps: int
@@ -29,76 +29,14 @@ class Walked(BaseModel):
     reproducible: bool
     nfe: int = Field(description="Network evaluations of each image.")
     encode_nfe: int | None = Field(None, description="Network evaluations of each image that was encoded first.")
-    plan: str = Field(description="Digest of the compiled walk.")
-    model: str
+    plan: str = Field(description="Digest of the compiled plan.")
+    model: str = Field(description="Name of the checkpoint.")
     sha256: str = Field(description="Of the weights.")
     timing: Timing
-
-
-class SampleReply(Walked):
-    """The JSON form of what `/sample` answers."""
-
-    images: list[str] = Field(description="PNG, base64.")
-    seeds: list[int] = Field(description="Of each image; empty where a latent was given and no noise drawn.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy, float32 [C, H, W].")
-    label: str | None = Field(None, description="Name of the class; left out where none was asked for.")
-    trajectory: list[list[str]] | None = Field(None, description="Of each image, its frames: PNG, base64.")
-
-
-class Decode(BaseModel):
-    """What `/sample` needs beside the latent to give the image back."""
-
-    sampler: str
-    steps: int
-    spacing: str
-    clip: bool
-    label: str | None = None
-    reproducible: bool
-
-
-class InvertReply(BaseModel):
-    """The JSON form of what `/invert` answers. PSNR, MSE and the largest error are measured on [-1, 1], unrounded."""
-
-    latent: str = Field(description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm.")
-    decode: Decode = Field(description='Send these fields to /sample, with `latent` as {"npy": …}.')
-    method: str
-    steps: int
-    refinements: int | None = None
-    spacing: str
-    label: str | None = None
-    nfe: int = Field(description="Network evaluations of the way up.")
-    decode_nfe: int = Field(description="Network evaluations of the way back.")
-    psnr: float | None = Field(None, description="Of the way there and back, in dB; 58.9 is that of 8-bit rounding.")
-    mse: float | None = None
-    max_error: float | None = Field(None, description="Largest difference of any pixel.")
-    exact: float | None = Field(None, description="Share of the 8-bit values that came back as they were.")
-    residual: float | None = Field(
-        None, description="fixed_point only: by how much the walk misses the exact one (root mean square)."
-    )
-    norm: float = Field(description="Mean square of x_T; about 1 for what the network knows well.")
-    reconstruction: str | None = Field(None, description="PNG, base64: what /sample answers to `decode`.")
-    warnings: list[str] = Field([], description="What is odd about this image for this network, in words.")
-    trajectory: list[str] | None = Field(None, description="Frames along the way up: PNG, base64.")
-    plan: str = Field(description="Digest of the compiled walk.")
-    model: str
-    sha256: str = Field(description="Of the weights.")
-    timing: Timing
-
-
-class InterpolateReply(Walked):
-    """The JSON form of what `/interpolate` answers."""
-
-    images: list[str] = Field(description="PNG, base64; of a grid row by row.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy.")
-    weights: list[list[float]] = Field(description="Of each image, how much of each end.")
-    method: str
-    grid: list[int] | None = None
-    labels: list[str | None] = Field(description="Class of each end.")
-    warnings: list[str] = []
 
 
 class FieldProblem(BaseModel):
-    """One field that cannot be as it was sent."""
+    """One invalid field."""
 
     field: str
     value: Any
@@ -106,24 +44,24 @@ class FieldProblem(BaseModel):
 
 
 class Problem(BaseModel):
-    """RFC 9457 problem details: the one shape of all errors."""
+    """RFC 9457 problem details: the shape of all errors."""
 
-    type: str
-    title: str
-    status: int
-    detail: str = Field(description="What is wrong, with its value and the remedy.")
+    type: str = Field(description="urn:unstir:problem: and the code.")
+    title: str = Field(description="The problem in a few words.")
+    status: int = Field(description="The HTTP status.")
+    detail: str = Field(description="What is wrong, its value and the remedy.")
     code: str = Field(description="Stable name of the problem, for programs.")
-    request_id: str
+    request_id: str = Field(description="The X-Request-Id, which is in the log, too.")
     errors: list[FieldProblem] = Field([], description="For invalid fields, each of them.")
 
 
 class SamplerInfo(BaseModel):
-    """A sampler, in plain words."""
+    """A sampler."""
 
     name: str
     what: str
     when: str
-    stochastic: bool = Field(description="Whether it draws fresh noise on the way, with default options.")
+    stochastic: bool = Field(description="Whether it draws noise at each step, with default options.")
     evaluations: str = Field(description="What N steps cost.")
     good_steps: str
     default_steps: int
@@ -134,8 +72,8 @@ class SamplerInfo(BaseModel):
     )
 
 
-class MethodInfo(BaseModel):
-    """An inversion, in plain words."""
+class InversionInfo(BaseModel):
+    """An inversion."""
 
     name: str
     what: str
@@ -144,54 +82,54 @@ class MethodInfo(BaseModel):
     sampler: str = Field(description="The one that leads back.")
 
 
-class ModelReply(BaseModel):
-    """What is being served."""
+class ModelInfo(BaseModel):
+    """The served network."""
 
-    name: str
-    description: str
-    licence: str
-    sha256: str
-    classes: list[str]
+    name: str = Field(description="Of the checkpoint.")
+    description: str = Field(description="What its images show.")
+    licence: str = Field(description="Of data and weights.")
+    sha256: str = Field(description="Of the weights.")
+    classes: list[str] = Field(description="Names of the labels, in the order of their indices.")
     shape: list[int] = Field(description="[C, H, W] of an image.")
     background: str = Field(description="Behind images that are transparent or too small.")
-    timesteps: int = Field(description="T, the most steps that a walk can have.")
+    timesteps: int = Field(description="T, the most steps that a request can ask for.")
     schedule: dict[str, Any] = Field(description="The scheduler config of the checkpoint.")
-    prediction: str
-    parameters: int
+    prediction: str = Field(description="epsilon, v_prediction or sample.")
+    parameters: int = Field(description="Of the network.")
     samplers: list[SamplerInfo]
-    methods: list[MethodInfo] = Field(description="What `/invert` can do.")
-    device: str
+    methods: list[InversionInfo] = Field(description="What `/invert` can do.")
+    device: str = Field(description="cpu, or the CUDA device.")
     dtype: str = Field(description="Of ordinary forwards; exact ones are float32.")
     layout: str = Field(description="Of images and weights in memory; the fastest of those that give the same bits.")
     threads: int = Field(description="Of a forward on the CPU.")
     dtype_error: float | None = Field(
-        description="What bfloat16 makes of ε, rms of the difference over rms; none if it was not considered."
+        description="Error of ε in the reduced precision, rms over rms; null if none was considered."
     )
     forward_ms: dict[int, float] = Field(description="Measured at the start: width of a forward, milliseconds.")
     exact_forward_ms: dict[int, float] = Field(
-        description="In float32, for reproducible requests, inversions, and what begins in an image or a .npy."
+        description="In float32, for reproducible requests, inversions, and sampling from an image or a .npy."
     )
-    pace: float = Field(description="What forwards take of late, over what they took at the start.")
-    reproducible_width: int
+    cost_ratio: float = Field(description="Recent forward times over those measured at the start.")
+    reproducible_width: int = Field(description="The setting.")
     reproducible_widths: list[int] = Field(description="Widths of exact forwards that give the same bits.")
-    guidance: bool = Field(description="Whether `guidance` can be asked for: that takes a null class.")
-    limits: dict[str, int | float]
-    version: str
+    guidance: bool = Field(description="Whether the checkpoint supports `guidance`: it has a null class.")
+    limits: dict[str, int | float] = Field(description="Settings that bound requests.")
+    version: str = Field(description="Of Unstir.")
 
 
-class JobReply(BaseModel):
-    """How an asynchronous job fares."""
+class JobStatus(BaseModel):
+    """The state of an asynchronous job."""
 
-    id: str
-    operation: str
+    id: str = Field(description="For /jobs/{id}.")
+    operation: str = Field(description="The path of the request.")
     state: str = Field(description="waiting, running, done, failed or cancelled.")
-    position: int = Field(description="Requests that will probably go first; 0 once it runs.")
-    done: int = Field(description="Rows of forwards that are done.")
-    total: int
+    position: int = Field(description="Estimated number of requests before it; 0 once it runs.")
+    done: int = Field(description="Network evaluations that are done.")
+    total: int = Field(description="Network evaluations of the whole job.")
     progress: float = Field(description="0 to 1.")
     seconds_left: float = Field(description="Estimated.")
     created: str = Field(description="When it was accepted, UTC.")
-    request_id: str
+    request_id: str = Field(description="X-Request-Id of the request that started it.")
     result: str | None = Field(None, description="Where the result is, once it is done.")
     error: Problem | None = Field(None, description="Why it failed.")
 

@@ -1,4 +1,4 @@
-"""Routes that tell of the service itself: what it serves, whether it lives, whether it is ready, and its metrics."""
+"""The service about itself: what it serves, whether it is alive and ready, and its metrics."""
 
 from __future__ import annotations
 
@@ -6,56 +6,52 @@ from fastapi import APIRouter, Request, Response
 
 from app import __version__
 from app.api.problems import DECLARED
-from app.api.responses.schemas import MethodInfo, ModelReply, SamplerInfo, Status
+from app.api.responses.schemas import InversionInfo, ModelInfo, SamplerInfo, Status
+from app.engine.loading import LoadedModel
 from app.operations.requests import SampleRequest
 from app.operations.service import Service
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS, Sampler
 
 router = APIRouter()
+LIMITS = ("max_images", "max_queue_seconds", "max_body_bytes", "max_pixels")
 
 
-def _service(request: Request) -> Service:
-    service: Service = request.app.state.service
-    return service
-
-
-@router.get("/model", summary="What is being served", responses={503: DECLARED[503]})
-async def model(request: Request) -> ModelReply:
+@router.get("/model", summary="The served network", responses={503: DECLARED[503]})
+async def model(request: Request) -> ModelInfo:
     """The network, its classes and schedule, the samplers, the limits, and what a forward costs here."""
-    service = _service(request)
-    engine, found = service.engine, service.calibration
-    loaded, settings = service.checkpoint, service.settings
-    limits = ("max_images", "max_queue_seconds", "max_body_bytes", "max_pixels")
-    return ModelReply(
-        name=loaded.card.name,
-        description=loaded.card.description,
-        licence=loaded.card.licence,
-        sha256=loaded.card.sha256,
-        classes=list(loaded.card.classes),
-        shape=list(loaded.shape),
-        background=loaded.card.background,
-        timesteps=service.schedule.T,
-        schedule=loaded.scheduler_config,
-        prediction=service.schedule.prediction,
-        parameters=sum(p.numel() for p in loaded.net.parameters()),
-        samplers=[_describe(sampler, service) for sampler in SAMPLERS.values()],
+    service: Service = request.app.state.lifecycle.get_service()
+    loaded, settings, engine = service.model, service.settings, service.engine
+    card, calibration = loaded.checkpoint.card, loaded.calibration
+    return ModelInfo(
+        name=card.name,
+        description=card.description,
+        licence=card.licence,
+        sha256=card.sha256,
+        classes=list(card.classes),
+        shape=list(loaded.checkpoint.shape),
+        background=card.background,
+        timesteps=loaded.schedule.T,
+        schedule=loaded.checkpoint.scheduler_config,
+        prediction=loaded.schedule.prediction,
+        parameters=sum(p.numel() for p in loaded.checkpoint.net.parameters()),
+        samplers=[_describe_sampler(sampler, loaded) for sampler in SAMPLERS.values()],
         methods=[
-            MethodInfo(name=m.name, what=m.what, when=m.when, evaluations=m.evaluations, sampler=m.sampler)
+            InversionInfo(name=m.name, what=m.what, when=m.when, evaluations=m.evaluations, sampler=m.sampler)
             for m in INVERSIONS.values()
         ],
-        device=str(service.device),
-        dtype=found.dtype,
-        layout=found.layout,
-        threads=found.threads,
-        dtype_error=found.error,
-        forward_ms=_milliseconds(found.fast),
-        exact_forward_ms=_milliseconds(found.exact),
-        pace=round(engine.pace, 3),
+        device=str(loaded.device),
+        dtype=calibration.dtype,
+        layout=calibration.layout,
+        threads=calibration.threads,
+        dtype_error=calibration.error,
+        forward_ms=_milliseconds(calibration.fast),
+        exact_forward_ms=_milliseconds(calibration.exact),
+        cost_ratio=round(engine.cost_ratio, 3),
         reproducible_width=settings.reproducible_width,
-        reproducible_widths=list(found.alike),
-        guidance=loaded.card.null_class is not None,
-        limits={name: getattr(settings, name) for name in limits},
+        reproducible_widths=list(calibration.bit_identical),
+        guidance=card.null_class is not None,
+        limits={name: getattr(settings, name) for name in LIMITS},
         version=__version__,
     )
 
@@ -64,9 +60,10 @@ def _milliseconds(costs: dict[int, float]) -> dict[int, float]:
     return {width: round(seconds * 1e3, 3) for width, seconds in costs.items()}
 
 
-def _describe(sampler: Sampler, service: Service) -> SamplerInfo:
-    steps = sampler.default_steps or service.schedule.T
-    first = service.habits.options(sampler, min(steps, service.schedule.T), service.schedule.T)["spacing"]
+def _describe_sampler(sampler: Sampler, loaded: LoadedModel) -> SamplerInfo:
+    T = loaded.schedule.T
+    steps = min(sampler.default_steps or T, T)
+    default = loaded.defaults.options(sampler, steps, T)["spacing"]
     return SamplerInfo(
         name=sampler.name,
         what=sampler.what,
@@ -74,9 +71,9 @@ def _describe(sampler: Sampler, service: Service) -> SamplerInfo:
         stochastic=sampler.stochastic,
         evaluations=sampler.nfe,
         good_steps=sampler.good_steps,
-        default_steps=min(steps, service.schedule.T),
+        default_steps=steps,
         options=sorted(sampler.options & SampleRequest.model_fields.keys()),
-        spacings=[first, *(spacing for spacing in sampler.spacings if spacing != first)],
+        spacings=[default, *(spacing for spacing in sampler.spacings if spacing != default)],
     )
 
 
@@ -89,7 +86,7 @@ async def healthz() -> Status:
 @router.get("/readyz", summary="Should requests be sent here?", responses={503: {"model": Status}})
 async def readyz(request: Request, response: Response) -> Status:
     """503 with the reason while loading, draining, stalled or dead."""
-    unready = _service(request).unready
+    unready = request.app.state.lifecycle.unready
     if unready:
         response.status_code = 503
     return Status(status=unready or "ready")
@@ -98,4 +95,6 @@ async def readyz(request: Request, response: Response) -> Status:
 @router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
 async def metrics(request: Request) -> Response:
     """Every metric, in Prometheus' text format."""
-    return Response(_service(request).metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8")
+    return Response(
+        request.app.state.lifecycle.metrics.exposition(), media_type="text/plain; version=0.0.4; charset=utf-8"
+    )

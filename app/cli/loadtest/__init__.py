@@ -1,1 +1,1 @@
-"""``unstir bench``: load for a server of any make, and what its clients saw of it."""
+"""``unstir loadtest``: load for a server of any make, and the latencies that its clients see."""

@@ -1,117 +1,118 @@
-"""The command line: which server, which load, and where the numbers go."""
+"""The options of ``unstir loadtest``, and the order of its measurements."""
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import json
-import sys
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Self
 
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+
+from app.cli.flags import flags_of, read, with_flags
 from app.cli.loadtest import load, report
 from app.cli.loadtest.load import Client, LoadError, Run, Target
-from app.cli.mix import Mix, MixError, poisson
+from app.cli.mix import MIX, Mix, MixText, poisson
+from app.cli.terminal import CommandError, explain, fault, print_status
 
-MIX = "10:0.6,20:0.3,100:0.1"
 CLIENTS_AT_CAPACITY = 16
+DEFAULT_LOAD = 0.6
 
 
-class UsageError(Exception):
-    """Options that make no sense."""
+def _json_object(text: str) -> str:
+    if not isinstance(json.loads(text), dict):
+        raise ValueError("a JSON object is needed")  # noqa: TRY004 - pydantic reports these
+    return text
 
 
-def add_command(commands: Any) -> None:
-    """Add ``bench`` to the parser's commands."""
-    parser: argparse.ArgumentParser = commands.add_parser("bench", help="measure a running server under load")
-    parser.add_argument("--url", default="http://localhost:8000/sample", help="what to ask [%(default)s]")
-    parser.add_argument("--mix", default=MIX, help="steps and their share of the requests [%(default)s]")
-    how = parser.add_mutually_exclusive_group()
-    how.add_argument("--rate", type=float, help="requests a second, at random times (Poisson)")
-    how.add_argument(
-        "--load", type=float, help="the same, as a fraction of the capacity, which is measured first [0.6]"
+def _in_a_folder(path: Path) -> Path:
+    if not path.absolute().parent.is_dir():
+        raise ValueError("no such folder")
+    return path
+
+
+class LoadtestOptions(BaseModel):
+    model_config = ConfigDict(allow_inf_nan=False)
+
+    url: str = Field("http://127.0.0.1:8000/sample", description="Where to send requests.")
+    mix: MixText = Field(MIX, description="Step counts, and the share of requests with each.")
+    rate: float | None = Field(None, gt=0, description="Requests a second, at Poisson arrivals.")
+    load: float | None = Field(
+        None,
+        gt=0,
+        description=f"Instead, a fraction of the capacity, which is measured first; by default {DEFAULT_LOAD}.",
     )
-    how.add_argument("--clients", type=int, help="instead, so many clients who ask again once they are answered")
-    parser.add_argument("--seconds", type=float, default=30, help="how long requests are sent [%(default)s]")
-    parser.add_argument("--seed", type=int, default=1, help="of the times and of the mix [%(default)s]")
-    parser.add_argument("--accept", default="application/x-npy", help="media type of the answers [%(default)s]")
-    parser.add_argument("--body", default='{"sampler": "ddim"}', help="more fields of each request [%(default)s]")
-    parser.add_argument("--field", default="steps", help="the field that takes the steps [%(default)s]")
-    parser.add_argument("--plot", type=Path, help="PNG to write: which share was answered by when")
-    parser.add_argument("--retry", action="store_true", help="do as Retry-After says, once, when refused")
-    parser.set_defaults(run=run)
+    clients: int | None = Field(
+        None, ge=1, description="Instead, so many clients, each with the next request once the last is answered."
+    )
+    seconds: float = Field(30, gt=0, description="How long requests are sent.")
+    seed: int = Field(1, description="Of the arrivals and of the mix.")
+    accept: str = Field("application/x-npy", description="Media type of the answers.")
+    body: Annotated[str, AfterValidator(_json_object)] = Field(
+        '{"sampler": "ddim"}', description="More fields of each request, as JSON."
+    )
+    field: str = Field("steps", description="The field that holds the number of steps.")
+    plot: Annotated[Path, AfterValidator(_in_a_folder)] | None = Field(
+        None, description="PNG to write: the share of requests answered by each time."
+    )
+    retry: bool = Field(False, description="Retry a refused request once, after Retry-After.")
+
+    @model_validator(mode="after")
+    def _one_kind_of_load(self) -> Self:
+        if sum(kind is not None for kind in (self.rate, self.load, self.clients)) > 1:
+            raise ValueError("give one of --rate, --load and --clients")
+        return self
 
 
-def run(arguments: dict[str, Any]) -> int:
-    """Measure, and print a table and one line of JSON; returns the exit status."""
-    try:
-        mix, target = Mix.parse(arguments["mix"]), _target(arguments)
-        _check(arguments)
-        facts, result, alone = asyncio.run(_measure(arguments, mix, target))
-        summary = report.summarize(result.records, result.seconds, alone)
-        print(report.table(summary))
-        if arguments["plot"]:
-            _plot(arguments["plot"], result, facts)
-    except (MixError, LoadError, UsageError) as error:
-        print(f"unstir: {error}", file=sys.stderr)
-        return 2
-    except KeyboardInterrupt:
-        return 130
+@with_flags(flags_of(LoadtestOptions))
+def loadtest(**flags: Any) -> int:
+    """Measure, and print a table and one line of JSON."""
+    options = read(LoadtestOptions, flags)
+    extra = json.loads(options.body)
+    target = Target(options.url, lambda steps, seed: {options.field: steps, "seed": seed, **extra}, options.accept)
+    with explain(LoadError):
+        facts, result, alone = asyncio.run(_measure(options, Mix.parse(options.mix), target))
+    summary = report.summarize(result.records, result.seconds, alone)
+    print(report.table(summary))
+    if options.plot:
+        _plot(options.plot, result, facts)
     print(json.dumps({**facts, **summary}))
     return 0
 
 
-def _target(arguments: dict[str, Any]) -> Target:
-    try:
-        extra = json.loads(arguments["body"])
-    except ValueError as error:
-        raise UsageError(f"--body = {arguments['body']!r}: {error}") from error
-    if not isinstance(extra, dict):
-        raise UsageError(f"--body = {arguments['body']!r}: a JSON object is needed")
-    name = arguments["field"]
-    return Target(arguments["url"], lambda steps, seed: {name: steps, "seed": seed, **extra}, arguments["accept"])
-
-
-def _check(arguments: dict[str, Any]) -> None:
-    for name in ("rate", "load", "clients", "seconds"):
-        value = arguments[name]
-        if value is not None and not 0 < value < float("inf"):
-            raise UsageError(f"--{name} = {value}: it must be positive")
-    plot: Path | None = arguments["plot"]
-    if plot and not plot.absolute().parent.is_dir():
-        raise UsageError(f"--plot = {plot}: no such folder")
-
-
-async def _measure(arguments: dict[str, Any], mix: Mix, target: Target) -> tuple[dict[str, Any], Run, dict[int, float]]:
-    """What was done, what came of it, and seconds of each class alone."""
-    seconds, seed = arguments["seconds"], arguments["seed"]
-    facts: dict[str, Any] = {"url": target.url, "mix": str(mix), "seed": seed}
+async def _measure(options: LoadtestOptions, mix: Mix, target: Target) -> tuple[dict[str, Any], Run, dict[int, float]]:
+    """What was done, its records, and seconds of each class alone."""
+    facts: dict[str, Any] = {"url": target.url, "mix": str(mix), "seed": options.seed}
     async with load.connected(target) as client:
-        _say("alone")
+        print_status("alone")
         alone = await load.alone(client, mix.steps)
-        if arguments["clients"]:
-            facts["clients"] = arguments["clients"]
-            _say(f"{arguments['clients']} clients for {seconds:g} s")
-            result = await load.closed_loop(client, mix, arguments["clients"], seconds, seed, retry=arguments["retry"])
+        if options.clients:
+            facts["clients"] = options.clients
+            print_status(f"{options.clients} clients for {options.seconds:g} s")
+            result = await load.closed_loop(
+                client, mix, options.clients, options.seconds, options.seed, retry=options.retry
+            )
             return facts, result, alone
-        rate = arguments["rate"]
+        rate = options.rate
         if not rate:
-            facts["load"] = arguments["load"] or 0.6
-            facts["capacity"] = await _capacity(client, mix, max(5.0, seconds / 3), seed)
+            facts["load"] = options.load or DEFAULT_LOAD
+            facts["capacity"] = await _capacity(client, mix, max(5.0, options.seconds / 3), options.seed)
             rate = facts["load"] * facts["capacity"]
         facts["rate"] = rate
-        arrivals = poisson(mix, rate, seconds, seed)
+        arrivals = poisson(mix, rate, options.seconds, options.seed)
         if not arrivals:
-            raise UsageError(f"at {rate:.3g} requests/s none came within {seconds:g} s; take more --seconds")
-        _say(f"{len(arrivals)} requests in {seconds:g} s, {rate:.3g} a second on average")
-        return facts, await load.open_loop(client, arrivals, retry=arguments["retry"]), alone
+            raise CommandError(
+                fault("--seconds", options.seconds, f"no request arrives at {rate:.3g} a second; take more")
+            )
+        print_status(f"{len(arrivals)} requests in {options.seconds:g} s, {rate:.3g} a second on average")
+        return facts, await load.open_loop(client, arrivals, retry=options.retry), alone
 
 
 async def _capacity(client: Client, mix: Mix, seconds: float, seed: int) -> float:
     """Requests a second of the saturated server."""
-    _say(f"capacity: {CLIENTS_AT_CAPACITY} clients for {seconds:g} s")
+    print_status(f"capacity: {CLIENTS_AT_CAPACITY} clients for {seconds:g} s")
     busy = await load.closed_loop(client, mix, CLIENTS_AT_CAPACITY, seconds, seed, retry=True)
-    # In steps rather than requests: a few long walks more or less would otherwise decide.
+    # In steps rather than requests: a few long requests more or less would otherwise decide.
     done = sum(record.steps for record in busy.records if record.ok)
     if not done:
         raise LoadError(
@@ -127,10 +128,6 @@ def _plot(path: Path, result: Run, facts: dict[str, Any]) -> None:
     try:
         plots.latencies(path, result.records, title)
     except ImportError:
-        raise UsageError("--plot needs matplotlib: pip install matplotlib") from None
+        raise CommandError("--plot needs matplotlib: pip install matplotlib") from None
     except (OSError, ValueError) as error:
-        raise UsageError(f"--plot = {path}: {error}") from error
-
-
-def _say(text: str) -> None:
-    print(f"{text} …", file=sys.stderr, flush=True)
+        raise CommandError(fault("--plot", path, str(error))) from error

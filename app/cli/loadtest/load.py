@@ -1,7 +1,7 @@
-"""Clients of a server: those who ask at their own times (open loop), and those who wait for the answer (closed loop).
+"""Clients of a server: open loop, where requests are sent at given times, and closed loop, one after the other.
 
-In an open loop nobody waits for anybody: a request is sent at its time however many are unanswered, and its latency
-counts from that time, so that a server that stalls cannot hide it by keeping its clients from asking.
+In an open loop a request is sent at its time however many are unanswered, and its latency counts from that time: a
+server that stalls cannot hide it by delaying the requests that would measure it.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ import random
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from typing import Any
 
 import httpx
@@ -29,11 +29,11 @@ class LoadError(Exception):
 
 @dataclass(frozen=True)
 class Target:
-    """What is asked, and how.
+    """Where requests go, and what they say.
 
     Attributes:
         body: (steps, seed) to the JSON of one request.
-        least_bytes: shorter answers are errors, whatever their status says.
+        least_bytes: shorter answers are errors, whatever their status.
         transport: in place of the network, for tests.
     """
 
@@ -46,7 +46,7 @@ class Target:
 
 @dataclass
 class Record:
-    """What became of one request; times in seconds, from the start of the run.
+    """One request and its answer; times in seconds, from the start of the run.
 
     Attributes:
         arrival: when it was due.
@@ -54,8 +54,8 @@ class Record:
         latency: from ``arrival`` to the last byte of the answer, or until the client gave up.
         status: of the last answer; 0 if there was none.
         error: what went wrong where there was no answer, or not a whole one; ``unanswered`` if the client gave up.
-        retry_after: seconds that a refusal asked to wait; None where it did not say, or was none.
-        retried: whether the client waited so long, and asked again; ``status`` is then that of the second answer.
+        retry_after: seconds that a refusal asked to wait; None without one.
+        retried: whether the client waited that long and sent it again; ``status`` is then of the second answer.
     """
 
     arrival: float
@@ -69,17 +69,12 @@ class Record:
 
     @property
     def ok(self) -> bool:
-        """Whether the client got what it wanted."""
         return 200 <= self.status < 300 and not self.error
 
     @property
     def unanswered(self) -> bool:
-        """Whether the client gave up; its latency is then less than it would have been."""
+        """Whether the client gave up; its latency is then a lower bound."""
         return self.error == UNANSWERED
-
-    def as_dict(self) -> dict[str, Any]:
-        """Plain data."""
-        return asdict(self)
 
 
 @dataclass
@@ -108,11 +103,14 @@ class Client:
         return time.perf_counter() - self._began
 
     def begin(self) -> None:
-        """Start the clock of a run."""
         self._began = time.perf_counter()
 
     async def ask(self, record: Record, seed: int, retry: bool = False) -> None:
-        """Send one request, and fill in its record; with ``retry``, a refusal is heeded once."""
+        """Send one request, and fill in its record.
+
+        Args:
+            retry: after a refusal, wait as it asks and send the request once more.
+        """
         content = json.dumps(self.target.body(record.steps, seed)).encode()
         record.start = self.now
         try:
@@ -128,7 +126,7 @@ class Client:
             record.latency = self.now - record.arrival
 
     async def _once(self, record: Record, content: bytes) -> bool:
-        """One exchange; returns whether it was refused for the moment."""
+        """One exchange; returns whether it was refused with 429 or 503."""
         record.status, record.error = 0, ""
         try:
             answer = await self._http.post(
@@ -149,7 +147,7 @@ class Client:
         """Seconds that one request takes.
 
         Raises:
-            LoadError: it was not answered with what was asked for; the message has the server's own words.
+            LoadError: it was not answered as asked; the message quotes the server.
         """
         content = json.dumps(self.target.body(steps, seed)).encode()
         began = time.perf_counter()
@@ -196,8 +194,8 @@ async def open_loop(
     """Send every request at its time, then wait for all of them.
 
     Args:
-        retry: heed Retry-After once.
-        patience: seconds after the last arrival, from when on nobody waits any longer; None waits for ever.
+        retry: follow Retry-After once.
+        patience: seconds after the last arrival at which clients give up; None waits for ever.
     """
     tasks: list[asyncio.Task[None]] = []
     run = Run()
@@ -215,9 +213,9 @@ async def open_loop(
 async def closed_loop(
     client: Client, mix: Mix, clients: int, seconds: float, seed: int = 1, *, retry: bool = False
 ) -> Run:
-    """So many clients who ask again as soon as they are answered, for ``seconds``; then wait for all of them.
+    """So many clients, each with its next request once the last is answered, for ``seconds``; then wait for all.
 
-    A client that is refused without being told how long waits for a tenth of a second.
+    After a failure a client waits for a tenth of a second.
     """
     works = random.Random(f"works {seed}")
     run = Run()
@@ -246,7 +244,7 @@ async def _settle(tasks: Sequence[asyncio.Task[None]], patience: float | None) -
 
 
 def _seconds(text: str | None) -> float | None:
-    """Of a Retry-After, which might also be a date; those that measure themselves do not send one."""
+    """Of a Retry-After; dates are not read."""
     try:
         return max(0.0, float(text or ""))
     except ValueError:

@@ -1,4 +1,4 @@
-"""What share of the requests was answered by when, drawn."""
+"""The cumulative distribution of latency, as a plot."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from app.cli.loadtest.load import Record
 def latencies(path: Path, records: Sequence[Record], title: str) -> None:
     """Write the cumulative distribution of each class's latencies to a PNG.
 
-    Requests that the client gave up count among those that were not answered: their curve ends below 1.
+    Requests that the client gave up on count as unanswered: the curve of their class ends below 1.
 
     Raises:
         ImportError: there is no matplotlib.

@@ -1,7 +1,7 @@
-"""Records into numbers, and numbers into a table.
+"""From records to numbers, and from numbers to a table.
 
-Slowdown is latency over the time that the same request takes alone: what sharing the server cost the one who asked,
-short requests and long ones on the same scale.
+Slowdown is latency over the time that the same request takes alone: what sharing the server costs, with short and long
+requests on the same scale.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from app.cli.loadtest.load import Record
 
 
 def outcomes(records: Sequence[Record]) -> dict[str, int]:
-    """How many requests were answered (``ok``), refused (``429``), too late (``504``), and so on; zeros left in."""
+    """How many requests were answered (``ok``), refused (``429``), too late (``504``), and so on; with zeros."""
     counts: Counter[str] = Counter()
     for record in records:
         if record.ok:
@@ -39,10 +39,10 @@ def spread(values: Sequence[float]) -> dict[str, float]:
 
 
 def summarize(records: Sequence[Record], seconds: float, alone: Mapping[int, float]) -> dict[str, Any]:
-    """What the clients saw; seconds throughout.
+    """The numbers of a run; times in seconds.
 
-    Latencies are those of requests that were answered, and of those that the client gave up: they waited at least so
-    long. Refusals and errors are only counted.
+    Latencies are those of answered requests, and of those that the client gave up on, as a lower bound. Refusals and
+    errors are only counted.
 
     Args:
         seconds: from the start to the last answer.
@@ -74,7 +74,6 @@ def summarize(records: Sequence[Record], seconds: float, alone: Mapping[int, flo
 
 
 def table(summary: Mapping[str, Any]) -> str:
-    """The summary for people."""
     lines = [f"{'steps':>6} {'requests':>9} {'alone':>8} {'mean':>8} {'p50':>8} {'p95':>8} {'p99':>8} {'slowdown':>9}"]
     for steps, found in summary["classes"].items():
         latency = found["latency"]
@@ -94,9 +93,7 @@ def table(summary: Mapping[str, Any]) -> str:
         + ", ".join(f"{count} {name}" for name, count in summary["outcomes"].items() if count)
     )
     if summary["retried"]["requests"]:
-        lines.append(
-            "asked again after Retry-After: {requests}, then admitted: {admitted}".format(**summary["retried"])
-        )
+        lines.append("retries after Retry-After: {requests}, then answered: {admitted}".format(**summary["retried"]))
     return "\n".join(lines)
 
 

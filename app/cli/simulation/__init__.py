@@ -1,1 +1,1 @@
-"""What a policy of the scheduler does to traffic: a simulation that needs no device, no thread and no clock."""
+"""``unstir simulate``: scheduling policies on simulated traffic, without a device, threads or a clock."""

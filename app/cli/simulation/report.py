@@ -1,4 +1,4 @@
-"""A simulation's outcome as a table for people and one line of JSON for programs."""
+"""The results of a simulation, as a table and as one line of JSON."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from dataclasses import dataclass
 from statistics import fmean
 from typing import Any
 
-from app.cli.simulation.simulate import Run, percentile
-from app.engine.scheduler import Widths
+from app.cli.simulation.simulate import SimulatedRun, percentile
+from app.engine.widths import Widths
 
 
 @dataclass(frozen=True, slots=True)
@@ -21,7 +21,7 @@ class Summary:
         load: offered work over capacity.
         slowdown: mean, p50, p95 and p99 of time in the system over time alone, of the requests that were served.
         p95_ms: by steps, the 95th percentile of the latency.
-        width: rows that advance in a mean forward.
+        width: mean rows of a forward, without padding.
         utilisation: share of the time that the device computes.
         missed: share of the requests that were dropped at their timeout.
     """
@@ -35,8 +35,8 @@ class Summary:
     missed: float
 
 
-def summarise(policy: str, load: float, runs: Sequence[Run]) -> Summary:
-    """Put the repeats of one policy at one load together."""
+def summarize(policy: str, load: float, runs: Sequence[SimulatedRun]) -> Summary:
+    """Pool the repeats of one policy at one load."""
     slowdowns = [[record.slowdown for record in run.records if not record.missed] for run in runs]
     kept = [values for values in slowdowns if values]
     lengths = sorted({record.request.steps for run in runs for record in run.records})
@@ -85,7 +85,7 @@ def table(summaries: Sequence[Summary]) -> str:
 
 
 def as_json(summaries: Sequence[Summary], widths: Widths, **facts: Any) -> str:
-    """One line; what no request tells is null."""
+    """One line; null where no request gives a number."""
     results = [
         {
             "policy": summary.policy,
@@ -102,7 +102,7 @@ def as_json(summaries: Sequence[Summary], widths: Widths, **facts: Any) -> str:
     return json.dumps({"forward_ms": forward, **facts, "results": results}, allow_nan=False)
 
 
-def _p95_ms(run: Run, steps: int) -> float:
+def _p95_ms(run: SimulatedRun, steps: int) -> float:
     served = [record.latency for record in run.records if record.request.steps == steps and not record.missed]
     return 1000 * percentile(served, 0.95)
 

@@ -1,4 +1,4 @@
-"""The event loop of a simulation: the clock is moved by the measured time of each forward that a policy chooses."""
+"""The event loop of a simulation: each forward that a policy chooses moves the clock by its measured time."""
 
 from __future__ import annotations
 
@@ -7,31 +7,31 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from app.cli.simulation.traffic import Request
-from app.engine.scheduler import Widths
+from app.cli.simulation.traffic import SimulatedRequest
+from app.engine.widths import Widths
 
 
 @dataclass(eq=False, slots=True)
-class Job:
+class SimulatedJob:
     """A request in the system.
 
     Attributes:
         number: its place in order of arrival.
         work: row-steps that it still needs.
-        started: when the first of its rows rode; -1 until then.
+        started: when its first forward began; -1 until then.
     """
 
     number: int
-    request: Request
+    request: SimulatedRequest
     work: int
     started: float = -1.0
 
 
 @dataclass(eq=False, slots=True)
-class Lane:
+class SimulatedLane:
     """One image of a request, as the scheduler sees it; nothing here is exact or reproducible."""
 
-    job: Job
+    job: SimulatedJob
     remaining: int
     since: float
     total: int
@@ -51,21 +51,21 @@ class Lane:
 class Policy(Protocol):
     """Decides ticks; may keep a memory of one run."""
 
-    def choose(self, lanes: Sequence[Lane], widths: Widths, now: float) -> tuple[list[Lane], int]:
-        """Who rides, and the width to pad them to; ``lanes`` come in order of arrival and are at least one."""
+    def choose(self, lanes: Sequence[SimulatedLane], widths: Widths, now: float) -> tuple[list[SimulatedLane], int]:
+        """The batch, and the width to pad it to; ``lanes`` come in order of arrival and are at least one."""
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What became of a request; times in seconds.
+class SimulatedRecord:
+    """A request and its times, in seconds.
 
     Attributes:
-        started: when the first of its rows rode; -1 if none did.
-        alone: how long it takes in an empty system.
+        started: when its first forward began; -1 if there was none.
+        alone: seconds that it takes in an empty system.
         missed: whether it was dropped, between two forwards, because its timeout had passed.
     """
 
-    request: Request
+    request: SimulatedRequest
     started: float
     ended: float
     alone: float
@@ -78,12 +78,12 @@ class Record:
 
     @property
     def slowdown(self) -> float:
-        """Time in the system over time alone; at least 1 of what was not missed."""
+        """Time in the system over time alone; at least 1 unless it was missed."""
         return self.latency / self.alone
 
 
 @dataclass(frozen=True, slots=True)
-class Run:
+class SimulatedRun:
     """One simulation.
 
     Attributes:
@@ -92,10 +92,10 @@ class Run:
         ended: when the last forward ended.
         ticks: forwards.
         rows: row-steps done.
-        padded: row-steps paid for.
+        padded: the same with padding.
     """
 
-    records: list[Record]
+    records: list[SimulatedRecord]
     busy: float
     ended: float
     ticks: int
@@ -103,13 +103,13 @@ class Run:
     padded: int
 
 
-def alone(request: Request, widths: Widths) -> float:
+def alone(request: SimulatedRequest, widths: Widths) -> float:
     """Seconds that a request takes in an empty system, all its images side by side."""
     full, rest = divmod(request.n, widths.cap)
-    return request.steps * (full * widths.seconds[-1] + (widths.padded(rest)[1] if rest else 0.0))
+    return request.steps * (full * widths.seconds[-1] + (widths.pad(rest)[1] if rest else 0.0))
 
 
-def simulate(requests: Sequence[Request], policy: Policy, widths: Widths) -> Run:
+def simulate(requests: Sequence[SimulatedRequest], policy: Policy, widths: Widths) -> SimulatedRun:
     """Serve every request, from an empty system until it is empty again.
 
     Args:
@@ -118,8 +118,8 @@ def simulate(requests: Sequence[Request], policy: Policy, widths: Widths) -> Run
     """
     seconds = dict(zip(widths.sizes, widths.seconds, strict=True))
     coming = 0
-    lanes: list[Lane] = []
-    records: dict[int, Record] = {}
+    lanes: list[SimulatedLane] = []
+    records: dict[int, SimulatedRecord] = {}
     now = busy = 0.0
     ticks = rows = padded = 0
     timed = any(request.timeout_ms is not None for request in requests)
@@ -135,16 +135,16 @@ def simulate(requests: Sequence[Request], policy: Policy, widths: Widths) -> Run
             lanes = [lane for lane in lanes if lane.deadline is None or lane.deadline > now]
             if not lanes:
                 continue
-        riders, width = policy.choose(lanes, widths, now)
+        batch, width = policy.choose(lanes, widths, now)
         begun = now
         now += seconds[width]
         busy += seconds[width]
         ticks += 1
-        rows += len(riders)
+        rows += len(batch)
         padded += width
         for lane in lanes:
             lane.passed_over += 1
-        for lane in riders:
+        for lane in batch:
             lane.passed_over = 0
             lane.remaining -= 1
             job = lane.job
@@ -153,19 +153,22 @@ def simulate(requests: Sequence[Request], policy: Policy, widths: Widths) -> Run
                 job.started = begun
             if not job.work:
                 records[job.number] = _record(job, now, widths)
-        if any(not lane.remaining for lane in riders):
+        if any(not lane.remaining for lane in batch):
             lanes = [lane for lane in lanes if lane.remaining]
-    return Run([records[number] for number in range(len(requests))], busy, now, ticks, rows, padded)
+    return SimulatedRun([records[number] for number in range(len(requests))], busy, now, ticks, rows, padded)
 
 
-def _lanes(number: int, request: Request) -> list[Lane]:
-    job = Job(number, request, request.work)
+def _lanes(number: int, request: SimulatedRequest) -> list[SimulatedLane]:
+    job = SimulatedJob(number, request, request.work)
     deadline = None if request.timeout_ms is None else request.at + request.timeout_ms / 1000
-    return [Lane(job, request.steps, request.at, request.work, request.priority, deadline) for _ in range(request.n)]
+    return [
+        SimulatedLane(job, request.steps, request.at, request.work, request.priority, deadline)
+        for _ in range(request.n)
+    ]
 
 
-def _record(job: Job, now: float, widths: Widths, *, missed: bool = False) -> Record:
-    return Record(job.request, job.started, now, alone(job.request, widths), missed)
+def _record(job: SimulatedJob, now: float, widths: Widths, *, missed: bool = False) -> SimulatedRecord:
+    return SimulatedRecord(job.request, job.started, now, alone(job.request, widths), missed)
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -9,6 +9,7 @@ import pytest
 from app.api.app import create_app
 from app.settings import Settings
 from tests.conftest import save_tiny, serving
+from tests.metrics import metric
 
 pytestmark = pytest.mark.anyio
 
@@ -165,5 +166,4 @@ async def test_label_for_a_network_without_classes(tmp_path):
 async def test_errors_are_counted_under_known_paths_only(client):
     for path in ("/a", "/b", "/c"):
         await client.get(path)
-    text = (await client.get("/metrics")).text
-    assert 'unstir_requests_total{code="404",endpoint="other",sampler=""} 3.0' in text
+    assert await metric(client, "unstir_requests_total", code="404", endpoint="other", sampler="") == 3

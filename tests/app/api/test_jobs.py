@@ -6,27 +6,24 @@ import asyncio
 import re
 import threading
 import time
-from types import SimpleNamespace
 
 import httpx
 import numpy as np
 import pytest
+from starlette.datastructures import Headers
 
 from app.api.app import create_app
-from app.api.responses.schemas import SampleReply
-from app.api.tasks import Operation, RequestTask
+from app.api.headers import RequestHeaders
+from app.api.tasks import RequestTask
 from app.engine.runner import Runner
 from app.errors import NotFinite
-from app.operations import RequestContext
-from app.operations.invert import Inverted
-from app.operations.requests import SampleRequest
+from app.operations.context import RequestContext
 from app.settings import Settings
-from app.telemetry.metrics import Metrics
 from model import images
 from tests.app.api.test_bad_input import assert_problem
-from tests.app.api.test_service import metric
 from tests.conftest import save_tiny, serving
 from tests.engines import until
+from tests.metrics import metric
 
 pytestmark = pytest.mark.anyio
 ASYNC = {"prefer": "respond-async"}
@@ -45,7 +42,8 @@ async def held(settings, monkeypatch):
         return advance(self, *arguments)
 
     monkeypatch.setattr(Runner, "advance", gated)
-    async with serving(create_app(settings)) as client:
+    # What is still held in the end is cut off rather than finished.
+    async with serving(create_app(settings.model_copy(update={"drain_seconds": 0}))) as client:
         yield client, go
         go.set()
 
@@ -118,9 +116,10 @@ async def test_a_job_is_cancelled_wherever_it_is(held, running):
     assert await metric(client, "unstir_estimated_wait_seconds") == 0
     assert await metric(client, "unstir_images_waiting") == await metric(client, "unstir_images_running") == 0
     assert await metric(client, "unstir_requests_finished_total", endpoint="/sample", outcome="cancelled") == 1
-    assert_problem(await client.get(f"{place}/result"), 410, "cancelled", "ask for it anew")
+    assert_problem(await client.get(f"{place}/result"), 410, "cancelled", "send the request again")
     go.set()
     assert (await client.post("/sample", json=BODY)).status_code == 200
+    assert await metric(client, "unstir_cancel_latency_seconds_count") == 1
     assert (await client.delete(place)).status_code == 200  # twice does no harm: now it is forgotten
     assert_problem(await client.get(place), 404, "no_such_job")
 
@@ -143,7 +142,7 @@ async def test_what_is_refused_is_refused_at_once(client):
 
 
 async def test_a_job_that_fails_says_why(tmp_path, settings, monkeypatch):
-    end = Runner.end
+    end = Runner.read_output
     monkeypatch.setattr(Runner, "end", lambda self, lane: end(self, lane) * float("nan"))
     async with serving(create_app(settings)) as client:
         place = await begun(client, BODY)
@@ -176,14 +175,14 @@ async def test_results_are_kept_for_a_while_and_not_without_bound(tiny, settings
 
 
 async def test_results_are_bounded_in_bytes(settings):
-    # Each result holds 16 images of 8x8: 256 bytes each as numbers, and what their forms are made of.
-    async with serving(create_app(settings.model_copy(update={"max_job_bytes": 1 << 20}))) as client:
-        places = [await begun(client, {"n": 16, "steps": 3, "trajectory": 3, "seed": s}) for s in range(40)]
+    # Each result holds 16 latents, images and seven more frames of each, of 256 bytes: 36 kB.
+    async with serving(create_app(settings.model_copy(update={"max_job_bytes": 1 << 17}))) as client:
+        places = [await begun(client, {"n": 16, "steps": 8, "trajectory": 8, "seed": s}) for s in range(8)]
         for place in places:
             async with asyncio.timeout(30):
                 while (answer := await client.get(place)).status_code == 200 and answer.json()["state"] != "done":
                     await asyncio.sleep(0.01)
-        assert 0 < await metric(client, "unstir_job_bytes") <= 1 << 20
+        assert 0 < await metric(client, "unstir_job_bytes") <= 1 << 17
         assert (await client.get(places[0])).status_code == 404
         assert (await client.get(places[-1])).status_code == 200
 
@@ -203,14 +202,13 @@ async def test_a_kept_inversion_does_not_keep_the_file(client):
         await client.post("/invert?fit=resize&steps=4", content=file, headers={**ASYNC, "content-type": "image/png"})
     ).headers["location"]
     assert (await finished(client, place))["state"] == "done"
-    (job,) = client._transport.app.state.jobs._kept.values()
-    kept = [cell.cell_contents for cell in job.visit.task.result().body.__closure__]
-    assert [each.request.image for each in kept if isinstance(each, Inverted)] == [b""]
+    (job,) = client._transport.app.state.job_store._kept.values()
+    assert job.task.result.encoding.request.image == b""
 
 
 async def test_no_room_for_another_job(tiny, held):
     client, _ = held
-    client._transport.app.state.jobs._settings = Settings(checkpoint=tiny, max_jobs=2)
+    client._transport.app.state.job_store._settings = Settings(checkpoint=tiny, max_jobs=2)
     for _ in range(2):
         await begun(client, LONG)
     assert_problem(await client.post("/sample", json=BODY, headers=ASYNC), 429, "overloaded", "2 jobs are under way")
@@ -236,7 +234,7 @@ async def test_requests_of_one_key_at_once_are_one(held):
     asking = [
         asyncio.create_task(client.post("/sample", json=body, headers={"idempotency-key": "k"} | NPY)) for _ in range(3)
     ]
-    await until(lambda: sum(client._transport.app.state.service.engine.requests.values()) == 1)
+    await until(lambda: sum(client._transport.app.state.lifecycle.engine.requests.values()) == 1)
     asking[0].cancel()  # one of them leaves, and the others do not suffer for it
     await asyncio.sleep(0.05)
     go.set()
@@ -250,7 +248,7 @@ async def test_a_retry_has_a_deadline_of_its_own(held):
     client, go = held
     key = {"idempotency-key": "k"}
     first = asyncio.create_task(client.post("/sample", json=BODY, headers=key))
-    await until(lambda: sum(client._transport.app.state.service.engine.requests.values()) == 1)
+    await until(lambda: sum(client._transport.app.state.lifecycle.engine.requests.values()) == 1)
     late = await client.post("/sample", json=BODY, headers={**key, "x-request-timeout-ms": "100"})
     assert_problem(late, 504, "too_late", "100 ms were allowed and are over")
     go.set()
@@ -258,18 +256,15 @@ async def test_a_retry_has_a_deadline_of_its_own(held):
 
 
 async def test_who_leaves_while_others_wait_ends_nothing():
-    """Two wait for the same visit, one of them only for its place; that one hangs up before there is any."""
+    """Two wait for the same task, one of them only for its admission; that one leaves before there is any."""
     go = asyncio.Event()
 
-    async def story(*_):
+    async def fail():
         await go.wait()
         raise NotFinite("as it happens")
 
-    operation = Operation("/sample", SampleRequest, story, lambda *_: None, SampleReply)
-    visit = RequestTask(
-        SimpleNamespace(metrics=Metrics()), operation, SampleRequest(), RequestContext(), time.monotonic()
-    )
-    stays, leaves = asyncio.ensure_future(visit.outcome()), asyncio.ensure_future(visit.accepted())
+    task = RequestTask(fail(), RequestContext())
+    stays, leaves = asyncio.ensure_future(task.wait()), asyncio.ensure_future(task.wait_admitted())
     await asyncio.sleep(0)
     leaves.cancel()
     await asyncio.wait({leaves})
@@ -278,19 +273,14 @@ async def test_who_leaves_while_others_wait_ends_nothing():
         await stays
 
 
-async def test_who_waits_alone_for_a_place_and_leaves_ends_it():
-    async def story(*_):
-        await asyncio.Event().wait()
-
-    operation = Operation("/sample", SampleRequest, story, lambda *_: None, SampleReply)
-    visit = RequestTask(
-        SimpleNamespace(metrics=Metrics()), operation, SampleRequest(), RequestContext(), time.monotonic()
-    )
-    leaves = asyncio.ensure_future(visit.accepted())
+async def test_who_waits_alone_for_admission_and_leaves_ends_it():
+    task = RequestTask(asyncio.Event().wait(), RequestContext())
+    leaves = asyncio.ensure_future(task.wait_admitted())
     await asyncio.sleep(0)
     leaves.cancel()
-    await asyncio.wait({leaves, visit.task})
-    assert visit.task.cancelled()
+    await asyncio.wait({leaves})
+    await task.wait_ended()
+    assert task.cancelled
 
 
 async def test_a_key_whose_request_failed_can_be_tried_again(client):
@@ -309,7 +299,7 @@ async def test_a_key_of_a_job_leads_to_the_same_job(client):
 async def test_a_deadline_that_cannot_be_met_is_refused_on_arrival(client):
     late = await client.post("/sample", json={"sampler": "ddpm", "n": 16}, headers={"x-request-timeout-ms": "3"})
     assert_problem(late, 504, "too_late", "on an idle device", "X-Request-Timeout-Ms")
-    assert await metric(client, "unstir_forwards_total", width="8") == 0
+    assert await metric(client, "unstir_forwards_total") == 0
     assert await metric(client, "unstir_rejections_total", reason="too_late") == 1
 
 
@@ -351,15 +341,52 @@ async def test_the_server_has_a_limit_of_its_own(tiny, settings):
         ("x-request-timeout-ms", "9" * 30),
         ("x-request-timeout-ms", "1.5"),
         ("x-request-timeout-ms", "000000000001" + "0" * 400),
-        ("priority", "u=9"),
-        ("priority", "u=00079"),
-        ("priority", "u=" + "1" * 5000),
         ("idempotency-key", "k" * 201),
         ("idempotency-key", "two words"),
     ],
 )
 async def test_headers_that_cannot_be(client, header, value):
     assert_problem(await client.post("/sample", json=BODY, headers={header: value}), 400, "invalid_header", value[:20])
+
+
+@pytest.mark.parametrize(
+    "value", ["u=9", "u=-1", "u=1.5", "u=?1", 'u="2"', "u=00079x", "u=" + "1" * 5000, "nonsense;;", "ü"]
+)
+async def test_a_priority_that_cannot_be_is_ignored(value):
+    """RFC 9218, section 4: out of range or of another type is as if it were absent."""
+    assert RequestHeaders.parse(Headers({"priority": value})).priority == 0
+
+
+@pytest.mark.parametrize(
+    ("value", "priority"), [("u=0", 3), ("u=7", -4), ("u=3", 0), ("i, u=1", 2), ("u=5;x=1, i", -2), ("u=2, u=6", -3)]
+)
+def test_the_range_of_priority(value, priority):
+    assert RequestHeaders.parse(Headers({"priority": value})).priority == priority
+
+
+@pytest.mark.parametrize(
+    ("value", "asynchronous"),
+    [
+        ("respond-async", True),
+        ("Respond-Async", True),
+        ("respond-async; wait=10", True),
+        ("wait=10, respond-async", True),
+        ('return=minimal, foo="a, b", respond-async', True),
+        ("respond-asynchronously", False),
+        ('foo="respond-async"', False),
+        ("respond-async=", False),
+    ],
+)
+def test_preferences(value, asynchronous):
+    """RFC 7240; what cannot be read is ignored."""
+    assert RequestHeaders.parse(Headers({"prefer": value})).respond_async == asynchronous
+
+
+def test_headers_of_several_lines():
+    lines = [(b"prefer", b"wait=5"), (b"prefer", b"respond-async"), (b"priority", b"u=1"), (b"priority", b"i")]
+    headers = RequestHeaders.parse(Headers(raw=lines))
+    assert headers.respond_async
+    assert headers.priority == 2
 
 
 async def test_the_urgent_go_first(held):
@@ -371,7 +398,7 @@ async def test_the_urgent_go_first(held):
         order.append(name)
 
     asking = [asyncio.create_task(ask(name, p)) for name, p in (("low", "u=7"), ("plain", "i"), ("high", "u=0, i"))]
-    engine = client._transport.app.state.service.engine
+    engine = client._transport.app.state.lifecycle.engine
     await until(lambda: sum(engine.requests.values()) == 3)
     await asyncio.sleep(0.05)
     go.set()
@@ -387,7 +414,7 @@ async def test_retry_after_holds(tmp_path, settings):
     tight = settings.model_copy(update={"max_queue_seconds": 0.05, "checkpoint": checkpoint})
     async with serving(create_app(tight)) as client:
         busy = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 16}))
-        await until(lambda: client._transport.app.state.service.engine.wait_seconds > 0.1)
+        await until(lambda: client._transport.app.state.lifecycle.engine.wait_seconds > 0.1)
         refused = [await client.post("/sample", json={"steps": 3, "seed": seed}) for seed in range(5)]
         assert {answer.status_code for answer in refused} == {429}
         assert await metric(client, "unstir_requests_promised") == 5

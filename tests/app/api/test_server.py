@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import re
 import signal
 import socket
 import threading
@@ -14,12 +13,8 @@ import httpx
 import pytest
 
 from app.api.server import LINGER_SECONDS
+from tests.metrics import metric
 from tests.process import server, unstir, wait_for
-
-
-def value(client: httpx.Client, line: str) -> float:
-    found = re.search(rf"^{re.escape(line)} (\S+)$", client.get("/metrics").text, re.MULTILINE)
-    return float(found[1]) if found else 0.0
 
 
 def test_hanging_up_frees_the_lanes(tiny):
@@ -31,17 +26,17 @@ def test_hanging_up_frees_the_lanes(tiny):
                     b"POST /sample HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
                     b"Content-Length: %d\r\n\r\n" % len(body) + body
                 )
-                wait_for(lambda: value(client, "unstir_images_running") > 0, lines)
+                wait_for(lambda: metric(client, "unstir_images_running") > 0, lines)
         # A later one may have left while an earlier one was still running, and have been seen to leave only now.
-        gone = 'unstir_requests_finished_total{endpoint="/sample",outcome="client_gone"}'
-        wait_for(lambda: value(client, gone) == 3, lines)
-        for gauge in ("running", "waiting"):
-            assert value(client, f'unstir_requests_{gauge}{{endpoint="/sample"}}') == 0
-            assert value(client, f"unstir_rows_{gauge}") == 0
+        gone = {"endpoint": "/sample", "outcome": "client_gone"}
+        wait_for(lambda: metric(client, "unstir_requests_finished_total", **gone) == 3, lines)
+        for state in ("running", "waiting"):
+            assert metric(client, f"unstir_requests_{state}", endpoint="/sample") == 0
+            assert metric(client, f"unstir_images_{state}") == 0
         time.sleep(0.2)  # the forward under way as they left is counted at its end
-        before = value(client, "unstir_rows_total")
+        before = metric(client, "unstir_rows_total")
         assert client.post("/sample", json={"steps": 10}).status_code == 200
-        assert value(client, "unstir_rows_total") == before + 10  # nobody's work went on in secret
+        assert metric(client, "unstir_rows_total") == before + 10  # nobody's work went on in secret
 
 
 def test_a_reader_who_does_not_read_holds_up_nobody(tiny):
@@ -57,15 +52,14 @@ def test_a_reader_who_does_not_read_holds_up_nobody(tiny):
                 b"Accept: text/event-stream\r\nContent-Length: %d\r\n\r\n" % len(body) + body
             )
             readers.append(sock)
-        running = 'unstir_requests_running{endpoint="/sample"}'
-        wait_for(lambda: value(client, running) == 8, lines)
+        wait_for(lambda: metric(client, "unstir_requests_running", endpoint="/sample") == 8, lines)
         for _ in range(3):
             assert client.post("/sample", json={"steps": 5}, timeout=30).status_code == 200
-        assert value(client, "unstir_event_loop_lag_seconds") < 1
+        assert metric(client, "unstir_event_loop_lag_seconds") < 1
         for sock in readers:
             sock.close()
-        wait_for(lambda: value(client, running) == 0, lines)
-        assert value(client, "unstir_images_running") == value(client, "unstir_images_waiting") == 0
+        wait_for(lambda: metric(client, "unstir_requests_running", endpoint="/sample") == 0, lines)
+        assert metric(client, "unstir_images_running") == metric(client, "unstir_images_waiting") == 0
 
 
 def test_a_log_for_machines(tiny):
@@ -85,7 +79,7 @@ def test_sigterm_finishes_what_was_accepted_and_then_exits(tiny):
             request = {"sampler": "ddpm", "n": 16}
             asking = threading.Thread(target=lambda: answers.append(other.post("/sample", json=request)))
             asking.start()
-            wait_for(lambda: value(client, "unstir_images_running") > 0, lines)
+            wait_for(lambda: metric(client, "unstir_images_running") > 0, lines)
             process.send_signal(signal.SIGTERM)
             wait_for(lambda: client.get("/readyz").status_code == 503, lines)
             assert "draining" in client.get("/readyz").json()["status"]
@@ -113,7 +107,7 @@ def test_the_end_of_the_drain_time_cuts_requests_off_with_an_answer(tiny):
     with server(tiny, "--drain-seconds", "0.2") as (process, client, lines):
         outcomes: list = []
         asking = ask_for_much(client, outcomes)
-        wait_for(lambda: value(client, "unstir_images_running") > 0, lines)
+        wait_for(lambda: metric(client, "unstir_images_running") > 0, lines)
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         asking.join()
@@ -124,7 +118,7 @@ def test_a_second_signal_stops_at_once(tiny):
     with server(tiny, "--drain-seconds", "1000") as (process, client, lines):
         outcomes: list = []
         asking = ask_for_much(client, outcomes)
-        wait_for(lambda: value(client, "unstir_images_running") > 0, lines)
+        wait_for(lambda: metric(client, "unstir_images_running") > 0, lines)
         process.send_signal(signal.SIGINT)
         wait_for(lambda: client.get("/readyz").status_code == 503, lines)
         began = time.monotonic()
@@ -165,11 +159,11 @@ def test_idle_connections_are_not_the_servers_to_close(tiny):
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = 'eighty'"),
-        (["--device", "tpu"], {}, "= 'tpu': choose auto, cpu, cuda or cuda:N"),
+        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = eighty: should be a valid integer"),
+        (["--device", "tpu"], {}, "= tpu: choose auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], {}, "--device (UNSTIR_DEVICE) = cuda:99: "),
         (["--device", "cpu", "--dtype", "tf32"], {}, "--dtype (UNSTIR_DTYPE) = tf32: only CUDA devices have it"),
-        ([], {"UNSTIR_MAX_IMAGES": "0"}, "(UNSTIR_MAX_IMAGES) = '0'"),
+        ([], {"UNSTIR_MAX_IMAGES": "0"}, "(UNSTIR_MAX_IMAGES) = 0: "),
         (["--checkpoint", "no/such/folder"], {}, "no such folder"),
     ],
     ids=["port", "device", "no-such-card", "dtype", "environment", "checkpoint"],

@@ -4,41 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from dataclasses import replace
 
 import pytest
 import torch
-from prometheus_client.parser import text_string_to_metric_families
 
 from app import __version__, errors
 from app.api.app import create_app
-from app.api.responses.formats import FORMATS
-from app.api.routes.operations import SAMPLE
+from app.api.routes.operations import OPERATIONS
+from app.engine.loading import load as load_model
 from app.engine.runner import Runner
-from app.engine.scheduler import Forwards
+from app.engine.widths import Forwards
 from app.errors import catalogue
-from app.operations.service import Service, warm_up
+from app.operations.warmup import warm_up
 from app.settings import Settings
-from app.telemetry.metrics import GAUGES, Metrics
+from app.telemetry.metrics import Metrics
 from model.checkpoint import load
 from model.diffusion.samplers import SAMPLERS
 from tests.app.api.test_bad_input import assert_problem
 from tests.conftest import CLASSES, serving
 from tests.engines import WIDTHS
+from tests.metrics import metric
 
 pytestmark = pytest.mark.anyio
 JOBS = ("/jobs/{identifier}", "/jobs/{identifier}/result")
-
-
-async def metric(client, name: str, **labels: str) -> float:
-    """The sum of a metric's samples that carry these labels."""
-    text = (await client.get("/metrics")).text
-    return sum(
-        sample.value
-        for family in text_string_to_metric_families(text)
-        for sample in family.samples
-        if sample.name == name and labels.items() <= sample.labels.items()
-    )
 
 
 async def test_model_says_what_is_served(client, tiny):
@@ -70,7 +58,7 @@ async def test_health_readiness_and_docs(client):
     paths = (await client.get("/openapi.json")).json()["paths"]
     assert set(paths) == {"/sample", "/invert", "/interpolate", "/model", "/healthz", "/readyz", "/metrics", *JOBS}
     documented = paths["/sample"]["post"]
-    assert set(documented["responses"]["200"]["content"]) == set(FORMATS["/sample"])
+    assert set(documented["responses"]["200"]["content"]) == set(OPERATIONS[0].formats)
     problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status >= "400"}
     assert set(problems) == {"400", "406", "409", "410", "413", "415", "422", "429", "500", "503", "504"}
     assert all(content == {"application/problem+json"} for content in problems.values())
@@ -80,8 +68,7 @@ async def test_health_readiness_and_docs(client):
 
 async def test_before_the_network_is_there(settings, monkeypatch):
     release = threading.Event()
-    original = Service.load
-    monkeypatch.setattr(Service, "load", lambda self: (release.wait(10), original(self)))
+    monkeypatch.setattr("app.api.lifespan.load", lambda *args: release.wait(10) and load_model(*args))
     app = create_app(settings)
     async with serving(app, ready=False) as client:
         assert (await client.get("/healthz")).status_code == 200
@@ -92,7 +79,7 @@ async def test_before_the_network_is_there(settings, monkeypatch):
             assert int(response.headers["retry-after"]) >= 1
         assert await metric(client, "unstir_ready") == 0
         release.set()
-        while app.state.service.unready:
+        while app.state.lifecycle.unready:
             await asyncio.sleep(0.005)
         assert (await client.post("/sample", json={"steps": 1})).status_code == 200
         assert await metric(client, "unstir_ready") == 1
@@ -101,7 +88,7 @@ async def test_before_the_network_is_there(settings, monkeypatch):
 @pytest.mark.parametrize(("asked", "taken"), [(None, 1), (2, 2)], ids=["as torch was told", "as asked"])
 async def test_threads_of_a_forward(settings, asked, taken):
     try:
-        await asyncio.to_thread(Service(settings.model_copy(update={"threads": asked})).load)
+        await asyncio.to_thread(load_model, settings.model_copy(update={"threads": asked}), Metrics())
         assert torch.get_num_threads() == 1  # as tests/conftest.py says; others keep what they have
         assert await asyncio.to_thread(torch.get_num_threads) == taken
     finally:
@@ -150,15 +137,20 @@ async def test_counters_count(client):
     forwards = await metric(client, "unstir_forwards_total")
     assert await metric(client, "unstir_forward_duration_seconds_count") == forwards
     assert await metric(client, "unstir_batch_rows_sum") == 22
-    for gauge in ("unstir_images_waiting", "unstir_images_running", "unstir_requests_in_flight"):
-        assert await metric(client, gauge) == 0
+    assert await metric(client, "unstir_request_nfe_count") == 2
+    assert await metric(client, "unstir_request_nfe_sum") == 22
+    assert await metric(client, "unstir_time_to_first_step_seconds_count") == 2
+    assert await metric(client, "unstir_image_encode_seconds_count") == 2
+    assert await metric(client, "unstir_cancel_latency_seconds_count") == 0
+    for kind in ("images", "requests"):
+        assert await metric(client, f"unstir_{kind}_waiting") == await metric(client, f"unstir_{kind}_running") == 0
 
 
 async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
     app = create_app(settings.model_copy(update={"max_queue_seconds": 0.01}))
     async with serving(app) as client:
         long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 8}))
-        while not app.state.service.engine.requests:
+        while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
         refused = await client.post("/sample", json={"steps": 1})
         assert_problem(refused, 429, "overloaded", "try again in", "0.01")
@@ -173,9 +165,9 @@ async def test_draining_over_http(settings):
     app = create_app(settings)
     async with serving(app) as client:
         long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm"}))
-        while not app.state.service.engine.requests:
+        while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
-        draining = asyncio.create_task(app.state.service.drain())
+        draining = asyncio.create_task(app.state.lifecycle.drain())
         await asyncio.sleep(0)
         assert_problem(await client.post("/sample", json={}), 503, "draining", "another replica")
         assert (await client.get("/readyz")).status_code == 503
@@ -210,7 +202,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
     async def fail(*_):
         raise error
 
-    monkeypatch.setattr("app.api.routes.operations.SAMPLE", replace(SAMPLE, story=fail))
+    monkeypatch.setattr("app.api.respond.run", fail)
     response = await client.post("/sample", json={})
     assert_problem(response, kind.status, kind.code, error.detail)
     if issubclass(kind, errors.TryLater):
@@ -222,15 +214,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
 def test_codes_are_unique_and_every_error_is_explained():
     kinds = catalogue()
     assert len({kind.code for kind in kinds}) == len(kinds) == 23
-    assert all(kind.meaning and kind.title and kind.__doc__ for kind in kinds)
-
-
-def test_metrics_of_two_servers_do_not_mix():
-    one, two = Metrics(), Metrics()
-    one.forward(4, 3, 0.01)
-    assert b"unstir_rows_total 3.0" in one.exposition()
-    assert b"unstir_rows_total 0.0" in two.exposition()
-    assert all(name.encode() in two.exposition() for name in GAUGES)
+    assert all(kind.meaning and kind.title for kind in kinds)
 
 
 def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
@@ -249,17 +233,4 @@ def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
     assert {plan.slots for plan in plans} == {1, 2, 3, 4, 5}
     assert any(plan.stochastic for plan in plans)
     assert any(step.guard for plan in plans for step in plan.steps)
-    assert all(not lane.remaining and lane.frames.keys() == {0} for lane, _, _ in seen)
-
-
-def test_memory_is_that_of_the_card_that_serves(monkeypatch):
-    for kind, told in (("allocated", 3), ("reserved", 5)):
-        monkeypatch.setattr(torch.cuda, f"memory_{kind}", lambda device, told=told: {"cuda:1": told}[device])
-    metrics = Metrics()
-    assert b"unstir_gpu_memory_bytes{" not in metrics.exposition()
-    metrics.tell_model("tiny", "0", "cpu", "float32")
-    assert b"unstir_gpu_memory_bytes{" not in metrics.exposition()
-    metrics.tell_model("tiny", "0", "cuda:1", "bfloat16")
-    found = metrics.exposition()
-    assert b'unstir_gpu_memory_bytes{kind="allocated"} 3.0' in found
-    assert b'unstir_gpu_memory_bytes{kind="reserved"} 5.0' in found
+    assert all(not lane.remaining and lane.snapshots.keys() == {0} for lane, _, _ in seen)

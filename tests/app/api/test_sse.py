@@ -17,8 +17,8 @@ from app.engine.runner import Runner
 from app.settings import Settings
 from model import images
 from tests.app.api.test_bad_input import assert_problem
-from tests.app.api.test_service import metric
 from tests.conftest import save_tiny, serving
+from tests.metrics import metric
 from tests.process import server, wait_for
 
 pytestmark = pytest.mark.anyio
@@ -45,6 +45,8 @@ def events(text: str) -> list[tuple[str, dict]]:
 async def test_a_story_is_told_in_order(client, path, body):
     response = await client.post(path, json=body | {"reproducible": True}, headers=EVENTS)
     assert response.headers["content-type"].startswith("text/event-stream")
+    assert response.headers["x-accel-buffering"] == "no"  # or nginx would hold the events back
+    assert response.headers["cache-control"] == "no-cache"
     names, told = zip(*events(response.text), strict=True)
     assert names == ("queued", *["step"] * (len(names) - 2), "completed")
     assert told[0]["request_id"] == response.headers["x-request-id"]
@@ -77,7 +79,7 @@ async def test_a_failure_on_the_way_is_an_event(tmp_path):
     settings = Settings(checkpoint=save_tiny(tmp_path), device="cpu", threads=1, max_width=4)
     app = create_app(settings)
     async with serving(app) as client:
-        for parameter in app.state.service.checkpoint.net.parameters():
+        for parameter in app.state.lifecycle.get_service().model.checkpoint.net.parameters():
             parameter.fill_(float("nan"))
         response = await client.post("/sample", json={"steps": 200}, headers=EVENTS)
         *_, (name, told) = events(response.text)
@@ -87,21 +89,17 @@ async def test_a_failure_on_the_way_is_an_event(tmp_path):
 
 
 def test_hanging_up_in_mid_stream_frees_the_lanes(tiny):
-    def value(client, name: str, words: str = "") -> float:
-        lines = client.get("/metrics").text.splitlines()
-        return sum(float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and words in line)
-
     with server(tiny) as (_, client, lines):
         body = {"sampler": "ddpm", "n": 32}
         with client.stream("POST", "/sample", json=body, headers=EVENTS) as response:
             next(line for line in response.iter_lines() if line == "event: step")
-        wait_for(lambda: value(client, "unstir_requests_in_flight") == 0, lines)
-        wait_for(lambda: value(client, "unstir_requests_finished_total", "client_gone") == 1, lines)
-        assert value(client, "unstir_images_running") == 0
+        wait_for(lambda: metric(client, "unstir_requests_finished_total", outcome="client_gone") == 1, lines)
+        for state in ("waiting", "running"):
+            assert metric(client, f"unstir_requests_{state}") == metric(client, f"unstir_images_{state}") == 0
 
 
 async def test_a_quiet_stream_shows_that_it_lives(tiny, settings, monkeypatch):
-    monkeypatch.setattr("app.api.sse.QUIET", 0.05)
+    monkeypatch.setattr("app.api.sse.KEEP_ALIVE_SECONDS", 0.05)
     go, advance = threading.Event(), Runner.advance
 
     def gated(self, *arguments):

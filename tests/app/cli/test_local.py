@@ -1,4 +1,4 @@
-"""The stories on the command line, as one types them."""
+"""The endpoints on the command line, as one types them."""
 
 from __future__ import annotations
 
@@ -6,12 +6,14 @@ import io
 import json
 import re
 import shlex
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from app.__main__ import main
+from app.cli import in_process
+from app.cli.main import main
 from model import images
 
 PNG = images.png(np.random.default_rng(1).integers(0, 256, (8, 8, 1), np.uint8))
@@ -44,8 +46,8 @@ def unstir(here, capsys):
 
 
 def test_sample_writes_what_the_name_says(unstir, tmp_path):
-    status, told, _ = unstir("sample --label circle --seed 7 --steps 4 -o a.png")
-    assert (status, told) == (0, "a.png: seed 7, 4 evaluations\n")
+    status, printed, _ = unstir("sample --label circle --seed 7 --steps 4 -o a.png")
+    assert (status, printed) == (0, "a.png: seed 7, 4 evaluations\n")
     assert opened(tmp_path / "a.png").size == (8, 8)
     assert unstir("sample --seed 7 --steps 4 --trajectory 4 -o a.gif")[0] == 0
     assert opened(tmp_path / "a.gif").n_frames > 1
@@ -56,11 +58,11 @@ def test_sample_writes_what_the_name_says(unstir, tmp_path):
 
 
 def test_invert_names_the_command_that_leads_back(unstir, tmp_path):
-    status, told, _ = unstir("invert noise.png --steps 10 --refinements 4 --method fixed_point --label 'Big star'")
+    status, printed, _ = unstir("invert noise.png --steps 10 --refinements 4 --method fixed_point --label 'Big star'")
     assert status == 0
     assert np.load(tmp_path / "noise.npy").shape == (1, 8, 8)
-    assert re.search(r"psnr -?[\d.]+, max_error", told)
-    back = next(line for line in told.splitlines() if line.strip().startswith("unstir sample"))
+    assert re.search(r"psnr -?[\d.]+, max_error", printed)
+    back = next(line for line in printed.splitlines() if line.strip().startswith("unstir sample"))
     assert unstir(back.split(maxsplit=1)[1])[0] == 0
     assert unstir("invert noise.png --steps 10 --refinements 4 --label 'Big star' -o rebuilt.png")[0] == 0
     assert (tmp_path / "back.png").read_bytes() == (tmp_path / "rebuilt.png").read_bytes()
@@ -76,8 +78,8 @@ def test_interpolate_between_images_latents_and_seeds(unstir, tmp_path):
     assert unstir("invert noise.png --steps 4 -o code.npy")[0] == 0
     assert unstir("interpolate noise.png 8 --steps 4 --frames 3")[0] == 0
     assert opened(tmp_path / "interpolate.png").size == (3 * 8 + 2 * 2, 8)
-    assert unstir("interpolate code.npy 8 --steps 4 --frames 3 -o walk.npy")[0] == 0
-    assert np.load(tmp_path / "walk.npy").shape == (3, 1, 8, 8)
+    assert unstir("interpolate code.npy 8 --steps 4 --frames 3 -o path.npy")[0] == 0
+    assert np.load(tmp_path / "path.npy").shape == (3, 1, 8, 8)
     assert unstir("interpolate 1 2 3 --weights 1,2,3 --steps 4 -o blend.npy")[0] == 0
     assert np.load(tmp_path / "blend.npy").shape == (1, 1, 8, 8)
     assert unstir("interpolate 1 2 3 4 --grid 2,3 --steps 4 -o grid.png")[0] == 0
@@ -99,24 +101,24 @@ def test_interpolate_between_images_latents_and_seeds(unstir, tmp_path):
         "interpolate 1 2 --steps 4 --labels circle,square -o a.apng",
     ],
 )
-def test_a_image_replays_from_itself(unstir, tmp_path, command):
+def test_an_image_replays_from_itself(unstir, tmp_path, command):
     status, _, complaint = unstir(command)
     assert status == 0, complaint
     name = command.rpartition(" ")[2]
-    status, told, complaint = unstir(f"replay {name} -o again{name[1:]}")
+    status, printed, complaint = unstir(f"replay {name} -o again{name[1:]}")
     assert (status, complaint) == (0, "")
-    assert told == f"{name}: the same bytes again\n"
+    assert printed == f"{name}: the same bytes again\n"
     assert (tmp_path / f"again{name[1:]}").read_bytes() == (tmp_path / name).read_bytes()
 
 
-def test_replay_notices_a_image_that_was_changed(unstir, tmp_path):
+def test_replay_notices_an_image_that_was_changed(unstir, tmp_path):
     unstir("sample --steps 4 --seed 1 -o a.png")
     text = opened(tmp_path / "a.png").text["unstir"]
     changed = images.png(np.zeros((8, 8, 1), np.uint8), {"unstir": text})
     (tmp_path / "a.png").write_bytes(changed)
-    status, told, _ = unstir("replay a.png")
+    status, printed, _ = unstir("replay a.png")
     assert status == 1
-    assert "other bytes" in told
+    assert "other bytes" in printed
 
 
 @pytest.mark.parametrize(
@@ -124,16 +126,25 @@ def test_replay_notices_a_image_that_was_changed(unstir, tmp_path):
     [
         ("replay noise.png", "does not say how it was made"),
         ("replay nothing.png", "nothing.png: No such file"),
-        ("sample --steps ten", 'steps = "ten"'),
-        ("sample --steps 0", "steps = "),
-        ("sample -o a.tiff", "let its name end in one of .png"),
-        ("sample --checkpoint nowhere", "--checkpoint = nowhere: no such folder"),
-        ("sample --device tpu", "--device = tpu"),
-        ("sample --device cuda:99", "--device = cuda:99"),
+        ("sample --steps ten", "--steps = ten: should be a valid integer"),
+        ("sample --steps 0", "--steps = 0: should be greater than or equal to 1"),
+        ("sample --steps 2000 --seed 1", "--steps = 2000: must lie in 1..1000"),
+        ("sample --sampler dimm", "--sampler = dimm: choose one of ddim, ddpm"),
+        ("sample --label hexagon", "--label = hexagon: choose one of circle, square, Big star"),
+        ("sample --guidance nan", "--guidance = nan: should be a finite number"),
+        ("sample --latent nothing.png", "nothing.png: No such file"),
+        ("sample -o a.tiff", "--out = a.tiff: choose a suffix of .png"),
+        ("sample --checkpoint nowhere", "--checkpoint (UNSTIR_CHECKPOINT) = nowhere: no such folder"),
+        ("sample --device tpu", "--device (UNSTIR_DEVICE) = tpu"),
+        ("sample --device cuda:99", "--device (UNSTIR_DEVICE) = cuda:99"),
         ("sample --steps 2 -o no/such/folder.png", "--out = no/such/folder.png"),
         ("invert nothing.png", "nothing.png: No such file"),
-        ("interpolate 1", "latents = "),
+        ("invert noise.png --method ddim --refinements 2", "--refinements = 2: "),
+        ("interpolate 1", "LATENTS = "),
+        ("interpolate 1 2 3 --weights 1,2", "--weights = "),
+        ("interpolate 1 2 --grid 1,two", "--grid = two: should be a valid integer"),
         ("interpolate 1 2 --sampler ddpm", "deterministic"),
+        ("interpolate 1 noise.npz", "noise.npz: No such file"),
     ],
 )
 def test_what_is_wrong_is_said_without_a_traceback(unstir, command, words):
@@ -141,6 +152,42 @@ def test_what_is_wrong_is_said_without_a_traceback(unstir, command, words):
     assert status == 2
     assert complaint.startswith("unstir: ")
     assert words in complaint
+
+
+@pytest.mark.parametrize("command", ["sample --steps 0", "invert noise.png --steps x", "interpolate 1 --frames 1"])
+def test_a_wrong_flag_does_not_wait_for_the_network(unstir, monkeypatch, command):
+    monkeypatch.setattr(in_process, "create_app", None)
+    assert unstir(command)[0] == 2
+
+
+def test_the_command_that_leads_back_is_the_one_that_was_called(unstir, monkeypatch):
+    monkeypatch.setattr(sys, "argv", [".venv/bin/unstir"])
+    monkeypatch.setenv("PATH", "/nonexistent")
+    assert "\n  .venv/bin/unstir sample --latent=noise.npy " in unstir("invert noise.png --steps 4")[1]
+
+
+def test_standard_output_is_a_file_among_others(here, capsysbinary):
+    assert main(shlex.split("sample --seed 1 --steps 2 -o -")) == 0
+    png, said = capsysbinary.readouterr()
+    assert Image.open(io.BytesIO(png)).size == (8, 8)
+    assert said == b"-: seed 1, 2 evaluations\n"
+    assert main(shlex.split("invert noise.png --steps 4 -o -")) == 0
+    npy, said = capsysbinary.readouterr()
+    assert np.load(io.BytesIO(npy)).shape == (1, 8, 8)
+    assert b"back to the image" not in said  # there is no file to begin at
+    assert not (here / "-").exists()
+
+
+def test_progress_on_a_terminal_changes_no_byte(unstir, tmp_path, monkeypatch):
+    assert unstir("sample --seed 1 --steps 50 -o quiet.png")[2] == ""
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    status, printed, watched = unstir("sample --seed 1 --steps 50 -o watched.png")
+    assert (status, printed) == (0, "watched.png: seed 1, 50 evaluations\n")
+    assert watched.startswith("loading ")
+    assert "%|" in watched
+    assert (tmp_path / "watched.png").read_bytes() == (tmp_path / "quiet.png").read_bytes()
+    status, _, complaint = unstir("sample --label hexagon")
+    assert (status, "--label = hexagon: choose one of" in complaint) == (2, True)
 
 
 def test_a_broken_checkpoint_is_named(unstir, tmp_path):

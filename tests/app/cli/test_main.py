@@ -1,130 +1,151 @@
-"""The command line, as one types it."""
+"""The command line as a whole: its help, its exit status, and how it says what is wrong."""
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
-import numpy as np
 import pytest
 
-from app.__main__ import main
-from app.settings import Settings
-from model.checkpoint import load
-from model.evaluation.scope import Scope
+from app import __version__
+from app.cli.main import COMMANDS, main
+from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
+from app.settings import SHIPPED, Settings
+from model.diffusion.samplers import SAMPLERS
+from tests.readme import README
+
+FLAGS = {"sample": SampleRequest, "invert": InvertRequest, "interpolate": InterpolateRequest, "serve": Settings}
+ARGUMENTS = {"image", "a", "b", "latents"}
+LIGHT = ("serve", "loadtest", "simulate")  # commands whose help must not wait for torch
+
+
+def unstir(*arguments: str, python: tuple[str, ...] = (), **environment: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run(
+        [sys.executable, *python, "-m", "app", *arguments],
+        cwd=README.parent,
+        env={**os.environ, **environment},
+        capture_output=True,
+        check=False,
+    )
 
 
 @pytest.fixture
-def data(tmp_path: Path) -> Path:
-    path = tmp_path / "shapes.npz"
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
-    np.savez(path, images=images, labels=np.arange(40) % 2, names=np.array(["even", "odd"]))
-    return path
+def help_of(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: str) -> str:
+        assert main([*arguments, "--help"]) == 0
+        return capsys.readouterr().out
+
+    return run
 
 
-TINY = ["--size", "8", "--channels", "8,8", "--attention", "4", "--groups", "4", "--head-dim", "4", "--batch", "4"]
+def test_the_list_of_commands(help_of, capsys):
+    text = help_of()
+    for name, (_, summary) in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(summary)}$", text, re.MULTILINE)
+    assert main([]) == 2  # a command is missing
+    assert capsys.readouterr().out == text
 
 
-def test_train_then_resume_then_load(data, tmp_path, capsys):
-    out = tmp_path / "net"
-    train = ["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--precision", "fp32", *TINY]
-    assert main([*train, "--steps", "2", "--licence", "CC0-1.0", "--description", "Noise."]) == 0
-    assert main(["train", "--data", str(data), "--out", str(out), "--device", "cpu", "--steps", "4", "--resume"]) == 0
-    card = load(out).card
-    assert (card.classes, card.null_class, card.training["steps"]) == (("even", "odd"), 2, 4)
-    assert card.training["channels"] == [8, 8]
-    assert len(list((out / "samples").iterdir())) == 2
-    assert main([*train, "--steps", "4"]) == 2
-    assert "continue that run with --resume" in capsys.readouterr().err
+def test_version(capsys):
+    assert main(["--version"]) == 0
+    assert capsys.readouterr().out == f"unstir {__version__}\n"
 
 
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["--steps", "1", "--data", "nowhere"], "nowhere is neither"),
-        ([], "--minutes or --steps"),
-        (["--steps", "1", "--resume"], "leave out --resume"),
-        (["--steps", "1", "--device", "tpu"], "device = tpu"),
-        (["--steps", "1", "--groups", "3"], "groups = 3: must be at least 1, and divide all channels, 8, 8"),
-        (["--steps", "1", "--head-dim", "3"], "head_dim = 3: must be at least 1, and divide the channels"),
-        (["--steps", "1", "--size", "9"], "size = 9: must be a multiple of 2"),
-        (["--steps", "1", "--precision", "fp8"], "precision = fp8"),
-    ],
-    ids=["data", "bound", "resume", "device", "groups", "head-dim", "size", "precision"],
-)
-def test_train_says_what_is_wrong(data, tmp_path, capsys, arguments, words):
-    assert main(["train", "--data", str(data), "--out", str(tmp_path / "out"), *TINY, *arguments]) == 2
-    assert words in capsys.readouterr().err
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_is_for_any_machine(help_of, command):
+    text = help_of(command)
+    assert str(README.parent) not in text
+    assert str(Path.home()) not in text
+    assert "`" not in text  # no Markdown
+    if command not in ("call", "serve", "loadtest"):
+        assert not re.search(r"(?<![\w.])/(model|sample|invert|interpolate|jobs)\b|\bserve", text)  # there is no server
 
 
-def test_train_says_how_channels_are_written(data, tmp_path, capsys):
-    with pytest.raises(SystemExit):
-        main(["train", "--data", str(data), "--out", str(tmp_path / "out"), "--channels", "8;8"])
-    assert "argument --channels: '8;8': numbers with commas between them, as 32,64,128" in capsys.readouterr().err
+@pytest.mark.parametrize(("command", "model"), FLAGS.items())
+def test_help_has_a_flag_for_every_field_with_its_choices_and_default(help_of, command, model):
+    text = help_of(command)
+    schema = model.model_json_schema()["properties"]
+    for name, field in model.model_fields.items():
+        if command != "serve" and name in ARGUMENTS:
+            continue
+        (entry,) = re.findall(rf"^  --{name.replace('_', '-')}(?![\w-]).*(?:\n {{6,}}.*)*", text, re.MULTILINE)
+        for choice in schema[name].get("enum", []):
+            assert re.search(rf"[<|]{choice}[|>]", entry)
+        if field.default not in (None, True, False):
+            shown = "weights/avatars-32" if field.default == SHIPPED / "avatars-32" else f"{field.default}"
+            assert f"default: {shown.removesuffix('.0')}" in entry
+        if command == "serve":
+            assert f"UNSTIR_{name.upper()}]" in entry
 
 
-def test_a_resumed_run_says_what_is_no_longer_as_it_began(data, tmp_path, capsys):
-    train = ["train", "--data", str(data), "--out", str(tmp_path / "net"), "--device", "cpu"]
-    assert main([*train, *TINY, "--precision", "fp32", "--steps", "1"]) == 0
-    assert main([*train, "--steps", "2", "--resume"]) == 0
-    assert "from here on" not in capsys.readouterr().out
-    assert main([*train, "--steps", "3", "--resume", "--lr", "0.5"]) == 0
-    assert "lr was 0.001 until now, and is 0.5 from here on" in capsys.readouterr().out
+def test_help_says_ranges(help_of):
+    assert "[1 to 3]" in help_of("sample")
+    assert "[default: 0.001; above 0]" in help_of("train")
+    assert "[default: 0; from 0 and below 1]" in help_of("train")
+    assert "--check / --no-check" in help_of("invert")
+    assert f"<{'|'.join(SAMPLERS)}>" in help_of("interpolate")
 
 
-def test_help_names_every_setting(capsys):
-    with pytest.raises(SystemExit):
-        main(["serve", "--help"])
-    text = capsys.readouterr().out
-    for name in Settings.model_fields:
-        assert "--" + name.replace("_", "-") in text
-        assert f"UNSTIR_{name.upper()}" in text.replace("\n", "").replace(" ", "")
+@pytest.mark.parametrize("command", [(), *((each,) for each in LIGHT)], ids=["list", *LIGHT])
+def test_help_does_not_wait_for_torch(command):
+    done = unstir(*command, "--help", python=("-X", "importtime"))
+    assert done.returncode == 0
+    assert b"| typer" in done.stderr
+    assert not re.search(rb"\| +(torch|uvicorn)$", done.stderr, re.MULTILINE)
 
 
-def test_an_unknown_command_is_refused(capsys):
-    with pytest.raises(SystemExit) as stopped:
-        main(["paint"])
-    assert stopped.value.code == 2
-    assert "serve" in capsys.readouterr().err
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii", "utf-8"])
+def test_help_is_printed_in_any_encoding(encoding):
+    done = unstir("serve", "--help", PYTHONIOENCODING=encoding)
+    assert (done.returncode, done.stderr) == (0, b"")
+    assert b"--port" in done.stdout
 
 
-def test_a_setting_from_the_environment_and_a_flag_that_overrides_it(monkeypatch, tiny):
-    seen: list[Settings] = []
-    monkeypatch.setattr("app.__main__.serve", lambda settings: seen.append(settings) or 0)
-    monkeypatch.setenv("UNSTIR_PORT", "9001")
-    monkeypatch.setenv("UNSTIR_MAX_IMAGES", "3")
-    assert main(["serve", "--checkpoint", str(tiny), "--port", "9002"]) == 0
-    assert (seen[0].port, seen[0].max_images, seen[0].checkpoint) == (9002, 3, tiny)
+def complete(line: str) -> list[str]:
+    """What bash would be offered at the end of a line."""
+    words = line.split(" ")
+    done = unstir(COMP_WORDS=line, COMP_CWORD=str(len(words) - 1), _UNSTIR_COMPLETE="complete_bash")
+    return done.stdout.decode().split()
 
 
-def test_evaluate_writes_its_page_and_prints_it(tiny, tmp_path, capsys, monkeypatch):
-    test = np.random.default_rng(1).integers(0, 256, (20, 8, 8, 1), np.uint8)
-    labels = np.arange(40) % 3
-    images = np.random.default_rng(0).integers(0, 256, (40, 8, 8, 1), np.uint8)
-    np.savez(tmp_path / "noise.npz", images=images, labels=labels, test_images=test, test_labels=labels[:20])
-    monkeypatch.setattr("app.__main__.QUICK", Scope(4, (5,), None, 2, (4,), 20))
-    evaluate = ["evaluate", "--checkpoint", str(tiny), "--data", str(tmp_path / "noise.npz"), "--device", "cpu"]
-    evaluate += ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work"), "--quick"]
-    assert main(evaluate) == 0
-    first = capsys.readouterr().out
-    assert first.strip() == (tmp_path / "out" / "quality.md").read_text().strip()
-    assert "| dpmpp_2m |" in first
-    assert "| fixed_point, 3 refinements | 4 | 16 | 4 |" in first
-    assert main(evaluate) == 0  # everything is there already
-    assert capsys.readouterr().out == first
-    assert main([*evaluate, "--images", "1"]) == 2
-    assert "--images = 1" in capsys.readouterr().err
+def test_completion_of_commands_flags_and_choices():
+    assert complete("unstir s") == ["serve", "sample", "simulate"]
+    assert complete("unstir serve --lo") == ["--log-level", "--log-format"]
+    assert complete("unstir serve --log-format ") == ["text", "json"]
+    assert complete("unstir serve --dtype t") == ["tf32"]
 
 
 @pytest.mark.parametrize(
-    ("arguments", "words"),
+    ("arguments", "lines"),
     [
-        (["--data", "nowhere"], "nowhere is neither"),
-        (["--checkpoint", "nowhere"], "nowhere"),
-        (["--device", "tpu"], "device = tpu"),
+        (["serv"], [r"No such command 'serv'. Did you mean 'serve'\?", "see unstir --help"]),
+        (["paint"], ["No such command 'paint'.*", "see unstir --help"]),
+        (
+            ["simulate", "--tracee"],
+            [r"No such option: --tracee \(Possible options: --trace\)", "see unstir simulate --help"],
+        ),
+        (["call", "GET"], ["Missing argument 'path'.*", "see unstir call --help"]),
+        (["serve", "--port"], ["Option '--port' requires an argument.", "see unstir --help"]),
     ],
-    ids=["data", "checkpoint", "device"],
+    ids=["typo", "command", "flag", "argument", "value"],
 )
-def test_evaluate_says_what_is_wrong(data, tiny, tmp_path, capsys, arguments, words):
-    given = ["--data", str(data), "--checkpoint", str(tiny), "--out", str(tmp_path), "--work", str(tmp_path)]
-    assert main(["evaluate", *given, *arguments]) == 2
-    assert words in capsys.readouterr().err
+def test_what_cannot_be_parsed_is_said(capsys, arguments, lines):
+    assert main(arguments) == 2
+    said = capsys.readouterr()
+    assert said.out == ""
+    assert len(said.err.splitlines()) == len(lines)
+    for line, words in zip(said.err.splitlines(), lines, strict=True):
+        assert re.fullmatch(f"unstir: {words}", line)
+
+
+def test_a_command_that_is_interrupted(monkeypatch):
+    def interrupt(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("app.cli.simulation.command.parse_widths", interrupt)
+    assert main(["simulate"]) == 130

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 
@@ -10,11 +9,19 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.cli.simulation.command import add_command
+from app.cli.main import main
+from app.cli.mix import Mix
 from app.cli.simulation.policies import POLICIES
 from app.cli.simulation.simulate import alone, percentile, simulate
-from app.cli.simulation.traffic import Mix, Request, SimulationError, capacity, read_trace, stretched
-from app.engine.scheduler import Widths
+from app.cli.simulation.traffic import (
+    SimulatedRequest,
+    SimulationError,
+    capacity,
+    draw_requests,
+    read_trace,
+    scale_arrivals,
+)
+from app.engine.widths import Widths
 
 SIZES = (1, 2, 4, 8)
 CPU = Widths(SIZES, (0.0104, 0.015, 0.026, 0.048), (4,))
@@ -26,7 +33,7 @@ MIX = Mix.parse("10:0.6,20:0.3,100:0.1")
 
 requests_of = st.lists(
     st.builds(
-        Request,
+        SimulatedRequest,
         at=st.floats(0, 5),
         steps=st.integers(1, 30),
         n=st.integers(1, 11),
@@ -41,7 +48,7 @@ requests_of = st.lists(
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("widths", [CPU, GPU, WHOLE], ids=["cpu", "gpu", "whole"])
 def test_a_job_alone_takes_the_time_of_its_forwards(policy, widths):
-    run = simulate([Request(3.0, 7)], POLICIES[policy](), widths)
+    run = simulate([SimulatedRequest(3.0, 7)], POLICIES[policy](), widths)
     (record,) = run.records
     assert record.latency == pytest.approx(7 * widths.seconds[0])
     assert record.slowdown == pytest.approx(1)
@@ -49,13 +56,15 @@ def test_a_job_alone_takes_the_time_of_its_forwards(policy, widths):
 
 
 def test_time_alone_of_many_images_is_that_of_full_forwards_and_a_rest():
-    assert alone(Request(0, 10, n=3), WHOLE) == 30
-    assert alone(Request(0, 10, n=9), WHOLE) == 10 * (3 + 3 + 1)
+    assert alone(SimulatedRequest(0, 10, n=3), WHOLE) == 30
+    assert alone(SimulatedRequest(0, 10, n=9), WHOLE) == 10 * (3 + 3 + 1)
 
 
 def test_first_come_by_hand():
     """Width 2 takes 2 s. At 0, A (3 steps) alone; from 1, A and B (1 step) side by side; from 3, A; at 7, C."""
-    run = simulate([Request(0, 3), Request(0.5, 1), Request(7, 2)], POLICIES["fifo"](), WHOLE)
+    run = simulate(
+        [SimulatedRequest(0, 3), SimulatedRequest(0.5, 1), SimulatedRequest(7, 2)], POLICIES["fifo"](), WHOLE
+    )
     assert [record.ended for record in run.records] == [4, 3, 9]
     assert [record.started for record in run.records] == [0, 1, 7]
     assert [record.slowdown for record in run.records] == pytest.approx([4 / 3, 2.5, 1])
@@ -64,7 +73,7 @@ def test_first_come_by_hand():
 
 def test_request_level_by_hand():
     """A alone, 0 to 3; then B, and C where lengths may differ, which leaves when done."""
-    requests = [Request(0, 3), Request(1, 2), Request(1, 1)]
+    requests = [SimulatedRequest(0, 3), SimulatedRequest(1, 2), SimulatedRequest(1, 1)]
     same = simulate(requests, POLICIES["request"](), WHOLE)
     assert [record.ended for record in same.records] == [3, 5, 6]
     mixed = simulate(requests, POLICIES["request-mixed"](), WHOLE)
@@ -73,13 +82,15 @@ def test_request_level_by_hand():
 
 def test_shortest_remaining_by_hand():
     """Width 4 takes five; of six lanes the longest two wait, until the one-step lanes are done."""
-    requests = [Request(0, 3), Request(0, 3), *(Request(0, 1) for _ in range(4))]
+    requests = [SimulatedRequest(0, 3), SimulatedRequest(0, 3), *(SimulatedRequest(0, 1) for _ in range(4))]
     run = simulate(requests, POLICIES["srpt"](), WHOLE)
     assert [record.ended for record in run.records] == [9, 9, 3, 3, 3, 3]
 
 
 def test_a_request_is_dropped_between_forwards_when_its_time_is_over():
-    run = simulate([Request(0, 5, timeout_ms=2500), Request(0, 1, timeout_ms=60_000)], POLICIES["fifo"](), WHOLE)
+    run = simulate(
+        [SimulatedRequest(0, 5, timeout_ms=2500), SimulatedRequest(0, 1, timeout_ms=60_000)], POLICIES["fifo"](), WHOLE
+    )
     assert [(record.missed, record.ended) for record in run.records] == [(True, 3), (False, 2)]
 
 
@@ -102,20 +113,22 @@ def test_work_is_conserved(policy, requests, widths):
 
 @pytest.mark.parametrize("policy", POLICIES)
 def test_the_device_idles_only_when_nobody_waits(policy):
-    run = simulate([Request(0, 50), Request(0.1, 20), Request(0.1, 20)], POLICIES[policy](), CPU)
+    run = simulate(
+        [SimulatedRequest(0, 50), SimulatedRequest(0.1, 20), SimulatedRequest(0.1, 20)], POLICIES[policy](), CPU
+    )
     assert run.busy == pytest.approx(run.ended)
 
 
 def test_the_same_seed_gives_the_same_run():
     def once(seed):
-        return simulate(MIX.requests(300, 5.0, seed), POLICIES["unstir"](), CPU)
+        return simulate(draw_requests(MIX, 300, 5.0, seed), POLICIES["unstir"](), CPU)
 
     assert once(3) == once(3)
     assert once(3) != once(4)
 
 
 def test_arrivals_come_at_the_rate_and_in_the_shares_of_the_mix():
-    requests = MIX.requests(20_000, 5.0, 1)
+    requests = draw_requests(MIX, 20_000, 5.0, 1)
     assert requests[-1].at == pytest.approx(4000, rel=0.03)
     assert sum(request.steps == 10 for request in requests) / 20_000 == pytest.approx(0.6, abs=0.02)
     assert MIX.mean == pytest.approx(22)
@@ -131,7 +144,7 @@ def test_percentiles():
 @pytest.mark.parametrize("load", [0.6, 0.9, 1.2])
 def test_the_scheduler_keeps_what_it_was_chosen_for(widths, load):
     """On one seed: the mean gains much, the tail is no worse than anybody's, and long jobs lose little."""
-    requests = MIX.requests(2000, load * capacity(widths, MIX.mean), 1)
+    requests = draw_requests(MIX, 2000, load * capacity(widths, MIX.mean), 1)
     slowdowns, long = {}, {}
     for name, policy in POLICIES.items():
         records = simulate(requests, policy(), widths).records
@@ -154,8 +167,8 @@ def test_a_trace_is_read_sorted_and_begins_at_zero(tmp_path):
         '{"at": 12.5, "steps": 10, "n": 2, "priority": -3, "timeout_ms": 800}\n\n{"at": 10, "steps": 50}\n'
     )
     requests = read_trace(trace)
-    assert requests == [Request(0, 50), Request(2.5, 10, 2, -3, 800)]
-    twice = stretched(requests, 0.5, WHOLE)
+    assert requests == [SimulatedRequest(0, 50), SimulatedRequest(2.5, 10, 2, -3, 800)]
+    twice = scale_arrivals(requests, 0.5, WHOLE)
     assert twice[-1].at == pytest.approx(70 * 0.75 / 0.5)
     assert twice[0].at == 0
 
@@ -164,18 +177,18 @@ def test_a_trace_is_read_sorted_and_begins_at_zero(tmp_path):
     ("text", "complaint"),
     [
         ("", "no request in it"),
-        ("{", "line 1: no JSON"),
-        ("[1]", "line 1: no JSON object"),
+        ("{", "line 1: Invalid JSON"),
+        ("[1]", "line 1: should be an object"),
         ('{"at": 0}', "line 1: steps is missing"),
         ('{"steps": 3}', "line 1: at is missing"),
-        ('{"at": "0", "steps": 3}', "at = '0' is no number"),
-        ('{"at": NaN, "steps": 3}', "at = nan is no number"),
-        ('{"at": 0, "steps": 3}\n{"at": 0, "steps": 0}', "line 2: steps = 0 is no whole number"),
-        ('{"at": 0, "steps": 2.5}', "steps = 2.5 is no whole number"),
-        ('{"at": 0, "steps": true}', "steps = True is no whole number"),
-        ('{"at": 0, "steps": 3, "n": 65}', "n = 65 is no whole number of 1..64"),
-        ('{"at": 0, "steps": 3, "priority": 11}', "priority = 11 is no whole number of -10..10"),
-        ('{"at": 0, "steps": 3, "timeout_ms": -1}', "timeout_ms = -1 is no number from 0"),
+        ('{"at": "0", "steps": 3}', "at = 0: should be a valid number"),
+        ('{"at": NaN, "steps": 3}', "at = nan: should be a finite number"),
+        ('{"at": 0, "steps": 3}\n{"at": 0, "steps": 0}', "line 2: steps = 0: should be greater than or equal to 1"),
+        ('{"at": 0, "steps": 2.5}', "steps = 2.5: should be a valid integer"),
+        ('{"at": 0, "steps": true}', "steps = true: should be a valid integer"),
+        ('{"at": 0, "steps": 3, "n": 65}', "n = 65: should be less than or equal to 64"),
+        ('{"at": 0, "steps": 3, "priority": 11}', "priority = 11: should be less than or equal to 10"),
+        ('{"at": 0, "steps": 3, "timeout_ms": -1}', "timeout_ms = -1: should be greater than or equal to 0"),
     ],
 )
 def test_what_is_wrong_with_a_trace_is_said(tmp_path, text, complaint):
@@ -186,10 +199,7 @@ def test_what_is_wrong_with_a_trace_is_said(tmp_path, text, complaint):
 
 
 def command(*words):
-    parser = argparse.ArgumentParser()
-    add_command(parser.add_subparsers())
-    arguments = vars(parser.parse_args(["simulate", *map(str, words)]))
-    return arguments.pop("run")(arguments)
+    return main(["simulate", *map(str, words)])
 
 
 def test_the_command_prints_a_table_and_json(capsys):
@@ -218,27 +228,37 @@ def test_the_command_replays_a_trace_as_recorded_or_at_a_load(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(
-    "words",
+    ("words", "complaint"),
     [
-        ["--trace", "nowhere.jsonl"],
-        ["--mix", "10"],
-        ["--mix", "0:1"],
-        ["--mix", "10.5:1"],
-        ["--mix", "10:0"],
-        ["--mix", "10:1,10:2"],
-        ["--load", "fast"],
-        ["--load", "0"],
-        ["--load", "nan"],
-        ["--requests", "0"],
-        ["--repeats", "0"],
-        ["--forward", "1:a"],
-        ["--forward", "0:10"],
-        ["--forward", "1:inf"],
-        ["--policy", "best"],
+        (["--trace", "nowhere.jsonl"], "--trace = nowhere.jsonl: no such file or folder"),
+        (["--mix", "0:1"], "--mix = 0:1: '0:1' needs at least one step and a positive weight"),
+        (["--mix", "10.5:1"], "--mix = 10.5:1: '10.5:1' is not steps:weight"),
+        (["--mix", "10:0"], "--mix = 10:0: '10:0' needs at least one step and a positive weight"),
+        (["--mix", "10:1,10:2"], "--mix = 10:1,10:2: 10 steps come twice"),
+        (["--load", "fast"], "--load = fast: should be a valid number"),
+        (["--load", "1,0"], "--load = 0: should be greater than 0"),
+        (["--load", "nan"], "--load = nan: should be a finite number"),
+        (["--requests", "0"], "--requests = 0: should be greater than or equal to 1"),
+        (["--repeats", "0"], "--repeats = 0: should be greater than or equal to 1"),
+        (["--forward", "1:a"], "--forward = 1:a: '1:a' is not width:milliseconds"),
+        (["--forward", "1:1,2"], "--forward = 1:1,2: '2' is not width:milliseconds"),
+        (["--forward", "0:10"], "--forward = 0:10: '0:10' needs a whole width from 1 and a positive time"),
+        (["--forward", "1:inf"], "--forward = 1:inf: '1:inf' needs a whole width from 1 and a positive time"),
+        (["--forward", "1:1,1:2"], "--forward = 1:1,1:2: width 1 comes twice"),
+        (["--policy", "fifo,best"], "--policy = best: should be 'unstir', 'fifo'"),
+        (["--mix", "10", "--trace", __file__], "give one of --trace and --mix"),
     ],
+    ids=lambda value: "-".join(value) if isinstance(value, list) else "",
 )
-def test_the_command_says_what_is_wrong(words, capsys):
+def test_the_command_says_what_is_wrong(words, complaint, capsys):
     assert command(*words) == 2
     captured = capsys.readouterr()
-    assert captured.err.startswith(f"unstir: {words[0]} = ")
+    assert captured.err.startswith(f"unstir: {complaint}")
     assert captured.out == ""
+
+
+def test_an_empty_trace_is_named(tmp_path, capsys):
+    trace = tmp_path / "trace.jsonl"
+    trace.write_text("\n")
+    assert command("--trace", trace) == 2
+    assert capsys.readouterr().err == f"unstir: {trace}: no request in it\n"

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from app.engine.admission import GRACE, MOST_PROMISES, Admission, check_deadline
+from app.engine.admission import GRACE, MAX_PROMISES, Admission, check_deadline
 from app.errors import Overloaded, TooLate
 
 
@@ -75,9 +75,9 @@ def test_what_nobody_claims_is_forgotten():
 
 def test_promises_are_bounded():
     admission = Admission(1)
-    for i in range(MOST_PROMISES + 10):
+    for i in range(MAX_PROMISES + 10):
         refused(admission, 0.001, waiting=2, now=0, sender=str(i))
-    assert len(admission.promises) == MOST_PROMISES
+    assert len(admission.promises) == MAX_PROMISES
 
 
 @pytest.mark.parametrize("load", [1.2, 2.0, 5.0])

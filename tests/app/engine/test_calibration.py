@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from app.engine import calibration
-from app.engine.calibration import Calibration, Wanted, _fastest, calibrated, nets
+from app.engine.calibration import Calibration, CalibrationOptions, _choose_fastest, build_networks, calibrate
 from app.engine.probe import Probe, TooSmallError
 from model.checkpoint import load
 
@@ -31,14 +31,14 @@ def one_thread():
 
 def test_a_choice_must_be_clearly_faster_than_the_usual_one():
     times = {"usual": 1.04, "other": 1.0}
-    assert _fastest({key: lambda key=key: times[key] for key in times}) == "usual"
+    assert _choose_fastest({key: lambda key=key: times[key] for key in times}) == "usual"
     times["usual"] = 1.06
-    assert _fastest({key: lambda key=key: times[key] for key in times}) == "other"
+    assert _choose_fastest({key: lambda key=key: times[key] for key in times}) == "other"
 
 
 def test_one_slow_moment_does_not_decide():
     slow = itertools.chain([1.0, 9.0, 1.0], itertools.repeat(1.0))
-    assert _fastest({"usual": lambda: next(slow), "other": lambda: 1.0}) == "usual"
+    assert _choose_fastest({"usual": lambda: next(slow), "other": lambda: 1.0}) == "usual"
 
 
 @pytest.mark.parametrize(
@@ -53,8 +53,8 @@ def test_one_slow_moment_does_not_decide():
 )
 def test_the_cap_is_the_widest_of_the_best_throughput(tiny_ckpt, monkeypatch, seconds, expected):
     probe = Probe(tiny_ckpt, CPU)
-    monkeypatch.setattr(probe, "seconds", lambda net, width, forwards=3: seconds[width])
-    assert tuple(probe.curve(tiny_ckpt.net, 16, 4)) == expected
+    monkeypatch.setattr(probe, "time_forward", lambda net, width, forwards=3: seconds[width])
+    assert tuple(probe.time_widths(tiny_ckpt.net, 16, 4)) == expected
 
 
 def test_on_a_card_widths_are_tried_until_it_is_saturated_and_halfway_ones_filled_in(tiny_ckpt, monkeypatch):
@@ -65,13 +65,13 @@ def test_on_a_card_widths_are_tried_until_it_is_saturated_and_halfway_ones_fille
         tried.append(width)
         return max(1.0, width / 32) / 100
 
-    monkeypatch.setattr(probe, "seconds", seconds)
-    assert list(probe.curve(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
+    monkeypatch.setattr(probe, "time_forward", seconds)
+    assert list(probe.time_widths(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8, 12, 16, 24, 32, 48, 64]
     assert max(tried) == 64
-    monkeypatch.setattr(probe, "seconds", lambda form, width, forwards=3: 0.05 * width)
-    assert list(probe.curve(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8]  # one row fills the card
-    monkeypatch.setattr(probe, "seconds", lambda form, width, forwards=3: 0.1 + 0.02 * width)
-    assert max(probe.curve(tiny_ckpt.net, 256, 4)) == 8  # 0.26 s: nobody wants to wait for wider ones
+    monkeypatch.setattr(probe, "time_forward", lambda form, width, forwards=3: 0.05 * width)
+    assert list(probe.time_widths(tiny_ckpt.net, 256, 4)) == [1, 2, 4, 8]  # one row fills the card
+    monkeypatch.setattr(probe, "time_forward", lambda form, width, forwards=3: 0.1 + 0.02 * width)
+    assert max(probe.time_widths(tiny_ckpt.net, 256, 4)) == 8  # 0.26 s: nobody wants to wait for wider ones
 
 
 def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
@@ -81,10 +81,10 @@ def test_no_room_for_the_canonical_width(tiny_ckpt, monkeypatch):
         return 1.0
 
     probe = Probe(tiny_ckpt, CPU)
-    monkeypatch.setattr(probe, "seconds", seconds)
-    assert tuple(probe.curve(tiny_ckpt.net, 16, 2)) == (1, 2)
+    monkeypatch.setattr(probe, "time_forward", seconds)
+    assert tuple(probe.time_widths(tiny_ckpt.net, 16, 2)) == (1, 2)
     with pytest.raises(TooSmallError, match="forward of 4 rows"):
-        probe.curve(tiny_ckpt.net, 16, 4)
+        probe.time_widths(tiny_ckpt.net, 16, 4)
 
 
 @torch.inference_mode()
@@ -94,7 +94,7 @@ def test_widths_of_other_bits_are_told_apart(tiny_ckpt):
         return x * (1 + 2e-7 * (len(x) == 8))
 
     probe = Probe(tiny_ckpt, CPU)
-    assert probe.alike(moody, 4, [1, 2, 4, 8]) == (1, 2, 4)
+    assert probe.find_bit_identical(moody, 4, [1, 2, 4, 8]) == (1, 2, 4)
 
 
 @torch.inference_mode()
@@ -109,7 +109,7 @@ def test_widths_of_other_bits_are_told_apart(tiny_ckpt):
     ids=["slots", "company", "both", "steady"],
 )
 def test_where_slots_or_company_matter_a_narrower_width_is_canonical(tiny_ckpt, moody, found):
-    assert Probe(tiny_ckpt, CPU).alike(lambda x, t, y: moody(x), 4, [1, 2, 4]) == found
+    assert Probe(tiny_ckpt, CPU).find_bit_identical(lambda x, t, y: moody(x), 4, [1, 2, 4]) == found
 
 
 @torch.inference_mode()
@@ -117,61 +117,61 @@ def test_the_error_of_a_form_is_relative_and_that_of_the_worst_row(tiny_ckpt):
     probe = Probe(tiny_ckpt, CPU)
 
     def off(x, t, y):
-        return x * torch.where(t == probe.rows(4)[1][3], 1.25, 1.0)[:, None, None, None]
+        return x * torch.where(t == probe.inputs(4)[1][3], 1.25, 1.0)[:, None, None, None]
 
-    assert probe.difference(off, lambda x, t, y: x) == pytest.approx(0.25, rel=1e-5)
+    assert probe.relative_error(off, lambda x, t, y: x) == pytest.approx(0.25, rel=1e-5)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-def test_measured_on_a_tiny_network(tiny_ckpt, dtype):
-    found = calibrated(tiny_ckpt, CPU, Wanted(8, 4, threads=1, dtype=dtype), None)
+def test_measure_on_a_tiny_network(tiny_ckpt, dtype):
+    found = calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4, threads=1, dtype=dtype), None)
     assert (found.threads, found.dtype) == (1, dtype)
     assert 4 in found.exact
-    assert 4 in found.alike
-    assert set(found.alike) <= set(found.exact)
-    forms = nets(tiny_ckpt, CPU, found)
+    assert 4 in found.bit_identical
+    assert set(found.bit_identical) <= set(found.exact)
+    forms = build_networks(tiny_ckpt, CPU, found)
     assert (forms.fast is forms.exact) == (dtype == "float32")
     assert (found.error is None) == (dtype == "float32")
-    assert any("same bits at widths" in line for line in found.told)
+    assert any("same bits at widths" in line for line in found.log_lines)
 
 
 def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
-    wanted = Wanted(4, 2, threads=1)
+    wanted = CalibrationOptions(4, 2, threads=1)
     monkeypatch.setattr(calibration, "bfloat16_is_native", lambda: False)
-    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "float32"
     monkeypatch.setattr(calibration, "bfloat16_is_native", lambda: True)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.5, 2: 0.9}])
-    monkeypatch.setattr(Probe, "curve", lambda *_: next(curves))
-    monkeypatch.setattr(Probe, "difference", lambda *_: 0.009)
-    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "bfloat16"
-    monkeypatch.setattr(Probe, "difference", lambda *_: 0.011)
-    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
-    monkeypatch.setattr(Probe, "difference", lambda *_: 0.001)
+    monkeypatch.setattr(Probe, "time_widths", lambda *_: next(curves))
+    monkeypatch.setattr(Probe, "relative_error", lambda *_: 0.009)
+    assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "bfloat16"
+    monkeypatch.setattr(Probe, "relative_error", lambda *_: 0.011)
+    assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    monkeypatch.setattr(Probe, "relative_error", lambda *_: 0.001)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.99, 2: 1.79}])
-    assert calibrated(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "float32"
 
 
 def test_what_was_found_is_kept_for_the_same_circumstances_alone(tiny_ckpt, tmp_path, monkeypatch):
     measured = []
-    monkeypatch.setattr(calibration, "_measured", lambda *arguments: measured.append(arguments) or FOUND)
+    monkeypatch.setattr(calibration, "_measure", lambda *arguments: measured.append(arguments) or FOUND)
     folder = tmp_path / "deep" / "cache"
-    for wanted in (Wanted(8, 4), Wanted(8, 4), Wanted(16, 4)):
-        assert calibrated(tiny_ckpt, CPU, wanted, folder) == FOUND
+    for wanted in (CalibrationOptions(8, 4), CalibrationOptions(8, 4), CalibrationOptions(16, 4)):
+        assert calibrate(tiny_ckpt, CPU, wanted, folder) == FOUND
     assert len(measured) == 2
     assert len(list(folder.iterdir())) == 2
 
 
 def test_a_broken_file_is_left_aside(tiny_ckpt, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "_measured", lambda *_: FOUND)
-    calibrated(tiny_ckpt, CPU, Wanted(8, 4), tmp_path)
+    monkeypatch.setattr(calibration, "_measure", lambda *_: FOUND)
+    calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), tmp_path)
     [file] = tmp_path.iterdir()
     for content in ("", "{", "[]", json.dumps({"fast": 1}), json.dumps({"threads": 1})):
         file.write_text(content)
-        assert calibrated(tiny_ckpt, CPU, Wanted(8, 4), tmp_path) == FOUND
+        assert calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), tmp_path) == FOUND
 
 
 def test_a_folder_that_cannot_be_written_does_no_harm(tiny_ckpt, tmp_path, monkeypatch):
-    monkeypatch.setattr(calibration, "_measured", lambda *_: FOUND)
+    monkeypatch.setattr(calibration, "_measure", lambda *_: FOUND)
     (tmp_path / "file").write_text("")
-    assert calibrated(tiny_ckpt, CPU, Wanted(8, 4), tmp_path / "file" / "cache") == FOUND
-    assert calibrated(tiny_ckpt, CPU, Wanted(8, 4), Path("/proc/nowhere")) == FOUND
+    assert calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), tmp_path / "file" / "cache") == FOUND
+    assert calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), Path("/proc/nowhere")) == FOUND

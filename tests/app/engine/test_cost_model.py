@@ -6,8 +6,8 @@ import random
 
 import pytest
 
-from app.engine.cost_model import LARGEST, QUICK, CostModel
-from app.engine.scheduler import Forwards, Widths
+from app.engine.cost_model import MAX_DEVIATION, RATE, CostModel
+from app.engine.widths import Forwards, Widths
 
 LINE = Widths((1, 2, 4, 8), (0.010, 0.015, 0.026, 0.048), (4,))
 EXACT = Widths((2, 4), (0.030, 0.050), (2, 4))
@@ -17,12 +17,12 @@ def shared() -> CostModel:
     return CostModel(Forwards(LINE, LINE))
 
 
-def followed(pace: CostModel, truth: dict[int, float], ticks: int, noise: float = 0.05) -> dict[int, float]:
+def followed(model: CostModel, truth: dict[int, float], ticks: int, noise: float = 0.05) -> dict[int, float]:
     draw = random.Random(1)
     for _ in range(ticks):
         width = draw.choice(list(truth))
-        pace.note(False, width, truth[width] * draw.lognormvariate(0, noise))
-    return dict(zip(pace.forwards.fast.sizes, pace.forwards.fast.seconds, strict=True))
+        model.update(False, width, truth[width] * draw.lognormvariate(0, noise))
+    return dict(zip(model.forwards.fast.sizes, model.forwards.fast.seconds, strict=True))
 
 
 def test_a_device_as_it_was_stays_so():
@@ -32,33 +32,33 @@ def test_a_device_as_it_was_stays_so():
 
 def test_what_slows_all_down_is_soon_known_of_all():
     """Even of widths that were not tried meanwhile, and none seems dearer beside the others for having been tried."""
-    pace = shared()
-    found = followed(pace, {8: 0.048 * 1.5}, 60)
+    model = shared()
+    found = followed(model, {8: 0.048 * 1.5}, 60)
     assert found[8] == pytest.approx(0.072, rel=0.05)
     assert found[1] / 0.010 == pytest.approx(1.5, rel=0.05)
-    assert pace.overall == pytest.approx(found[1] / 0.010, rel=0.001)
+    assert model.ratio == pytest.approx(found[1] / 0.010, rel=0.001)
 
 
 def test_a_busy_device_that_falters_is_not_served_narrower_forwards():
     """Ticks that are slow for seconds on end, and some that stop: eight rows at once stay what pays, by 8 %."""
-    pace, draw = shared(), random.Random(1)
+    model, draw = shared(), random.Random(1)
     taken, slow = [], 1.0
     for _ in range(5000):
         slow = max(1.0, slow + draw.gauss(0, 0.03))
-        width = min(pace.forwards.fast.sizes, key=lambda size: pace.forwards.fast.time(size) / size)
+        width = min(model.forwards.fast.sizes, key=lambda size: model.forwards.fast.time(size) / size)
         stopped = 3.0 if draw.random() < 0.02 * width / 8 else 0.0
-        pace.note(False, width, LINE.time(width) * slow * draw.lognormvariate(0, 0.1) + stopped)
+        model.update(False, width, LINE.time(width) * slow * draw.lognormvariate(0, 0.1) + stopped)
         taken.append(width)
     assert taken.count(8) > 0.99 * len(taken)
 
 
 def test_a_width_that_was_thought_too_dear_is_tried_again():
     bent = Widths(LINE.sizes, (0.010, 0.015, 0.026, 0.0533), (4,))  # eight rows at once seem not to pay, by 2.5 %
-    pace = CostModel(Forwards(bent, bent))
+    model = CostModel(Forwards(bent, bent))
     truth, taken = dict(zip(LINE.sizes, LINE.seconds, strict=True)), []
     for _ in range(40_000):
-        width = min(pace.forwards.fast.sizes, key=lambda size: pace.forwards.fast.time(size) / size)
-        pace.note(False, width, truth[width])
+        width = min(model.forwards.fast.sizes, key=lambda size: model.forwards.fast.time(size) / size)
+        model.update(False, width, truth[width])
         taken.append(width)
     assert set(taken[:1000]) == {4}
     assert taken[-1000:].count(8) > 980
@@ -70,40 +70,40 @@ def test_a_line_that_was_bent_is_straightened():
 
 
 def test_a_tick_that_hangs_counts_little():
-    pace = shared()
-    pace.note(False, 1, 60.0)
-    assert pace.overall == pytest.approx(LARGEST**QUICK)
-    assert pace.forwards.fast.seconds[0] < 0.0106
+    model = shared()
+    model.update(False, 1, 60.0)
+    assert model.ratio == pytest.approx(MAX_DEVIATION**RATE)
+    assert model.forwards.fast.seconds[0] < 0.0106
 
 
 def test_ticks_without_end_leave_times_within_bounds():
-    pace = shared()
+    model = shared()
     for seconds in (1e3, 1e-9):
         for _ in range(5000):
-            pace.note(False, 4, seconds)
-        assert 1 / 16 <= pace.forwards.fast.time(4) / 0.026 <= 16
+            model.update(False, 4, seconds)
+        assert 1 / 16 <= model.forwards.fast.time(4) / 0.026 <= 16
 
 
 def test_one_kind_stays_one_kind_and_two_stay_two():
-    pace = shared()
-    pace.note(True, 4, 0.05)
-    assert pace.forwards.shared
-    pace = CostModel(Forwards(LINE, EXACT))
+    model = shared()
+    model.update(True, 4, 0.05)
+    assert model.forwards.shared
+    model = CostModel(Forwards(LINE, EXACT))
     for _ in range(10):
-        pace.note(False, 8, 0.048)
-    pace.note(True, 4, 0.1)
-    assert not pace.forwards.shared
-    fast, exact = pace.forwards.fast, pace.forwards.exact
-    assert fast.time(4) / 0.026 == pytest.approx(pace.overall, rel=0.001)
-    assert exact.time(4) / 0.050 > pace.overall  # its own width's share
-    assert exact.alike == (2, 4)
+        model.update(False, 8, 0.048)
+    model.update(True, 4, 0.1)
+    assert not model.forwards.shared
+    fast, exact = model.forwards.fast, model.forwards.exact
+    assert fast.time(4) / 0.026 == pytest.approx(model.ratio, rel=0.001)
+    assert exact.time(4) / 0.050 > model.ratio  # its own width's share
+    assert exact.bit_identical == (2, 4)
 
 
 def test_the_wider_half_is_given_up_and_the_pace_kept():
-    pace = shared()
-    followed(pace, {1: 0.020, 8: 0.096}, 200)
-    assert pace.halve()
-    assert pace.forwards.fast.sizes == (1, 2, 4)
-    assert pace.forwards.fast.time(1) == pytest.approx(0.020, rel=0.05)
-    assert [pace.halve() for _ in range(3)] == [True, True, False]
-    assert pace.forwards.fast.sizes == (1,)
+    model = shared()
+    followed(model, {1: 0.020, 8: 0.096}, 200)
+    assert model.halve()
+    assert model.forwards.fast.sizes == (1, 2, 4)
+    assert model.forwards.fast.time(1) == pytest.approx(0.020, rel=0.05)
+    assert [model.halve() for _ in range(3)] == [True, True, False]
+    assert model.forwards.fast.sizes == (1,)

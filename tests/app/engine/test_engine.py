@@ -10,7 +10,7 @@ import torch
 from app.engine.jobs import Lane
 from app.engine.reservation import SubmitOptions
 from app.engine.runner import OutOfMemoryError, Runner
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded, TooLate
 from model.diffusion import machine, samplers
 from tests.engines import SCHEDULE, FakeDevice, ask, engine_on, plan, until
@@ -63,8 +63,8 @@ async def test_cancel_while_waiting_in_the_inbox():
 
 async def test_a_lane_that_turns_nan_fails_its_own_job_only(tiny_ckpt):
     class Poisoned(Runner):
-        def end(self, lane):
-            x = super().end(lane)
+        def read_output(self, lane):
+            x = super().read_output(lane)
             return x * float("nan") if lane.seed == 13 else x
 
     async with engine_on(Poisoned(tiny_ckpt, torch.device("cpu"))) as engine:
@@ -194,7 +194,7 @@ async def test_admission_is_arithmetic():
 
 async def test_images_in_flight_are_bounded():
     async with engine_on(FakeDevice(), max_lanes=10) as engine:
-        with engine.reserve(8, 1), pytest.raises(Overloaded, match="8 images are in flight, and 3 more"):
+        with engine.reserve(8, 1), pytest.raises(Overloaded, match="8 images are in progress, and 3 more"):
             engine.reserve(3, 1)
         assert not engine.requests
 
@@ -247,7 +247,7 @@ async def test_closing_does_not_wait_for_a_device_that_hangs(monkeypatch):
         job = asyncio.create_task(ask(engine, [Lane(plan(5), 1)]))
         await until(lambda: device.entered)
         engine.close()
-        assert not engine.worker.ended.is_set()
+        assert not engine.worker.stopped.is_set()
         with pytest.raises(Draining, match="stopped before"):
             await job
         with pytest.raises(Draining, match="stopped before"):
@@ -258,7 +258,7 @@ async def test_closing_does_not_wait_for_a_device_that_hangs(monkeypatch):
 async def test_what_is_cancelled_keeps_no_memory():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
-        lanes = [Lane(plan(5), seed, start=torch.zeros(1, 1, 2, 2)) for seed in range(2)]
+        lanes = [Lane(plan(5), seed, initial_state=torch.zeros(1, 1, 2, 2)) for seed in range(2)]
         job = asyncio.create_task(ask(engine, lanes))
         await until(lambda: device.entered)
         for lane in lanes:
@@ -267,18 +267,18 @@ async def test_what_is_cancelled_keeps_no_memory():
         await asyncio.wait({job})
         device.gate.release()
         await until(lambda: not engine.worker.jobs)
-        assert [(lane.state, lane.start) for lane in lanes] == [(None, None)] * 2
+        assert [(lane.state, lane.initial_state) for lane in lanes] == [(None, None)] * 2
 
 
 async def test_a_deadline_counts_steps_that_follow_each_other():
     """Rows of one step share a forward: with guidance 40 rows are 20 forwards, which 30 narrow ones have room for."""
     async with engine_on(FakeDevice()) as engine:
         now, forward = asyncio.get_running_loop().time(), engine.forwards.fast.seconds[0]
-        terms = SubmitOptions(deadline=now + 30 * forward)
+        options = SubmitOptions(deadline=now + 30 * forward)
         assert 40 * engine.forwards.fast.seconds_per_row < 29 * forward
-        engine.reserve(1, 40, steps=20, terms=terms)
+        engine.reserve(1, 40, steps=20, options=options)
         with pytest.raises(TooLate):
-            engine.reserve(1, 40, terms=terms)
+            engine.reserve(1, 40, options=options)
 
 
 async def test_who_has_a_place_and_reads_his_image_is_not_stalled():

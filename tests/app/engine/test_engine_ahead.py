@@ -20,18 +20,18 @@ async def test_one_tick_is_begun_while_another_is_under_way_and_no_more():
     device = Ahead(gated=True)
     async with engine_on(device) as engine:
         job = asyncio.create_task(ask(engine, [Lane(plan(4), 7)]))
-        await until(lambda: device.told == 2)
+        await until(lambda: device.begun == 2)
         await asyncio.sleep(0.02)
-        assert (device.told, device.over) == (2, 0)
-        device.landings.release()
-        await until(lambda: device.told == 3)
+        assert (device.begun, device.completed) == (2, 0)
+        device.completions.release()
+        await until(lambda: device.begun == 3)
         await asyncio.sleep(0.02)
-        assert (device.told, device.over) == (3, 1)
+        assert (device.begun, device.completed) == (3, 1)
         assert not job.done()
-        device.landings.release(3)
+        device.completions.release(3)
         result = await job
     assert result.images.mean() == 7
-    assert (device.told, device.over, device.most) == (4, 4, 2)
+    assert (device.begun, device.completed, device.most) == (4, 4, 2)
 
 
 async def test_an_end_is_read_when_its_tick_has_landed_and_not_at_the_next_ones_begin():
@@ -52,13 +52,13 @@ async def test_who_leaves_while_his_last_tick_is_under_way_is_not_answered_and_n
     device = Ahead(gated=True)
     async with engine_on(device) as engine:
         doomed = asyncio.create_task(ask(engine, [Lane(plan(1), 1)]))
-        await until(lambda: device.told == 1)
+        await until(lambda: device.begun == 1)
         other = asyncio.create_task(ask(engine, [Lane(plan(2), 2)]))
         doomed.cancel()
         await asyncio.wait({doomed})
-        device.landings.release(10)
+        device.completions.release(10)
         assert (await other).images.mean() == 2
-        await until(lambda: device.over == device.told)
+        await until(lambda: device.completed == device.begun)
         assert not engine.worker.jobs
 
 
@@ -66,9 +66,9 @@ async def test_a_device_that_fails_on_the_way_answers_everybody():
     device = Ahead(gated=True)
     async with engine_on(device) as engine:
         jobs = [asyncio.create_task(ask(engine, [Lane(plan(), seed)])) for seed in range(5)]
-        await until(lambda: device.told == 2)
-        device.land_error = RuntimeError("an illegal memory access was encountered")
-        device.landings.release()
+        await until(lambda: device.begun == 2)
+        device.completion_error = RuntimeError("an illegal memory access was encountered")
+        device.completions.release()
         for result in await asyncio.wait_for(asyncio.gather(*jobs, return_exceptions=True), 5):
             assert isinstance(result, EngineDead)
             assert "illegal memory access" in result.detail
@@ -81,24 +81,24 @@ async def test_want_of_memory_is_met_when_all_that_is_under_way_has_landed():
 
     def too_wide(lanes, width):
         if width > 2:
-            under_way.append(device.told - device.over)
+            under_way.append(device.begun - device.completed)
             raise OutOfMemoryError("too wide")
 
     device.fail = too_wide
     async with engine_on(device) as engine:
         first = asyncio.create_task(ask(engine, [Lane(plan(20), 1)]))
-        await until(lambda: device.told == 2)
+        await until(lambda: device.begun == 2)
         lanes = [Lane(plan(), 9, reproducible=True), *(Lane(plan(), seed) for seed in range(8))]
         jobs = [asyncio.create_task(ask(engine, [lane])) for lane in lanes]
         await asyncio.sleep(0)
-        device.landings.release(200)
+        device.completions.release(200)
         refused, *results = await asyncio.gather(*jobs, return_exceptions=True)
         assert isinstance(refused, DeviceMemory)
         assert [result.images.mean() for result in results] == list(range(8))
         assert (await first).images.mean() == 1
         assert engine.forwards.fast.cap == 2
     assert under_way[0] == 1
-    assert device.over == device.told
+    assert device.completed == device.begun
 
 
 async def test_walks_come_out_the_same(tiny_ckpt):
@@ -110,9 +110,9 @@ async def test_walks_come_out_the_same(tiny_ckpt):
         async with engine_on(runner) as engine:
             requests = unlike_requests(tiny_ckpt)
             for lanes in requests:
-                lanes[0].keep = frozenset({0, 2})
+                lanes[0].snapshot_steps = frozenset({0, 2})
             return await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
 
     for one, other in zip(await all_of_them(0), await all_of_them(1), strict=True):
         assert torch.equal(one.images, other.images)
-        assert one.frames[0].keys() == other.frames[0].keys() == {0, 2}
+        assert one.snapshots[0].keys() == other.snapshots[0].keys() == {0, 2}

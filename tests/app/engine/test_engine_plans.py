@@ -9,7 +9,7 @@ import torch
 
 from app.engine.jobs import Lane
 from app.engine.runner import Runner
-from app.engine.scheduler import Widths
+from app.engine.widths import Widths
 from model.diffusion import machine, samplers
 from model.diffusion.inversion import methods as inversion
 from model.diffusion.plan import Clip

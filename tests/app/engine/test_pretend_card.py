@@ -45,14 +45,14 @@ class Waves:
     def __init__(self, device: torch.device) -> None:
         self.device = device
 
-    def told(self, t, y=None):
+    def conditioning(self, t, y=None):
         assert len(t) == len(y) == WIDTH
         y = y.argmax(1) if y.is_floating_point() else y
         return to_device(torch.stack([t / 1000, y.float()], dim=1), self.device)
 
-    def forward(self, x, told):
-        assert x.device.type == told.device.type == self.device.type
-        t, y = told[:, 0, None, None, None], told[:, 1, None, None, None]
+    def forward(self, x, conditioning):
+        assert x.device.type == conditioning.device.type == self.device.type
+        t, y = conditioning[:, 0, None, None, None], conditioning[:, 1, None, None, None]
         return (x + y).sin() * t + 0.5 * x
 
 
@@ -79,20 +79,20 @@ def runner_of(ckpt: Checkpoint, device: torch.device, updates=None) -> Runner:
 
 def walked(runner: Runner, lanes: list) -> None:
     """In forwards of one width, as many ticks ahead as the runner allows."""
-    flights = deque()
+    pending_ticks = deque()
     waiting = list(lanes)
     while waiting:
-        riders, taken = [], 0
+        batch, taken = [], 0
         for lane in waiting:
             if taken + lane.rows <= WIDTH:
-                riders.append(lane)
+                batch.append(lane)
                 taken += lane.rows
-        flights.append(runner.advance(riders, WIDTH, exact=True))
+        pending_ticks.append(runner.advance(batch, WIDTH, exact=True))
         waiting = [lane for lane in waiting if lane.remaining]
-        while len(flights) > runner.ahead:
-            assert flights.popleft().wait() >= 0
-    while flights:
-        flights.popleft().wait()
+        while len(pending_ticks) > runner.ahead:
+            assert pending_ticks.popleft().wait() >= 0
+    while pending_ticks:
+        pending_ticks.popleft().wait()
 
 
 @pytest.mark.parametrize("updates", [None, Interpreted], ids=["operations", "kernels"])
@@ -100,36 +100,36 @@ def test_unlike_walks_come_out_as_on_the_cpu_and_nobody_waits(tiny_ckpt, card, u
     most = 1 if updates else 3  # images of each request: kernels are slow to interpret
     mine, theirs = ([lane for lanes in unlike_requests(tiny_ckpt) for lane in lanes[:most]] for _ in range(2))
     for lane in (*mine, *theirs):
-        lane.keep, lane.look = frozenset({0, 2}), "x_t" if lane.seed % 2 else "x_0"
+        lane.snapshot_steps, lane.snapshot_kind = frozenset({0, 2}), "x_t" if lane.seed % 2 else "x_0"
         if lane.seed % 5 == 0:
             lane.label = (0.25, 0.5, 0.25, 0.0)
         if lane.seed % 7 == 0:
-            lane.start = draw_noise(seeded_generator(lane.seed), tiny_ckpt.shape)[None] / 2
+            lane.initial_state = draw_noise(seeded_generator(lane.seed), tiny_ckpt.shape)[None] / 2
     on_cpu = runner_of(tiny_ckpt, torch.device("cpu"))
     with card:
         runner = runner_of(tiny_ckpt, DEVICE, updates)
         assert runner.ahead == 1
         walked(runner, mine)
-        ends = [runner.end(lane) for lane in mine]
+        ends = [runner.read_output(lane) for lane in mine]
     walked(on_cpu, theirs)
     assert len(ends) >= 20
     for lane, other, end in zip(mine, theirs, ends, strict=True):
         assert not isinstance(end, OnCard)
-        assert torch.equal(end, on_cpu.end(other))
-        assert lane.frames.keys() == other.frames.keys() == {0, 2}
-        assert all(torch.equal(lane.frames[step], other.frames[step]) for step in lane.frames)
+        assert torch.equal(end, on_cpu.read_output(other))
+        assert lane.snapshots.keys() == other.snapshots.keys() == {0, 2}
+        assert all(torch.equal(lane.snapshots[step], other.snapshots[step]) for step in lane.snapshots)
 
 
 def test_an_end_that_is_read_too_early_is_noticed(tiny_ckpt, card):
-    """The control: were flights not waited for, the test above would fail."""
+    """The control: were pending_ticks not waited for, the test above would fail."""
     lane = unlike_requests(tiny_ckpt)[0][0]
     with card:
         runner = runner_of(tiny_ckpt, DEVICE)
         while lane.remaining:
-            flight = runner.advance([lane], WIDTH, exact=True)
+            pending = runner.advance([lane], WIDTH, exact=True)
         assert lane.state.isnan().all()
-        flight.wait()
-        assert runner.end(lane).isfinite().all()
+        pending.wait()
+        assert runner.read_output(lane).isfinite().all()
 
 
 @torch.inference_mode()

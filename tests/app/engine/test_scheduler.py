@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import PATIENCE, PATIENCE_PER_LANE, Choice, Forwards, Widths, choose, patience
+from app.engine.scheduler import PATIENCE, PATIENCE_PER_LANE, Choice, choose, patience
+from app.engine.widths import Forwards, Widths
 
 SIZES = (1, 2, 4, 8)
 CPU = Widths(SIZES, (0.0265, 0.044, 0.079, 0.149), (4,))  # 9 + 17.5 w ms: nearly linear
@@ -47,21 +48,21 @@ def one(widths: Widths) -> Forwards:
 
 
 def tick(lanes: list[Toy], forwards: Forwards, now: float = 0.0) -> Choice[Toy]:
-    """What the engine does around a decision: advance the riders, age the others, drop who has ended."""
+    """What the engine does around a decision: advance the batch, age the others, drop who has ended."""
     choice = choose(lanes, forwards, now)
     for lane in lanes:
         lane.passed_over += 1
         lane.worst = max(lane.worst, lane.passed_over)
         lane.most = max(lane.most, len(lanes))
-    for lane in choice.riders:
+    for lane in choice.batch:
         lane.passed_over = 0
         lane.remaining -= 1
     lanes[:] = [lane for lane in lanes if lane.remaining]
     return choice
 
 
-def remaining(riders: list[Toy]) -> list[int]:
-    return [lane.remaining for lane in riders]
+def remaining(batch: list[Toy]) -> list[int]:
+    return [lane.remaining for lane in batch]
 
 
 @pytest.mark.parametrize(
@@ -80,32 +81,32 @@ def remaining(riders: list[Toy]) -> list[int]:
 )
 def test_decisions(lanes, widths, expected, width):
     choice = choose([Toy(n) for n in lanes], one(widths))
-    assert (remaining(choice.riders), choice.width, choice.exact) == (expected, width, False)
+    assert (remaining(choice.batch), choice.width, choice.exact) == (expected, width, False)
 
 
 def test_lanes_that_are_equal_ride_in_order_of_arrival():
     lanes = [Toy(9) for _ in range(20)]
-    assert choose(lanes, one(GPU)).riders == lanes[:8]
+    assert choose(lanes, one(GPU)).batch == lanes[:8]
 
 
 def test_what_counts_is_the_work_of_the_whole_job():
     crowd = [Toy(5, others=35) for _ in range(8)]
     single = Toy(20)
-    assert choose([*crowd, single], one(GPU)).riders[0] is single
+    assert choose([*crowd, single], one(GPU)).batch[0] is single
 
 
 def test_a_job_that_was_slowed_more_goes_before_one_of_equal_work():
     """Both have ten steps left, and came at the same time; the second has had less to do in it."""
     long, short = Toy(100), Toy(10)
     long.remaining = 10
-    assert choose([long, short], one(CPU), now=20.0).riders[0] is short
+    assert choose([long, short], one(CPU), now=20.0).batch[0] is short
     fresh, stale = Toy(10, since=99.0), Toy(11, since=0.0)
-    assert choose([fresh, stale], one(CPU), now=100.0).riders[0] is stale
-    assert choose([fresh, Toy(11, since=99.0)], one(CPU), now=100.0).riders[0] is fresh
+    assert choose([fresh, stale], one(CPU), now=100.0).batch[0] is stale
+    assert choose([fresh, Toy(11, since=99.0)], one(CPU), now=100.0).batch[0] is fresh
 
 
 def test_a_clock_that_lags_behind_the_arrivals_does_no_harm():
-    assert len(choose([Toy(5, since=9.0), Toy(5, since=1e9)], one(GPU), now=0.0).riders) == 2
+    assert len(choose([Toy(5, since=9.0), Toy(5, since=1e9)], one(GPU), now=0.0).batch) == 2
 
 
 def test_reproducible_lanes_ride_at_the_canonical_width_alone_or_not():
@@ -113,14 +114,14 @@ def test_reproducible_lanes_ride_at_the_canonical_width_alone_or_not():
     assert choose(alone, one(CPU)) == Choice(alone, 4, True)
     crowd = [Toy(9, reproducible=True) for _ in range(11)]
     choice = choose(crowd, one(GPU))
-    assert (len(choice.riders), choice.width, choice.exact) == (4, 4, True)
+    assert (len(choice.batch), choice.width, choice.exact) == (4, 4, True)
 
 
 def test_reproducible_lanes_ride_at_whatever_width_gives_the_same_bits():
     widths = Widths(SIZES, GPU.seconds, (2, 8))
     assert choose([Toy(9, reproducible=True)], one(widths)).width == 2
     crowd = choose([Toy(9, reproducible=True) for _ in range(5)], one(widths))
-    assert (len(crowd.riders), crowd.width) == (5, 8)
+    assert (len(crowd.batch), crowd.width) == (5, 8)
 
 
 def test_where_there_are_two_kinds_of_forward_lanes_ride_in_their_own():
@@ -136,20 +137,20 @@ def test_where_there_are_two_kinds_of_forward_lanes_ride_in_their_own():
 def test_an_overdue_lane_goes_first_whatever_it_costs():
     others = [Toy(1, priority=10, deadline=0.1) for _ in range(50)]
     lanes = [Toy(1000, passed_over=patience(51) + 1, priority=-10), *others]
-    assert choose(lanes, one(CPU)).riders[0] is lanes[0]
+    assert choose(lanes, one(CPU)).batch[0] is lanes[0]
     lanes[0].passed_over -= 1
-    assert lanes[0] not in choose(lanes, one(CPU)).riders
+    assert lanes[0] not in choose(lanes, one(CPU)).batch
     lanes[0].passed_over += 1
     lanes[0].exact = True
     choice = choose(lanes, TWO)
-    assert (choice.riders[0], choice.exact) == (lanes[0], True)
+    assert (choice.batch[0], choice.exact) == (lanes[0], True)
 
 
 def test_only_the_one_that_waited_longest_is_pulled_forward():
     lanes = [Toy(1000, passed_over=2000 + place) for place in range(40)] + [Toy(1) for _ in range(7)]
     choice = choose(lanes, one(GPU))
-    assert choice.riders[0] is lanes[39]
-    assert set(remaining(choice.riders[1:])) == {1}
+    assert choice.batch[0] is lanes[39]
+    assert set(remaining(choice.batch[1:])) == {1}
 
 
 @pytest.mark.parametrize("forwards", [one(CPU), one(GPU), TWO], ids=["cpu", "gpu", "two"])
@@ -157,9 +158,9 @@ def test_only_the_one_that_waited_longest_is_pulled_forward():
 def test_higher_priority_goes_first(forwards, exact):
     high = Toy(1000, priority=1, exact=exact)
     lanes = [*(Toy(1) for _ in range(30)), high]
-    assert choose(lanes, forwards).riders[0] is high
+    assert choose(lanes, forwards).batch[0] is high
     low = Toy(1, priority=-1)
-    assert low not in choose([low, *(Toy(100) for _ in range(8))], one(GPU)).riders
+    assert low not in choose([low, *(Toy(100) for _ in range(8))], one(GPU)).batch
 
 
 def test_a_high_priority_is_not_slowed_by_many_low_ones_where_width_costs():
@@ -180,17 +181,17 @@ def test_a_deadline_pulls_a_lane_forward_while_it_can_be_kept(deadline, first):
     due = Toy(10, deadline=1000.0 + deadline, since=1000.0)
     lanes = [*(Toy(5, since=1000.0) for _ in range(20)), due]
     choice = choose(lanes, one(CPU), now=1000.0)
-    assert (choice.riders[0] is due) is first
-    assert first or due not in choice.riders
+    assert (choice.batch[0] is due) is first
+    assert first or due not in choice.batch
     if first:  # and no wider than lets it be in time
         assert dict(zip(CPU.sizes, CPU.seconds, strict=True))[choice.width] * 10 <= deadline
 
 
 def test_the_deadline_with_least_slack_goes_first_and_priority_before_it():
     later, sooner = Toy(10, deadline=2.1), Toy(10, deadline=1.9)
-    assert choose([later, sooner], one(CPU)).riders[0] is sooner
+    assert choose([later, sooner], one(CPU)).batch[0] is sooner
     high = Toy(10, priority=1)
-    assert choose([later, sooner, high], one(CPU)).riders[0] is high
+    assert choose([later, sooner, high], one(CPU)).batch[0] is high
 
 
 def test_a_deadline_is_kept_that_shortest_first_would_miss():
@@ -200,13 +201,13 @@ def test_a_deadline_is_kept_that_shortest_first_would_miss():
     while due.remaining:
         lanes += [Toy(3, since=now) for _ in range(20 - len(lanes))]
         width = tick(lanes, one(CPU), now).width
-        now += CPU.padded(width)[1]
+        now += CPU.pad(width)[1]
     assert now <= 1.0
 
 
 def test_lost_deadlines_are_served_at_full_width_when_nobody_else_waits():
     lanes = [Toy(10, deadline=-1.0) for _ in range(8)]
-    assert choose(lanes, one(CPU)).riders == lanes
+    assert choose(lanes, one(CPU)).batch == lanes
 
 
 def test_a_guided_lane_takes_two_rows():
@@ -215,26 +216,26 @@ def test_a_guided_lane_takes_two_rows():
     # three rows; the plain one has less work left
     assert choose([guided, plain], one(GPU)) == Choice([plain, guided], 4, False)
     choice = choose([Toy(10, rows=2) for _ in range(9)], one(GPU))
-    assert (len(choice.riders), choice.width) == (4, 8)
+    assert (len(choice.batch), choice.width) == (4, 8)
     choice = choose([Toy(10, reproducible=True, rows=2) for _ in range(9)], one(GPU))
-    assert (len(choice.riders), choice.width) == (2, 4)
+    assert (len(choice.batch), choice.width) == (2, 4)
 
 
 def test_what_no_longer_fits_lets_smaller_lanes_pass():
     lanes = [Toy(1) for _ in range(7)] + [Toy(1, rows=2), Toy(9)]
     choice = choose(lanes, one(GPU))
-    assert (sum(lane.rows for lane in choice.riders), choice.width) == (8, 8)
-    assert lanes[7] not in choice.riders
+    assert (sum(lane.rows for lane in choice.batch), choice.width) == (8, 8)
+    assert lanes[7] not in choice.batch
 
 
 def test_halving_gives_up_the_widest_first_and_ends():
-    assert CPU.halved().sizes == (1, 2, 4)
-    assert CPU.halved().halved().halved().sizes == (1,)
-    assert CPU.halved().halved().halved().halved() is None
-    assert CPU.halved().alike == (4,)
-    assert CPU.halved().halved().alike == ()
-    assert one(CPU).halved().shared
-    assert not TWO.halved().shared
+    assert CPU.halve().sizes == (1, 2, 4)
+    assert CPU.halve().halve().halve().sizes == (1,)
+    assert CPU.halve().halve().halve().halve() is None
+    assert CPU.halve().bit_identical == (4,)
+    assert CPU.halve().halve().bit_identical == ()
+    assert one(CPU).halve().shared
+    assert not TWO.halve().shared
 
 
 lane = st.builds(
@@ -254,8 +255,8 @@ costs = st.lists(st.floats(0.001, 1.0), min_size=4, max_size=4).map(sorted)
 
 @st.composite
 def forwards(draw):
-    alike = draw(st.sampled_from([(2,), (4,), (2, 4), (4, 8), SIZES]))
-    kinds = [Widths(SIZES, tuple(seconds), alike) for seconds in (draw(costs), draw(costs))]
+    bit_identical = draw(st.sampled_from([(2,), (4,), (2, 4), (4, 8), SIZES]))
+    kinds = [Widths(SIZES, tuple(seconds), bit_identical) for seconds in (draw(costs), draw(costs))]
     return Forwards(kinds[0], kinds[draw(st.integers(0, 1))])
 
 
@@ -263,26 +264,26 @@ def forwards(draw):
 @settings(max_examples=1000, deadline=None)
 def test_every_decision_is_sound(lanes, forwards):
     choice = choose(lanes, forwards)
-    riders, width = choice.riders, choice.width
+    batch, width = choice.batch, choice.width
     widths = forwards.exact if choice.exact else forwards.fast
-    assert riders
-    assert len({id(rider) for rider in riders}) == len(riders)
-    assert all(any(rider is lane for lane in lanes) for rider in riders)
-    assert sum(rider.rows for rider in riders) <= width <= widths.cap
-    if any(rider.reproducible for rider in riders):
+    assert batch
+    assert len({id(each) for each in batch}) == len(batch)
+    assert all(any(each is lane for lane in lanes) for each in batch)
+    assert sum(each.rows for each in batch) <= width <= widths.cap
+    if any(each.reproducible for each in batch):
         assert choice.exact
-        assert width in widths.alike
+        assert width in widths.bit_identical
     else:
-        assert width == widths.padded(sum(rider.rows for rider in riders))[0]
-    if any(rider.exact for rider in riders):
+        assert width == widths.pad(sum(each.rows for each in batch))[0]
+    if any(each.exact for each in batch):
         assert choice.exact
     if not forwards.shared:
-        assert all(rider.exact is choice.exact for rider in riders)
+        assert all(each.exact is choice.exact for each in batch)
     longest = max(lane.passed_over for lane in lanes)
     if len(lanes) > 1 and longest > patience(len(lanes)):
-        assert riders[0].passed_over == longest
+        assert batch[0].passed_over == longest
     else:
-        assert riders[0].priority == max(lane.priority for lane in lanes)
+        assert batch[0].priority == max(lane.priority for lane in lanes)
 
 
 @given(st.lists(lane, min_size=2, max_size=12), forwards(), st.integers(1, 10))
@@ -318,7 +319,7 @@ def test_every_lane_ends_and_none_waits_beyond_the_bound(arrivals, forwards):
         while coming and coming[0][0] <= now:
             lanes.append(coming.pop(0)[1])
         if lanes:
-            advanced += len(tick(lanes, forwards, now / 50).riders)
+            advanced += len(tick(lanes, forwards, now / 50).batch)
         now += 1
         assert now <= 31 + work
     assert advanced == work

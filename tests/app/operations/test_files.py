@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from app.operations import files as uploads
+from app.operations import files
 from tests.app.api.test_bad_input import assert_problem
 from tests.app.api.test_body import raw_form
 from tests.engines import until
@@ -172,7 +172,7 @@ async def test_what_is_no_image(client, send, content, why):
 
 
 @as_image
-async def test_a_image_of_another_size(client, send):
+async def test_an_image_of_another_size(client, send):
     other = saved(Image.new("L", (9, 8)), "PNG")
     words = ("image", "it is 9x8", "8x8", "resize, crop or pad")
     assert_problem(await send(client, other), 422, "invalid_field", *words)
@@ -350,9 +350,16 @@ async def test_a_bare_body_of_another_kind(client):
 
 async def test_whoever_hangs_up_leaves_his_place_when_his_image_is_decoded(monkeypatch):
     """A thread cannot be stopped, so that many who hang up must not have more images decoded at once."""
-    go, service = threading.Event(), SimpleNamespace(decoders=anyio.CapacityLimiter(2))
-    monkeypatch.setattr(uploads, "read_image", lambda *_: go.wait(10))
-    asking = [asyncio.ensure_future(uploads.image(service, "image", b"", "exact")) for _ in range(3)]
+    go, service = (
+        threading.Event(),
+        SimpleNamespace(
+            decoders=anyio.CapacityLimiter(2),
+            model=SimpleNamespace(checkpoint=None),
+            settings=SimpleNamespace(max_pixels=1),
+        ),
+    )
+    monkeypatch.setattr(files, "read_image", lambda *_: go.wait(10))
+    asking = [asyncio.ensure_future(files.decode_image(service, "image", b"", "exact")) for _ in range(3)]
     await until(lambda: service.decoders.statistics().tasks_waiting == 1)
     for each in asking:
         each.cancel()

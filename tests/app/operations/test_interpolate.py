@@ -201,7 +201,7 @@ PAIR = {"npy": encoded(np.zeros((2, 1, 8, 8), np.float32))}
     [
         ({}, "a", "give a and b; or latents"),
         ({"a": 1}, "b", "give a and b; or latents"),
-        ({"a": 1, "b": 2, "latents": [1, 2]}, "a", "there are latents already"),
+        ({"a": 1, "b": 2, "latents": [1, 2]}, "a", "latents are given already"),
         ({"a": 1, "b": 2, "weights": [1, 2]}, "weights", "goes with latents"),
         ({"a": 1, "b": 2, "grid": [2, 2]}, "grid", "goes with latents"),
         ({"a": 1, "b": 2, "frames": 1}, "frames", "greater than or equal to 2"),
@@ -218,7 +218,7 @@ PAIR = {"npy": encoded(np.zeros((2, 1, 8, 8), np.float32))}
         ({"latents": [1, 2, 3, 4], "grid": [1, 2]}, "grid", "2 or more"),
         ({"latents": [1, 2, 3, 4], "grid": [5, 5]}, "grid", "at most 16"),
         ({"latents": [1, 2, 3, 4], "grid": [2]}, "grid", "at least 2"),
-        ({"a": 1, "b": 2, "label": 0, "labels": [0, 1]}, "label", "there are labels already"),
+        ({"a": 1, "b": 2, "label": 0, "labels": [0, 1]}, "label", "labels are given already"),
         ({"a": 1, "b": 2, "labels": [0]}, "labels", "one for each of the 2"),
         ({"a": 1, "b": 2, "labels": [0, "Hat"]}, "labels.1", "circle, square, Big star"),
         ({"a": 1, "b": 2, "sampler": "ddpm"}, "sampler", "fresh noise"),

@@ -131,7 +131,7 @@ async def test_fields_are_honoured_and_told(client):
 async def test_what_is_odd_is_said_in_words(client, monkeypatch):
     told = await invert(client, steps=10)
     assert any(warning.startswith("psnr = ") for warning in told["warnings"])  # a random network
-    monkeypatch.setattr("app.operations.invert.LARGE_RESIDUAL", 0.0)
+    monkeypatch.setattr("app.operations.invert.HIGH_RESIDUAL", 0.0)
     monkeypatch.setattr("app.operations.invert.LOW_PSNR", -1e9)
     told = await invert(client, steps=10)
     assert any(warning.startswith("residual = ") for warning in told["warnings"])
@@ -190,7 +190,7 @@ async def test_the_way_up_can_be_watched(client, k, of):
 
 
 @pytest.mark.parametrize("fit", ["resize", "crop", "pad"])
-async def test_a_image_of_another_size(client, fit):
+async def test_an_image_of_another_size(client, fit):
     content = images.png(np.random.default_rng(1).integers(0, 256, (12, 20, 3), np.uint8))
     expected = images.fit(images.decode(content, 1), 8, 8, fit)
     fields = {"steps": 3, "fit": fit}

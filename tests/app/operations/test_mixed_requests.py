@@ -14,8 +14,8 @@ from app.engine import networks as forms
 from model import images
 from model.diffusion.noise import draw_noise, seeded_generator
 from model.network.inference import InferenceUNet
-from tests.app.api.test_service import metric
 from tests.conftest import serving
+from tests.metrics import metric
 
 pytestmark = pytest.mark.anyio
 SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "heun", "pndm", "obelm"]

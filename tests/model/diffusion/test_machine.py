@@ -258,7 +258,7 @@ def test_a_run_is_its_steps_one_after_another():
     assert torch.equal(found, state[:, 0])
 
 
-def test_latents_come_from_one_generator_a_image():
+def test_latents_come_from_one_generator_an_image():
     source = seeded_generator(2**64 - 1)
     first, second = draw_noise(source, SHAPE), draw_noise(source, SHAPE)
     assert first.dtype == torch.float32

@@ -185,7 +185,7 @@ TURNS = {
 
 @pytest.mark.parametrize("orientation", TURNS)
 @pytest.mark.parametrize("form", ["PNG", "WEBP", "JPEG"])
-def test_a_image_is_turned_as_its_exif_says(form, orientation):
+def test_an_image_is_turned_as_its_exif_says(form, orientation):
     stored = IMAGE if form != "JPEG" else Image.fromarray(SMOOTH[:8])
     exif = Image.Exif()
     exif[0x0112] = orientation

@@ -80,7 +80,7 @@ def test_answers_of_a_call_can_be_kept_those_of_a_forward_cannot():
     graphed = Graphed(InferenceUNet(net, 1000), Arithmetic())
     graphed.capture([5])
     x, t, y = rows(net)
-    kept, lent = graphed(x, t, y), graphed.forward(x, graphed.told(t, y))
+    kept, lent = graphed(x, t, y), graphed.forward(x, graphed.conditioning(t, y))
     assert torch.equal(kept, lent)
     before = kept.clone()
     graphed(2 * x, t, y)

@@ -1,0 +1,126 @@
+"""The process from start to end: loading, serving, draining.
+
+The HTTP server answers from the first moment; the network is loaded on the thread that then does the engine's work.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import Any
+
+import torch
+
+from app.engine.engine import Engine
+from app.engine.loading import LoadedModel, load
+from app.errors import EngineDead, Starting
+from app.operations.service import Service
+from app.operations.warmup import warm_up
+from app.settings import Settings
+from app.telemetry.metrics import Metrics
+
+log = logging.getLogger("unstir")
+
+
+class Lifecycle:
+    """Whether there is a service, and why not.
+
+    Attributes:
+        failure: why loading failed, or None.
+    """
+
+    def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None] = lambda: None) -> None:
+        """Args: on_failure: called when the network cannot be loaded."""
+        self.settings = settings
+        self.metrics = metrics
+        self.failure: str | None = None
+        self._on_failure = on_failure
+        self._service: Service | None = None
+
+    def get_service(self) -> Service:
+        """The service.
+
+        Raises:
+            Starting: the network is still being loaded.
+            EngineDead: it could not be.
+        """
+        if self._service is not None:
+            return self._service
+        if self.failure is not None:
+            raise EngineDead(f"the network could not be loaded: {self.failure}")
+        raise Starting("the network is being loaded and warmed up; try again in a moment", retry_after=2)
+
+    @property
+    def model(self) -> LoadedModel | None:
+        return None if self._service is None else self._service.model
+
+    @property
+    def engine(self) -> Engine | None:
+        return None if self._service is None else self._service.engine
+
+    @property
+    def loading(self) -> bool:
+        return self._service is None and self.failure is None
+
+    @property
+    def unready(self) -> str | None:
+        """Why no requests should be sent here now, or None."""
+        if self.failure is not None:
+            return f"the network could not be loaded: {self.failure}"
+        return "starting: the network is being loaded" if self.engine is None else self.engine.unready
+
+    @asynccontextmanager
+    async def run(self, _: Any) -> AsyncIterator[None]:
+        """The ASGI lifespan."""
+        # A daemon, so that a process that is told to stop need not first finish loading.
+        loop = asyncio.get_running_loop()
+        threading.Thread(target=self._load_and_work, args=[loop], name="device", daemon=True).start()
+        watching = asyncio.ensure_future(self.metrics.measure_lag())
+        yield
+        await self.drain()
+        watching.cancel()
+        self.close()
+
+    async def drain(self) -> None:
+        """Accept nothing new, and wait until accepted work is done or ``drain_seconds`` have passed."""
+        if self.engine is None or self.engine.failure or self.engine.draining:
+            return
+        unfinished = await self.engine.drain(self.settings.drain_seconds)
+        log.info("drained" if not unfinished else f"drain time is over, {unfinished} requests are cut off")
+
+    def close(self) -> None:
+        """End the device thread; what still runs fails with 503."""
+        if self.engine is not None:
+            self.engine.close()
+
+    def _load_and_work(self, loop: asyncio.AbstractEventLoop) -> None:
+        """The device thread."""
+        try:
+            model = load(self.settings, self.metrics)
+            if model.device.type == "cuda":
+                warm_up(model.runner, model.engine.forwards)
+        except Exception as error:
+            self._call(loop, self._fail, error)
+        else:
+            self._call(loop, self._start, model)
+            model.engine.work()
+
+    @staticmethod
+    def _call(loop: asyncio.AbstractEventLoop, function: Callable[..., None], argument: object) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed: the process was told to stop in the meantime
+            loop.call_soon_threadsafe(function, argument)
+
+    def _start(self, model: LoadedModel) -> None:
+        torch.set_num_threads(1)  # of this thread and later ones; the device thread keeps its own
+        model.engine.open()
+        self._service = Service(self.settings, self.metrics, model)
+        log.info("ready")
+
+    def _fail(self, error: Exception) -> None:
+        self.failure = str(error)
+        log.critical("the network could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG) and error)
+        self._on_failure()

@@ -1,0 +1,52 @@
+"""Asynchronous jobs: their state, their results, and how to cancel them."""
+
+from __future__ import annotations
+
+from fastapi import APIRouter, Request, Response
+
+from app.api.respond import render, send, stream, until_disconnect
+from app.api.responses.formats import EVENTS, negotiate
+from app.api.responses.schemas import JobStatus, Problem
+from app.errors import Cancelled, NotDone
+
+router = APIRouter()
+
+
+@router.get("/jobs/{identifier}", summary="The state of a job", responses={404: {"model": Problem}})
+async def job(request: Request, identifier: str) -> JobStatus:
+    """Its state, its position in the queue, its progress, and about how long it will take."""
+    return request.app.state.job_store.get(identifier).status(request.app.state.lifecycle.get_service())  # type: ignore[no-any-return]
+
+
+@router.get(
+    "/jobs/{identifier}/result",
+    summary="The result of a job",
+    response_class=Response,
+    responses={status: {"model": Problem} for status in (404, 406, 409, 410)},
+)
+async def result(request: Request, identifier: str) -> Response:
+    """In the format that `Accept` asks for, as the operation itself responds; as often as it is asked for."""
+    service, found = request.app.state.lifecycle.get_service(), request.app.state.job_store.get(identifier)
+    media_type = negotiate(request.headers.get("accept"), found.operation.formats)
+    if media_type == EVENTS:
+        return await until_disconnect(request, stream(service, found))
+    if not found.task.done:
+        left = found.status(service).seconds_left
+        raise NotDone(f"job = {found.id}: it is {found.state}; ask again in {left:.1f} s", retry_after=left)
+    if found.state == "cancelled":
+        raise Cancelled(f"job = {found.id}: it was cancelled before it was done; send the request again")
+    return send(await render(service, found.task, media_type))
+
+
+@router.delete("/jobs/{identifier}", summary="Cancel a job", responses={404: {"model": Problem}})
+async def cancel(request: Request, identifier: str) -> JobStatus:
+    """Its rows are free before the next forward. Of a job that is done, the result is dropped."""
+    service, store = request.app.state.lifecycle.get_service(), request.app.state.job_store
+    found = store.get(identifier)
+    if found.task.done:
+        store.forget(found)
+    else:
+        error = Cancelled(f"job = {found.id}: it was cancelled before it was done; send the request again")
+        found.task.cancel(error)
+        await found.task.wait_ended()
+    return found.status(service)  # type: ignore[no-any-return]

@@ -1,0 +1,35 @@
+"""Draw the images of the README and docs/ that the shipped checkpoints can draw: ``make images``, some minutes."""
+
+from __future__ import annotations
+
+import shlex
+import subprocess
+import sys
+
+from app.settings import SHIPPED
+from bench.server import ROOT
+from model import checkpoint, images
+from model.training.run import grid
+
+# Arguments of `unstir`. What an option leaves open has its default, so the README can print these lines.
+COMMANDS = (
+    "sample --label lorelei --seed 7 --trajectory 16 -o docs/unstirring.png",
+    "interpolate 7 11 12 13 --grid 4,6 --steps 20 --label lorelei -o docs/grid.png",
+    "interpolate docs/garments/pullover.png docs/garments/sweater.png --label Pullover --frames 24"
+    " --checkpoint weights/fashion-mnist-32 -o docs/interpolate.gif",
+)
+
+
+def main() -> None:
+    # Ten samples of each class, as training draws them: DDIM, 50 steps, seeds 0, 1, 2…
+    for folder in sorted(SHIPPED.iterdir()):
+        loaded = checkpoint.load(folder)
+        path = ROOT / "docs" / f"{loaded.card.name}.png"
+        path.write_bytes(images.png(grid(loaded.net, loaded.card.classes), scale=2))
+        print(path.relative_to(ROOT))
+    for command in COMMANDS:
+        subprocess.run([sys.executable, "-m", "app", *shlex.split(command)], cwd=ROOT, check=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,74 @@
+"""`unstir evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from app.cli.main import main
+from model.diffusion.schedule import ScheduleError
+from model.evaluation.scope import Scope
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    path = tmp_path / "noise.npz"
+    source = np.random.default_rng(0)
+    images, test = (source.integers(0, 256, (count, 8, 8, 1), np.uint8) for count in (40, 20))
+    labels = np.arange(40) % 3
+    np.savez(path, images=images, labels=labels, test_images=test, test_labels=labels[:20])
+    return path
+
+
+@pytest.fixture
+def evaluate(tiny, data, tmp_path):
+    folders = ["--out", str(tmp_path / "out"), "--work", str(tmp_path / "work")]
+    return ["evaluate", "--checkpoint", str(tiny), "--data", str(data), *folders, "--device", "cpu"]
+
+
+def test_evaluate_writes_its_page_and_prints_it(evaluate, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("app.cli.evaluate.QUICK", Scope(4, (5,), None, 2, (4,), 20))
+    assert main([*evaluate, "--quick"]) == 0
+    first = capsys.readouterr().out
+    assert first.strip() == (tmp_path / "out" / "quality.md").read_text().strip()
+    assert "| dpmpp_2m |" in first
+    assert "| fixed_point, 3 refinements | 4 | 16 | 4 |" in first
+    assert main([*evaluate, "--quick"]) == 0  # everything is there already
+    assert capsys.readouterr().out == first
+
+
+def test_the_page_names_the_command_that_repeats_it(evaluate, tiny, monkeypatch):
+    seen = {}
+    monkeypatch.setattr("app.cli.evaluate.run", lambda *given, **named: seen.update(named, scope=given[4]) or "")
+    assert main([*evaluate, "--images", "7", "--part", "inversion"]) == 0
+    assert seen["command"] == f"unstir evaluate --checkpoint weights/{tiny.name} --data noise.npz --images 7"
+    assert seen["scope"] == Scope(images=7)
+    assert seen["parts"] == ("inversion",)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--data", "nowhere"], "--data = nowhere: no such file or folder"),
+        (["--checkpoint", "nowhere"], "--checkpoint = nowhere: no such file or folder"),
+        (["--data", __file__], "is neither"),
+        (["--device", "tpu"], "--device = tpu: choose auto, cpu, cuda or cuda:N"),
+        (["--images", "1"], "--images = 1: should be greater than or equal to 2"),
+        (["--part", "speed"], "--part = speed: should be 'samplers' or 'inversion'"),
+    ],
+    ids=["data", "checkpoint", "kind", "device", "images", "part"],
+)
+def test_evaluate_says_what_is_wrong(evaluate, capsys, arguments, words):
+    assert main([*evaluate, *arguments]) == 2
+    assert words in capsys.readouterr().err
+
+
+def test_a_schedule_that_cannot_be_is_said_without_a_traceback(evaluate, capsys, monkeypatch):
+    def refuse(*_, **__):
+        raise ScheduleError("beta_schedule", "jagged", "choose linear")
+
+    monkeypatch.setattr("app.cli.evaluate.run", refuse)
+    assert main(evaluate) == 2
+    assert capsys.readouterr().err == "unstir: beta_schedule = 'jagged': choose linear\n"
