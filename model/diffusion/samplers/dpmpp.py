@@ -127,13 +127,13 @@ def check_order(order: int, highest: int) -> None:
         raise ScheduleError("order", order, f"this sampler has orders 1..{highest}")
 
 
-def step_orders(levels: Sequence[Level], order: int) -> list[int]:
-    """The order of each step: it rises with the history, and below ``FEW_STEPS`` steps falls towards the end.
+def step_orders(levels: Sequence[Level], order: int, few: int = FEW_STEPS) -> list[int]:
+    """The order of each step: it rises with the history, and with fewer than ``few`` steps falls towards the end.
 
     The step to the clean image always has order 1: λ is infinite there.
     """
     steps = len(levels) - 1
-    orders = [min(order, i + 1, steps - i if steps < FEW_STEPS else order) for i in range(steps)]
+    orders = [min(order, i + 1, steps - i if steps < few else order) for i in range(steps)]
     return [1 if there.sigma == 0 else p for p, there in zip(orders, levels[1:], strict=True)]
 
 

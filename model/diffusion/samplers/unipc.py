@@ -9,7 +9,7 @@ import numpy as np
 
 from model.diffusion.levels import Level, basis, noise_levels, step
 from model.diffusion.plan import Clip, Plan
-from model.diffusion.samplers.dpmpp import check_order
+from model.diffusion.samplers.dpmpp import check_order, step_orders
 from model.diffusion.schedule import NoiseSchedule, Spacing
 
 
@@ -24,7 +24,7 @@ def unipc(
     """UniPC-p in its B2(h) form, predicting x̂0 (algorithms 7 and 8 of the paper).
 
     At each level the x̂0 just evaluated also corrects the step that led there: S_0 is the predicted x, the network's
-    input, S_1 the corrected one, from which the next prediction starts. The order falls to 1 over the last steps.
+    input, S_1 the corrected one, from which the next prediction starts. The order falls to 1 at the end.
 
     Args:
         steps: 1..T, which is also its NFE.
@@ -36,8 +36,7 @@ def unipc(
     """
     check_order(order, 3)
     levels = noise_levels(schedule, steps, spacing)
-    orders = [min(order, i + 1, steps - i) for i in range(steps)]
-    return unipc_on(schedule, levels, orders, history=order, clip=clip)
+    return unipc_on(schedule, levels, step_orders(levels, order, few=len(levels)), history=order, clip=clip)
 
 
 def unipc_on(
