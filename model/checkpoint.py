@@ -1,13 +1,13 @@
-"""A trained noise predictor on disk: a diffusers directory, and a card of facts beside it.
+"""A trained noise predictor on disk: a diffusers directory with a card.
 
     model_index.json                                so that diffusers' DDPMPipeline opens the folder too
     unet/config.json                                the network's shape
     unet/diffusion_pytorch_model.safetensors        its weights
     scheduler/scheduler_config.json                 the noise schedule that it was trained on
-    card.json                                       classes, licence, data, how it was trained, numbers, hash
+    card.json                                       classes, licence, data, training recipe, numbers, hash
 
-Flat directories (``config.json``, weights and ``scheduler_config.json`` side by side) are read as well. Only
-safetensors are: a pickle can run code when it is opened.
+Flat directories (``config.json``, weights and ``scheduler_config.json`` side by side) are read as well. Weights are
+read from safetensors only: a pickle can run code when it is opened.
 """
 
 from __future__ import annotations
@@ -33,17 +33,19 @@ WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class CheckpointError(ValueError):
-    """A folder that does not hold a usable checkpoint; the message names the file and what is wrong with it."""
+    """A folder without a usable checkpoint; the message names the file and what is wrong with it."""
 
 
 @dataclass(frozen=True)
 class Card:
-    """What nobody can see from the weights.
+    """What the weights do not say.
 
     Attributes:
         classes: names of the labels, in the order of their indices.
-        null_class: index that stands for "no label", or None where none was trained.
-        background: "#rrggbb", what lies behind the images, where uploaded ones are transparent or too small.
+        null_class: index of "no label", or None if none was trained.
+        background: "#rrggbb", behind uploaded images that are transparent or too small.
+        training: the recipe, and what came of it.
+        numbers: measurements.
         sha256: of the weights file; checked when it is loaded.
     """
 
@@ -61,7 +63,7 @@ class Card:
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """The network with everything that one must know to walk with it."""
+    """The network, its noise schedule and its card."""
 
     net: UNet
     scheduler_config: dict[str, Any]
@@ -69,7 +71,7 @@ class Checkpoint:
 
     @property
     def schedule(self) -> NoiseSchedule:
-        """The forward process that the network was trained on."""
+        """The noise schedule that the network was trained on."""
         return NoiseSchedule.from_config(self.scheduler_config)
 
     @property
@@ -90,8 +92,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
     """Read a checkpoint folder, in evaluation mode on ``device``.
 
     Raises:
-        CheckpointError: files missing or broken, weights that do not fit the config, are not finite, or do not match
-            the card's hash; a network or a schedule of another kind.
+        CheckpointError: files missing or corrupt; weights that do not fit the config, are not finite, or do not match
+            the card's hash; an unsupported network or schedule.
     """
     unet, scheduler = (path / "unet", path / "scheduler") if (path / "unet").is_dir() else (path, path)
     config = _read_json(unet / "config.json")
@@ -126,17 +128,17 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 
 
 def save(path: Path, net: UNet, state: dict[str, Tensor], scheduler_config: dict[str, Any], card: Card) -> Card:
-    """Write a checkpoint folder; returns the card with the hash of the weights filled in.
+    """Write a checkpoint folder; returns the card with the hash of the weights.
 
     Args:
-        net: gives the config.
+        net: for its config.
         state: the weights to write, with ``net``'s keys; usually its moving average.
     """
     for folder in ("unet", "scheduler"):
         (path / folder).mkdir(parents=True, exist_ok=True)
     weights = path / "unet" / WEIGHTS
     content = serialize({key: value.detach().cpu().contiguous() for key, value in state.items()}, {"format": "pt"})
-    # Not save_file, which lets nobody but the owner read the file, and a container's user is somebody else.
+    # save_file makes the file readable by its owner only, who is not the user of a container.
     weights.write_bytes(content)
     card = replace(card, sha256=hashlib.sha256(content).hexdigest())
     _write_json(path / "unet" / "config.json", net.config.to_dict())
@@ -168,7 +170,7 @@ def _read_card(path: Path, sha256: str) -> Card:
     return replace(card, sha256=sha256)
 
 
-# Attention layers were called otherwise before diffusers 0.15.
+# Attention layers had other names before diffusers 0.15.
 _LEGACY = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
@@ -184,12 +186,12 @@ def _modern_names(state: dict[str, Tensor]) -> dict[str, Tensor]:
 def _check(weights: Path, state: dict[str, Tensor], net: UNet) -> None:
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     if missing := sorted(wanted.keys() - state.keys()):
-        raise CheckpointError(f"{weights}: lacks {len(missing)} tensors that the config asks for, as {missing[0]}")
+        raise CheckpointError(f"{weights}: lacks {len(missing)} tensors of the config, such as {missing[0]}")
     if extra := sorted(state.keys() - wanted.keys()):
-        raise CheckpointError(f"{weights}: has {len(extra)} tensors that the config knows nothing of, as {extra[0]}")
+        raise CheckpointError(f"{weights}: has {len(extra)} tensors that are not in the config, such as {extra[0]}")
     for key, value in state.items():
         if tuple(value.shape) != wanted[key]:
-            raise CheckpointError(f"{weights}: {key} is {list(value.shape)}, the config asks for {list(wanted[key])}")
+            raise CheckpointError(f"{weights}: {key} is {list(value.shape)}, in the config {list(wanted[key])}")
         if not value.isfinite().all():
             raise CheckpointError(f"{weights}: {key} is not finite")
 

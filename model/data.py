@@ -1,4 +1,4 @@
-"""Training images, read whole into memory: a folder, an ``.npz``, or idx files as MNIST has them."""
+"""Training images, read into memory from a folder, an ``.npz``, or idx files as MNIST's."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class DataError(ValueError):
 
 @dataclass(frozen=True)
 class Dataset:
-    """Images of one size, and their classes where they have any.
+    """Images of one size, and their classes if they have any.
 
     Attributes:
         images: uint8 [N, size, size, C].
@@ -41,18 +41,18 @@ Split = Literal["train", "test"]
 
 
 def load(path: Path, size: int, channels: int | None = None, split: Split = "train") -> Dataset:
-    """Read images and bring them to ``size`` x ``size``: smaller is padded with black, larger is area-averaged.
+    """Read images and bring them to ``size`` x ``size``: smaller ones are padded with black, larger ones area-averaged.
 
     Args:
         path: a folder of images (its subfolders, if any, are the classes), a folder with idx ``.gz`` files or one
             such file, or an ``.npz`` with ``images`` [N, H, W(, C)] and optionally ``labels`` [N] and ``names``.
-        size: side of the square images that come out.
-        channels: 1 for grey, 3 for colour; only a folder of images needs to be told (default 3).
-        split: ``test`` takes the images that training never sees: ``test_images`` and ``test_labels`` of an ``.npz``,
+        size: side of the square result.
+        channels: 1 for grey, 3 for colour; a folder of images is read as either (default 3), other files must match.
+        split: ``test`` reads images that are not used in training: ``test_images`` and ``test_labels`` of an ``.npz``,
             the ``t10k`` files of an idx folder.
 
     Raises:
-        DataError: nothing readable there, no such split, or arrays that do not fit together.
+        DataError: nothing readable, no such split, or arrays of inconsistent shapes.
     """
     try:
         images, labels, classes = _read(path, size, channels or 3, split)
@@ -87,7 +87,7 @@ def _read(path: Path, size: int, channels: int, split: Split) -> _Parts:
 
 
 def fit(images: np.ndarray, size: int) -> np.ndarray:
-    """uint8 [N, H, W, C] to [N, size, size, C], keeping each image whole and centred on black."""
+    """uint8 [N, H, W, C] to [N, size, size, C], each image whole and centred on black."""
     _, h, w, _ = images.shape
     if max(h, w) > size:
         shape = (max(1, round(h * size / max(h, w))), max(1, round(w * size / max(h, w))))

@@ -1,4 +1,7 @@
-"""Between host and device, without waiting: a CUDA device copies by itself to and from memory that is pinned."""
+"""Devices: which one to use, and copies to and from it that do not synchronize.
+
+A CUDA device copies asynchronously only to and from pinned memory.
+"""
 
 from __future__ import annotations
 
@@ -8,29 +11,13 @@ import torch
 from torch import Tensor
 
 
-def to_device(values: Tensor, device: torch.device) -> Tensor:
-    """A tensor of the host on ``device``, for whatever is enqueued there from now on."""
-    if device.type != "cuda":
-        return values.to(device)
-    return values.pin_memory().to(device, non_blocking=True)
-
-
-def to_host(values: Tensor) -> Tensor:
-    """A tensor of the device on the host; from a CUDA device it is there once an event recorded from now on is over.
-
-    Pinned memory is short and goes back to a pool with the tensor, so whoever keeps it for long should take a copy.
-    """
-    if values.device.type != "cuda":
-        return values.cpu()
-    there = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
-    return there.copy_(values, non_blocking=True)
-
-
 class DeviceError(ValueError):
-    """A device that this machine does not have, or that cannot do what is asked for.
+    """A setting that needs a device that this machine does not have, or that the device does not support.
 
     Attributes:
-        setting, value: what asks for it.
+        setting: its name.
+        value: its value.
+        remedy: values that work.
     """
 
     def __init__(self, setting: str, value: object, remedy: str) -> None:
@@ -39,16 +26,34 @@ class DeviceError(ValueError):
 
 
 def select_device(name: str) -> torch.device:
-    """``auto`` is the CUDA device where there is one, else the CPU.
+    """``cpu``, ``cuda``, ``cuda:N``, or ``auto``: a CUDA device where there is one, else the CPU.
 
     Raises:
-        DeviceError: no such device here.
+        DeviceError: no such device on this machine.
     """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     if name != "cpu" and not re.fullmatch(r"cuda(:\d+)?", name):
         raise DeviceError("device", name, "choose auto, cpu, cuda or cuda:N")
-    if name != "cpu" and int(name.partition(":")[2] or 0) >= torch.cuda.device_count():
-        count = torch.cuda.device_count()
+    count = torch.cuda.device_count()
+    if name != "cpu" and int(name.partition(":")[2] or 0) >= count:
         raise DeviceError("device", name, f"{count} CUDA devices are available here; use auto or cpu")
     return torch.device(name)
+
+
+def to_device(values: Tensor, device: torch.device) -> Tensor:
+    """Copy from the host to ``device``, for work that is enqueued there after this call."""
+    if device.type != "cuda":
+        return values.to(device)
+    return values.pin_memory().to(device, non_blocking=True)
+
+
+def to_host(values: Tensor) -> Tensor:
+    """Copy to the host; from a CUDA device complete when an event recorded after this call is.
+
+    Pinned memory is scarce and returns to a pool with the tensor: copy what is kept for long.
+    """
+    if values.device.type != "cuda":
+        return values.cpu()
+    copy = torch.empty(values.shape, dtype=values.dtype, pin_memory=True)
+    return copy.copy_(values, non_blocking=True)

@@ -20,7 +20,7 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from model.diffusion import machine_triton as rows
+from model.diffusion import machine_triton
 from model.diffusion.plan import Columns
 from model.network.kernels.norm import norm
 from model.network.kernels.residual import residual
@@ -75,8 +75,12 @@ def calls() -> list:
     for dtype in (torch.bfloat16, torch.float32):
         for C, H, W, groups in SHAPES:
             x = torch.empty(2, C, H, W, dtype=dtype).to(memory_format=torch.channels_last)
-            w, told = torch.empty(C), torch.empty(2, 4 * C, dtype=dtype)
-            for more in ({}, {"add": told[:, C : 2 * C]}, {"scale_shift": told[:, : 2 * C], "add": torch.empty(1, C)}):
+            w, given = torch.empty(C), torch.empty(2, 4 * C, dtype=dtype)
+            for more in (
+                {},
+                {"add": given[:, C : 2 * C]},
+                {"scale_shift": given[:, : 2 * C], "add": torch.empty(1, C)},
+            ):
                 every.append(lambda x=x, w=w, g=groups, more=more: norm(x, w, w, g, 1e-5, silu=bool(more), **more))
         for scale in (1.0, 2**0.5):
             every.append(lambda x=x, w=w, scale=scale: residual(x, x, w, scale))
@@ -84,13 +88,13 @@ def calls() -> list:
         state, u, coef = torch.empty(2, R, 3, 8, 8), torch.empty(2, 3, 8, 8), torch.zeros(2, Columns(R).width)
         twice = torch.empty(2, 6, 8, 8)
         every += [
-            lambda s=state, u=u, c=coef: rows.update(s, u, u, None, c),
-            lambda s=state, u=u, c=coef: rows.update(s, u, u, u, c),
-            lambda s=state, u=u, c=coef: rows.update(s, u, u, u, c, x_0=u),
-            lambda s=state, u=u, c=coef, o=twice: rows.update(s, u, o, u, c),
-            lambda s=state, c=coef: rows.guard(s, s, c),
+            lambda s=state, u=u, c=coef: machine_triton.update(s, u, u, None, c),
+            lambda s=state, u=u, c=coef: machine_triton.update(s, u, u, u, c),
+            lambda s=state, u=u, c=coef: machine_triton.update(s, u, u, u, c, x_0=u),
+            lambda s=state, u=u, c=coef, o=twice: machine_triton.update(s, u, o, u, c),
+            lambda s=state, c=coef: machine_triton.guard(s, s, c),
         ]
-    every.append(lambda: rows.predict(u, u, coef))
+    every.append(lambda: machine_triton.predict(u, u, coef))
     return every
 
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from model.diffusion.levels import LEAST_ABAR
+from model.diffusion.levels import MIN_ABAR
 from model.diffusion.schedule import NoiseSchedule
 
 
@@ -23,7 +23,7 @@ def level(schedule: NoiseSchedule, t: Tensor, like: Tensor) -> Tensor:
     abar = torch.as_tensor(schedule.alphas_cumprod)
     t = t.double().clamp(0, schedule.T - 1)
     below, above = t.floor().long(), t.ceil().long()
-    log_ratio = [torch.log((1 - a) / a) / 2 for a in (abar[i].clamp(min=LEAST_ABAR) for i in (below, above))]
+    log_ratio = [torch.log((1 - a) / a) / 2 for a in (abar[i].clamp(min=MIN_ABAR) for i in (below, above))]
     between = torch.sigmoid(-2 * torch.lerp(*log_ratio, t - below))
     return torch.where(below == above, abar[below], between).to(like.dtype)[:, None, None, None]
 

@@ -18,14 +18,14 @@ import warnings
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 from PIL import Image
 
 from app.errors import UnstirError
 from app.operations import files
-from model.images import FITS
+from model.images import Fit
 
 CHECKPOINT: Any = SimpleNamespace(shape=(1, 8, 8), background=(255, 0, 0))
 MAX_PIXELS = 1 << 20
@@ -192,7 +192,7 @@ def main() -> int:
     for i in range(asked.files):
         content = mutant(rng, files)
         as_latent = content.startswith(files.NPY_MAGIC) ^ (rng.random() < 0.02)
-        fine, wrong = tried(content, as_latent, rng.choice(FITS))
+        fine, wrong = tried(content, as_latent, rng.choice(get_args(Fit)))
         if not wrong and megabytes() - baseline > MEGABYTES:
             wrong, baseline = "growth", megabytes()
         accepted += fine

@@ -10,7 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion
 from model.diffusion.plan import Clip, Plan
 from model.diffusion.samplers import ddim, ddpm, dpmpp_2m, dpmpp_2m_sde, heun, obelm, pndm, unipc
 from model.diffusion.schedule import NoiseSchedule
@@ -19,7 +19,7 @@ PLANS = Path(__file__).parent / "golden" / "plans.json"
 
 
 def plans() -> dict[str, Plan]:
-    """A few walks that between them use every kind of coefficient."""
+    """A few plans that between them use every kind of coefficient."""
     linear = NoiseSchedule.from_config({})
     velocity = NoiseSchedule.from_config({"prediction_type": "v_prediction"})
     return {

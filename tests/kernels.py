@@ -26,8 +26,8 @@ def images(seed, *shape, dtype=torch.float32):
     return randn(seed, *shape, dtype=dtype).to(memory_format=torch.channels_last)
 
 
-def alone_and_in_company(call, batch):
-    """Whether a row of ``call(indices)`` is the same alone, among all, among others, and elsewhere."""
+def assert_batch_invariant(call, batch):
+    """A row of ``call(indices)`` has the same bits alone, among all, among others, and at another index."""
     everyone = call(list(range(batch)))
     backwards = call(list(range(batch))[::-1])
     pair = call([batch - 1, 0])

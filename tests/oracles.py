@@ -1,4 +1,4 @@
-"""Other ways to the same images: loops written from the papers' equations.
+"""Independent computations of the same images: loops written from the papers' equations.
 
 Nothing here imports ``model.diffusion.plan`` or ``model.diffusion.machine``.
 """
@@ -17,7 +17,7 @@ from model.diffusion.levels import Hop, Level
 from model.diffusion.schedule import NoiseSchedule
 
 Predict = Callable[[Tensor, float], Tensor]  # ε from (x_t, t)
-Visited = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the end of a walk to the clean image
+Levels = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the clean image
 
 
 def ddpm_loop(
@@ -29,7 +29,7 @@ def ddpm_loop(
     variance: str = "fixed_small",
     clip: float | None = None,
 ) -> Tensor:
-    """DDPM's Algorithm 2 on a subset of timesteps; ``levels`` are (t, ᾱ_t, ᾱ where the step lands)."""
+    """DDPM's Algorithm 2 on a subset of timesteps; ``levels`` are (t, ᾱ_t, ᾱ where the step ends)."""
     for t, abar, abar_next in levels:
         eps = predict(x, t)
         beta = 1 - abar / abar_next
@@ -43,7 +43,7 @@ def ddpm_loop(
             return mean  # "z = 0 if t = 1"
         sigma_sq = beta if variance == "fixed_large" else (1 - abar_next) / (1 - abar) * beta  # section 3.2
         x = mean + math.sqrt(sigma_sq) * next(zs)
-    raise AssertionError("the walk does not end at the clean image")
+    raise AssertionError("the levels do not end at the clean image")
 
 
 def ddim_loop(
@@ -81,11 +81,11 @@ def half_log_snr(abar: float) -> float:
     return math.log(abar / (1 - abar)) / 2
 
 
-def dpmpp_2m_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
+def dpmpp_2m_loop(predict: Predict, levels: Levels, x: Tensor) -> Tensor:
     """DPM-Solver++'s algorithm 2; the step to the clean image, where λ is infinite, is its first-order one."""
     h_before, m_before = 0.0, torch.zeros_like(x)
-    for i in range(len(visited) - 1):
-        (t, abar), (_, abar_next) = visited[i], visited[i + 1]
+    for i in range(len(levels) - 1):
+        (t, abar), (_, abar_next) = levels[i], levels[i + 1]
         m = x_0_of(predict, x, t, abar)
         if abar_next == 1:
             return m
@@ -97,17 +97,17 @@ def dpmpp_2m_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
     return x
 
 
-def dpmpp_2s_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
+def dpmpp_2s_loop(predict: Predict, levels: Levels, x: Tensor) -> Tensor:
     """DPM-Solver++'s algorithm 1: from every second level to the next but one, with u at the level between them."""
-    for i in range(0, len(visited) - 1, 2):
-        (t, abar), (s, abar_s) = visited[i], visited[i + 1]
+    for i in range(0, len(levels) - 1, 2):
+        (t, abar), (s, abar_s) = levels[i], levels[i + 1]
         m = x_0_of(predict, x, t, abar)
         if abar_s == 1:
             return m
         to_s = half_log_snr(abar_s) - half_log_snr(abar)
         u = math.sqrt((1 - abar_s) / (1 - abar)) * x - math.sqrt(abar_s) * (math.exp(-to_s) - 1) * m
         m_s = x_0_of(predict, u, s, abar_s)
-        _, abar_next = visited[i + 2]
+        _, abar_next = levels[i + 2]
         if abar_next == 1:
             return m_s
         h = half_log_snr(abar_next) - half_log_snr(abar)
@@ -117,10 +117,10 @@ def dpmpp_2s_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
     return x
 
 
-def heun_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
+def heun_loop(predict: Predict, levels: Levels, x: Tensor) -> Tensor:
     """EDM's algorithm 1 with σ(t) = t and s(t) = 1, so for X = x / α, whose derivative in σ/α is ε."""
-    X = x / math.sqrt(visited[0][1])
-    for (t, abar), (t_next, abar_next) in itertools.pairwise(visited):
+    X = x / math.sqrt(levels[0][1])
+    for (t, abar), (t_next, abar_next) in itertools.pairwise(levels):
         sigma, sigma_next = (math.sqrt((1 - a) / a) for a in (abar, abar_next))
         d = predict(X * math.sqrt(abar), t)
         moved = X + (sigma_next - sigma) * d
@@ -128,10 +128,10 @@ def heun_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
             d_next = predict(moved * math.sqrt(abar_next), t_next)
             moved = X + (sigma_next - sigma) * (d + d_next) / 2
         X = moved
-    return X * math.sqrt(visited[-1][1])
+    return X * math.sqrt(levels[-1][1])
 
 
-def unipc_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
+def unipc_loop(predict: Predict, levels: Levels, x: Tensor) -> Tensor:
     """UniPC-2 as quadrature: the corrector is the exact integral of e^λ P(λ), P a parabola through three x̂0.
 
     UniPC's theorem 3.1 chooses its weights so that they are exact for polynomials of that degree; predictor and first
@@ -153,18 +153,18 @@ def unipc_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
         return math.sqrt((1 - there) / (1 - here)) * y + math.sqrt(there) * total
 
     y, known = x, []
-    for i, (t, abar) in enumerate(visited[:-1]):
+    for i, (t, abar) in enumerate(levels[:-1]):
         m = x_0_of(predict, x, t, abar)
         if i > 0:
-            y = ahead(y, visited[i - 1][1], abar, [*known, (half_log_snr(abar), m)])
-        if visited[i + 1][1] == 1:
+            y = ahead(y, levels[i - 1][1], abar, [*known, (half_log_snr(abar), m)])
+        if levels[i + 1][1] == 1:
             return m
         known = [*known[-1:], (half_log_snr(abar), m)]
-        x = ahead(y, abar, visited[i + 1][1], known if i < len(visited) - 2 else known[-1:])
+        x = ahead(y, abar, levels[i + 1][1], known if i < len(levels) - 2 else known[-1:])
     return x
 
 
-def pndm_loop(predict: Predict, visited: Visited, x: Tensor, halves: Visited | None = None) -> Tensor:
+def pndm_loop(predict: Predict, levels: Levels, x: Tensor, halves: Levels | None = None) -> Tensor:
     """PNDM's eq. 9, 12 and 13; without ``halves``, the levels within the first three steps, its start is Heun's."""
 
     def transfer(x: Tensor, e: Tensor, a: float, a_next: float) -> Tensor:  # eq. 11
@@ -172,8 +172,8 @@ def pndm_loop(predict: Predict, visited: Visited, x: Tensor, halves: Visited | N
         return math.sqrt(a_next / a) * x - (a_next - a) / below * e
 
     history: list[Tensor] = []
-    for i in range(len(visited) - 1):
-        (t, a), (t_next, a_next) = visited[i], visited[i + 1]
+    for i in range(len(levels) - 1):
+        (t, a), (t_next, a_next) = levels[i], levels[i + 1]
         history.append(predict(x, t))
         e1 = e = history[-1]
         if halves is not None and i < 3:
@@ -194,11 +194,11 @@ def pndm_loop(predict: Predict, visited: Visited, x: Tensor, halves: Visited | N
     return x
 
 
-def obelm_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
+def obelm_loop(predict: Predict, levels: Levels, x: Tensor) -> Tensor:
     """BELM's eq. 18, whose α is α here and whose first step is DDIM's."""
     before = x
-    for i in range(len(visited) - 1):
-        (t, abar), (_, abar_next) = visited[i], visited[i + 1]
+    for i in range(len(levels) - 1):
+        (t, abar), (_, abar_next) = levels[i], levels[i + 1]
         alpha, alpha_next = math.sqrt(abar), math.sqrt(abar_next)
         ratio, ratio_next = (math.sqrt((1 - a) / a) for a in (abar, abar_next))
         h = ratio - ratio_next
@@ -206,8 +206,8 @@ def obelm_loop(predict: Predict, visited: Visited, x: Tensor) -> Tensor:
         if i == 0:
             x, before = alpha_next * (x / alpha - h * eps), x
             continue
-        alpha_before = math.sqrt(visited[i - 1][1])
-        h_before = math.sqrt((1 - visited[i - 1][1]) / visited[i - 1][1]) - ratio
+        alpha_before = math.sqrt(levels[i - 1][1])
+        h_before = math.sqrt((1 - levels[i - 1][1]) / levels[i - 1][1]) - ratio
         following = (h / h_before) ** 2 * alpha_next / alpha_before * before
         following = following + (h_before**2 - h**2) / h_before**2 * alpha_next / alpha * x
         following = following - h * (h + h_before) / h_before * alpha_next * eps
@@ -223,9 +223,25 @@ def even_in_lambda(schedule: NoiseSchedule, steps: int) -> list[Level]:
     return [Level(float(t), 1 / (1 + math.exp(-2 * lam))) for t, lam in zip(t, lam, strict=True)]
 
 
-def hops_between(walk: Sequence[Level]) -> list[Hop]:
-    """The same levels, as the ancestral samplers want them."""
-    return [Hop(here.t, here.abar, there.abar, there.abar < 1) for here, there in itertools.pairwise(walk)]
+def hops_between(levels: Sequence[Level]) -> list[Hop]:
+    """The same levels, as the ancestral samplers take them."""
+    return [Hop(here.t, here.abar, there.abar, there.abar < 1) for here, there in itertools.pairwise(levels)]
+
+
+def rising(order: int, steps: int) -> list[int]:
+    """The order of each step of a multistep solver that is limited by its history alone, and keeps it to the end."""
+    return [min(order, i + 1) for i in range(steps)]
+
+
+def guided(net: Callable[..., Tensor], scale: Sequence[float], null: int) -> Callable[..., Tensor]:
+    """Classifier-free guidance (Ho & Salimans 2022, eq. 6) by two forwards; ``scale`` is the paper's w plus 1."""
+
+    def forward(u: Tensor, t: Tensor, y: Tensor) -> Tensor:
+        w = torch.tensor(scale, dtype=u.dtype)[:, None, None, None]
+        conditional, unconditional = net(u, t, y), net(u, t, torch.full_like(y, null))
+        return torch.where(w == 1, conditional, unconditional + w * (conditional - unconditional))
+
+    return forward
 
 
 def mixture_cdf(x: float, abar: float) -> float:

@@ -167,7 +167,7 @@ def samplers_table() -> str:
             f"`{each.name}`",
             f"{each.what} {each.when}",
             "yes" if each.stochastic else "no",
-            each.nfe,
+            each.nfe_formula,
             each.good_steps,
             str(each.default_steps or "T"),
         )
@@ -178,7 +178,7 @@ def samplers_table() -> str:
 
 def inversions_table() -> str:
     rows = (
-        (f"`{each.name}`", f"{each.what} {each.when}", each.evaluations, f"`{each.sampler}`")
+        (f"`{each.name}`", f"{each.what} {each.when}", each.nfe_formula, f"`{each.sampler}`")
         for each in INVERSIONS.values()
     )
     return table(("method", "description", "NFE of N steps", "decode with"), rows)
@@ -214,7 +214,7 @@ def _quality() -> dict[str, Any]:
 
 def choice_table() -> str:
     samplers = _quality()["samplers"]
-    found = {(row["walk"], row["budget"]): row for row in samplers["walks"]}
+    found = {(row["variant"], row["budget"]): row for row in samplers["cells"]}
     rows = []
     for need, sampler, budget in CHOICES:
         cell = found[sampler, budget]
@@ -254,10 +254,10 @@ def accuracy_table() -> str:
 
 def _by_budget(cell: Callable[[dict[str, Any]], str], names: Collection[str] = ()) -> str:
     """A line for each sampler, or variant of one, a column for each number of evaluations."""
-    found = _quality()["samplers"]["walks"]
-    names = names or list(dict.fromkeys(row["walk"] for row in found))
+    found = _quality()["samplers"]["cells"]
+    names = names or list(dict.fromkeys(row["variant"] for row in found))
     budgets = sorted({row["budget"] for row in found})
-    cells = {(row["walk"], row["budget"]): cell(row) for row in found}
+    cells = {(row["variant"], row["budget"]): cell(row) for row in found}
     rows = ((f"`{name}`", *(cells.get((name, budget), "") for budget in budgets)) for name in names)
     return table(("NFE", *map(str, budgets)), rows)
 

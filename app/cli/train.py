@@ -15,7 +15,7 @@ from model.data import DataError
 from model.device import DeviceError, select_device
 from model.network.config import ConfigError
 from model.training.recipe import Recipe, TrainingError
-from model.training.run import recipe_of
+from model.training.run import read_recipe
 from model.training.run import train as run
 
 
@@ -47,7 +47,7 @@ def train(**flags: Any) -> int:
     options = read(TrainOptions, flags)
     card = {"description": options.description, "data": options.data_description, "licence": options.licence}
     with explain(TrainingError, DataError, ConfigError, DeviceError, flags={*HINTS, "device"}):
-        recipe = _recipe(flags, recipe_of(options.out) if options.resume else Recipe())
+        recipe = _recipe(flags, read_recipe(options.out) if options.resume else Recipe())
         run(options.data, options.out, recipe, select_device(options.device), resume=options.resume, card=card)
     return 0
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from model.checkpoint import Checkpoint
 from model.diffusion.machine import Kernels
-from model.network.cuda_graphs import Arithmetic, Graphed
+from model.network.cuda_graphs import Arithmetic, GraphedUNet
 from model.network.inference import InferenceUNet
 from model.network.inference_layers import Layout
 
@@ -58,7 +58,7 @@ def build_network(
     )
     if device.type != "cuda":
         return net
-    return Graphed(net, Arithmetic(tf32=dtype == "tf32", chosen_by_clock=not exact))
+    return GraphedUNet(net, Arithmetic(tf32=dtype == "tf32", benchmark=not exact))
 
 
 def capture(net: InferenceNet, widths: Iterable[int]) -> None:
@@ -67,5 +67,5 @@ def capture(net: InferenceNet, widths: Iterable[int]) -> None:
     Raises:
         torch.OutOfMemoryError: one does not fit.
     """
-    if isinstance(net, Graphed):
+    if isinstance(net, GraphedUNet):
         net.capture(widths)

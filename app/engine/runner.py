@@ -21,6 +21,7 @@ from app.engine.pending import PendingTick
 from model.checkpoint import Checkpoint
 from model.device import to_device, to_host
 from model.diffusion import machine
+from model.diffusion.guidance import Guidance
 from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Columns
 from model.network.inference import InferenceUNet
@@ -90,7 +91,7 @@ class Runner:
             self._gather_states(lanes, len(padded), slots),
             rows,
             noise=partial(self._gather_noise, lanes, len(padded)),
-            show=partial(self._copy_snapshots, lanes, pending),
+            observe=partial(self._copy_snapshots, lanes, pending),
             kernels=self.networks.kernels,
         )
 
@@ -151,15 +152,17 @@ class Runner:
         return to_device(z, self.device)
 
     def _bind_network(self, padded: Sequence[Lane], lanes: int, t: np.ndarray, exact: bool) -> machine.Net:
-        """The network for these rows: lanes, then padding, then the unconditional twins of lanes with guidance."""
+        """The network for these rows: lanes, then padding, then the unconditional copies of lanes with guidance."""
         net = self.networks.exact if exact else self.networks.fast
-        guidance = machine.Guidance([lane.guidance for lane in padded[:lanes]], self.device)
-        twins = guidance.asking
-        assert not twins or self.checkpoint.card.null_class is not None, "This is a bug: guidance without a null class."
-        timesteps = torch.from_numpy(t[[*range(len(t)), *twins]]).float()
-        conditioning = net.conditioning(timesteps, self._classes(padded, len(twins)))
+        guidance = Guidance([lane.guidance for lane in padded[:lanes]], self.device)
+        guided = guidance.guided
+        assert not guided or self.checkpoint.card.null_class is not None, (
+            "This is a bug: guidance without a null class."
+        )
+        timesteps = torch.from_numpy(t[[*range(len(t)), *guided]]).float()
+        conditioning = net.conditioning(timesteps, self._classes(padded, len(guided)))
         channels = self.shape[0]
-        return lambda u, _t, _y: guidance.blended(net.forward(guidance.doubled(u), conditioning), channels)
+        return lambda u, _t, _y: guidance.combine(net.forward(guidance.append_copies(u), conditioning), channels)
 
     def _classes(self, lanes: Sequence[Lane], twins: int) -> Tensor | None:
         """int64 [B]; or float32 [B, K], weights of every class embedding, where some lane mixes them."""

@@ -25,7 +25,7 @@ from app.operations.requests import InterpolateRequest
 from app.operations.resolve import ResolvedRequest, resolve
 from app.operations.service import Service
 from model.diffusion import interpolation
-from model.diffusion.interpolation import DegenerateBlend, Frame
+from model.diffusion.interpolation import Blend, DegenerateBlend
 
 DEFAULT_FRAMES = 8
 
@@ -41,7 +41,7 @@ class Interpolation:
     """
 
     resolved: ResolvedRequest[InterpolateRequest]
-    frames: list[Frame]
+    frames: list[Blend]
     labels: list[str | None]
     result: Result
     usage: Usage
@@ -171,9 +171,9 @@ def _read_latents(model: LoadedModel, request: InterpolateRequest) -> list[Initi
     return [read_latent(model, field, each, request.sampler) for field, each in fields.items() if each is not None]
 
 
-def _interpolate(request: InterpolateRequest, latents: Sequence[Tensor]) -> list[Frame]:
+def _interpolate(request: InterpolateRequest, latents: Sequence[Tensor]) -> list[Blend]:
     if request.grid is not None:
-        return interpolation.corners(latents, request.grid[0], request.grid[1], request.method)
+        return interpolation.grid(latents, request.grid[0], request.grid[1], request.method)
     if request.weights is not None:
         try:
             return [interpolation.blend(latents, request.weights, request.method)]

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import WithJsonSchema as Described
 
 from app.engine.jobs import SnapshotKind
-from model.diffusion.interpolation import Inversion as Interpolation
+from model.diffusion.interpolation import Interpolation
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
 from model.diffusion.schedule import Spacing

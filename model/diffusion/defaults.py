@@ -1,4 +1,4 @@
-"""SamplingDefaults: how a checkpoint's scheduler config says that its network should be walked with."""
+"""SamplingDefaults: the options of samplers that a checkpoint's scheduler config asks for."""
 
 from __future__ import annotations
 
@@ -13,7 +13,14 @@ from model.diffusion.schedule import ScheduleError, Spacing, covering_spacing
 
 @dataclass(frozen=True)
 class SamplingDefaults:
-    """How a checkpoint's scheduler config says that its network should be walked with."""
+    """Clipping, spacing and variance that a checkpoint's scheduler config asks for.
+
+    Attributes:
+        clip: what is done to x̂0.
+        clip_limit: ``clip_sample_range``, for requests that ask for clipping themselves.
+        spacing: of samplers that prefer none.
+        variance: of samplers that have the option.
+    """
 
     clip: Clip | None = None
     clip_limit: float = 1.0
@@ -22,7 +29,11 @@ class SamplingDefaults:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> SamplingDefaults:
-        """Read a diffusers ``scheduler_config.json``."""
+        """Read a diffusers ``scheduler_config.json``.
+
+        Raises:
+            ScheduleError: unknown ``variance_type``.
+        """
         limit = float(config.get("clip_sample_range", 1.0))
         clip = Clip(limit) if config.get("clip_sample", True) else None
         if config.get("thresholding"):
@@ -35,18 +46,15 @@ class SamplingDefaults:
         return cls(clip, limit, config.get("timestep_spacing", "leading"), variance)  # type: ignore[arg-type]
 
     def variance_for(self, steps: int, T: int) -> Variance:
-        """The trained variance; but ``fixed_large`` is unusable on a shortened walk (DDIM, table 1, σ̂)."""
+        """The trained variance; but ``fixed_large`` is unusable with fewer than T steps (DDIM, table 1, σ̂)."""
         return "fixed_small" if self.variance == "fixed_large" and steps < T else self.variance
 
     def options(self, sampler: Sampler, steps: int, T: int) -> dict[str, Any]:
-        """What ``sampler.compile`` is given where nobody asked for anything else: spacing, clip and variance."""
+        """Options of ``sampler.compile`` that a request leaves open: spacing, clip and variance."""
         preferred = sampler.spacing or self.spacing
         if preferred not in sampler.spacings:
             preferred = "leading"
-        chosen: dict[str, Any] = {
-            "spacing": covering_spacing(T, steps, preferred),
-            "clip": self.clip,
-        }
+        options: dict[str, Any] = {"spacing": covering_spacing(T, steps, preferred), "clip": self.clip}
         if "variance" in sampler.options:
-            chosen["variance"] = self.variance_for(steps, T)
-        return chosen
+            options["variance"] = self.variance_for(steps, T)
+        return options

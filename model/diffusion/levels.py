@@ -1,7 +1,7 @@
-"""The vocabulary in which walks are written: noise levels, hops between them, and steps as formulas.
+"""Noise levels, hops between them, and steps written as formulas.
 
-A walk visits *levels*, from the noisiest to the clean image, or upwards when an image is encoded. What happens at a
-level is written as a formula over the vectors of :func:`terms`, and :func:`step` turns it into coefficients.
+A trajectory is a sequence of levels: from the noisiest down to the clean image, or upwards when an image is inverted.
+The update at a level is written as a formula over the vectors of :func:`basis`; :func:`step` reads its coefficients.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import numpy as np
 from model.diffusion.plan import Clip, Step, conversion
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, Spacing, covering_spacing, timesteps
 
-# Where the terminal SNR is zero, σ/α is ∞; solvers that need a number start from here instead, as diffusers' do.
-LEAST_ABAR = 2.0**-24
+# Where the terminal SNR is zero, σ/α is ∞; solvers that need a number start here instead, as diffusers' do.
+MIN_ABAR = 2.0**-24
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +24,7 @@ class Level:
     """A noise level: there, x = alpha x_0 + sigma ε.
 
     Attributes:
-        t: the timestep that the network is told; may lie between two that it was trained on.
+        t: the network's timestep; may lie between two that it was trained on.
         abar: ᾱ, in [0, 1].
     """
 
@@ -43,7 +43,7 @@ class Level:
 
     @property
     def ratio(self) -> float:
-        """σ/α, the noise level of the same image scaled so that its signal has weight 1 (the σ of EDM)."""
+        """σ/α, the noise level of the image scaled so that its signal has weight 1 (the σ of EDM)."""
         return self.sigma / self.alpha
 
     @property
@@ -52,18 +52,18 @@ class Level:
         return math.inf if self.abar == 1 else math.log(self.alpha / self.sigma)
 
 
-CLEAN = Level(0, 1.0)  # the image itself; a network asked about it is told t = 0
+CLEAN = Level(0, 1.0)  # the image itself; a network evaluated there gets t = 0
 
 
 @dataclass(frozen=True, slots=True)
 class Hop:
-    """One step down the noise levels, as the ancestral samplers take it.
+    """One step down in noise level, as the ancestral samplers take it.
 
     Attributes:
-        t: timestep where it starts.
-        abar: ᾱ there.
-        abar_next: ᾱ where it lands; 1 at the clean image.
-        noisy: whether a stochastic sampler adds noise on landing.
+        t: timestep of its start.
+        abar: ᾱ of its start.
+        abar_next: ᾱ of its end; 1 at the clean image.
+        noisy: whether a stochastic sampler adds noise in it.
     """
 
     t: float
@@ -72,38 +72,38 @@ class Hop:
     noisy: bool
 
 
-def levels(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None, least_abar: float = LEAST_ABAR
+def noise_levels(
+    schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None, min_abar: float = MIN_ABAR
 ) -> list[Level]:
-    """The ``steps`` levels that a walk visits, noisiest first, and the clean image after them.
+    """The ``steps`` levels at which a sampler evaluates the network, noisiest first, and the clean image after them.
 
     Args:
         steps: 1..T.
-        spacing: None takes ``leading``, or ``trailing`` where leading would not reach the noise.
-        least_abar: takes the place of ᾱ = 0, unless the next level has little more; 0 leaves it, for formulas that bear
+        spacing: None takes ``leading``, or ``trailing`` where leading would leave out the noisiest timesteps.
+        min_abar: takes the place of ᾱ = 0, unless the next level has little more; 0 keeps it, for formulas that allow
             σ/α = ∞.
 
     Raises:
-        ScheduleError: ``steps`` or ``spacing`` cannot be.
+        ScheduleError: invalid ``steps`` or ``spacing``.
     """
     if spacing == "karras":
-        visited = _karras(schedule, steps)
+        noisy = _karras(schedule, steps)
     else:
         grid = timesteps(schedule.T, steps, spacing or covering_spacing(schedule.T, steps))
-        visited = [Level(t, float(schedule.alphas_cumprod[t])) for t in grid]
-    walk = [*visited, CLEAN]
-    if walk[0].abar == 0:
-        walk[0] = Level(walk[0].t, min(least_abar, walk[1].abar / 4))
-    return walk
+        noisy = [Level(t, float(schedule.alphas_cumprod[t])) for t in grid]
+    levels = [*noisy, CLEAN]
+    if levels[0].abar == 0:
+        levels[0] = Level(levels[0].t, min(min_abar, levels[1].abar / 4))
+    return levels
 
 
 def _karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[Level]:
-    """Levels evenly spaced in (σ/α)^(1/7) (Karras et al. 2022, eq. 5), with t by interpolation in ln(σ/α)."""
+    """Levels evenly spaced in (σ/α)^(1/7) (Karras et al. 2022, eq. 5), with t interpolated in ln(σ/α)."""
     if not 1 <= steps <= schedule.T:
         raise ScheduleError("steps", steps, f"must lie in 1..{schedule.T}")
     abar = schedule.alphas_cumprod.copy()
     if abar[-1] == 0:
-        abar[-1] = min((LEAST_ABAR, *abar[-2:-1] / 4))
+        abar[-1] = min((MIN_ABAR, *abar[-2:-1] / 4))
     known = np.log((1 - abar) / abar) / 2
     last, first = np.exp(known[[0, -1]] / rho)
     ratios = np.linspace(first, last, steps) ** rho
@@ -112,21 +112,20 @@ def _karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[Level
 
 
 def hops(schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None) -> list[Hop]:
-    """The walk from level to level; the last hop, to the clean image, gets no noise.
+    """The hops between :func:`noise_levels`; the last one, to the clean image, gets no noise.
 
-    Args:
-        spacing: None takes ``leading``, or ``trailing`` where leading would not reach the noise.
+    Args and errors: as :func:`noise_levels`.
     """
-    walk = levels(schedule, steps, spacing, least_abar=0)
-    return [Hop(walk[i].t, walk[i].abar, walk[i + 1].abar, noisy=i + 1 < steps) for i in range(steps)]
+    levels = noise_levels(schedule, steps, spacing, min_abar=0)
+    return [Hop(levels[i].t, levels[i].abar, levels[i + 1].abar, noisy=i + 1 < steps) for i in range(steps)]
 
 
-def terms(slots: int) -> np.ndarray:
-    """The things that a step can combine, as unit vectors: S_0 … S_{slots-1}, then x̂0, ε and z.
+def basis(slots: int) -> np.ndarray:
+    """What a step can combine, as unit vectors: S_0 … S_{slots-1}, then x̂0, ε and z.
 
-    Unpack them, and the paper's update can be written down as it stands::
+    Unpack them, and write the paper's update as it stands::
 
-        x, x_0, eps, z = terms(1)
+        x, x_0, eps, z = basis(1)
         update = [alpha * x_0 + sigma * eps]
     """
     return np.eye(slots + 3)
@@ -137,15 +136,15 @@ def step(
     level: Level,
     update: Sequence[np.ndarray],
     *,
-    sees: int = 0,
+    input_slot: int = 0,
     clip: Clip | None = None,
     implied: bool = False,
 ) -> Step:
-    """The step that evaluates the network at ``level``, and gives each slot its update.
+    """The step that evaluates the network at ``level`` and assigns ``update`` to the slots.
 
     Args:
-        update: for each slot its new value, over :func:`terms`.
-        sees: the slot that the network is shown.
+        update: for each slot its new value, over :func:`basis`.
+        input_slot: the slot that is the network's input.
         clip: what is done to x̂0.
         implied: ε is not the network's own, but what x and the clipped x̂0 imply: (x - α x̂0) / σ.
     """
@@ -162,6 +161,6 @@ def step(
         b=tuple(matrix[:, slots].tolist()),
         c=tuple(matrix[:, slots + 1].tolist()),
         s=tuple(matrix[:, slots + 2].tolist()),
-        g=tuple(1.0 if slot == sees else 0.0 for slot in range(slots)),
+        g=tuple(1.0 if slot == input_slot else 0.0 for slot in range(slots)),
         clip=clip,
     )

@@ -18,7 +18,7 @@ Net = Callable[[Tensor, Tensor, Tensor | None], Tensor]
 
 
 class Kernels(Protocol):
-    """The update of all rows in one or two launches, with the same bits: :mod:`model.diffusion.machine_triton`."""
+    """The update of all rows in one or two launches, bit-identical: :mod:`model.diffusion.machine_triton`."""
 
     def predict(self, u: Tensor, output: Tensor, coef: Tensor) -> Tensor:
         """x̂0 [B, C, H, W], clamped to each row's limit."""
@@ -35,7 +35,7 @@ class Kernels(Protocol):
         """The new state, and x̂0 unless it is given; ``coef`` is float32 [B, K], lines of ``Plan.table(R)``."""
 
     def guard(self, after: Tensor, before: Tensor, coef: Tensor) -> None:
-        """Let guarded rows go back on their update, in place."""
+        """Apply the guards, in place on ``after``."""
 
 
 def advance(
@@ -44,53 +44,56 @@ def advance(
     rows: np.ndarray,
     y: Tensor | None = None,
     noise: Callable[[], Tensor] | None = None,
-    show: Callable[[Tensor], None] | None = None,
+    observe: Callable[[Tensor], None] | None = None,
     kernels: Kernels | None = None,
 ) -> Tensor:
     """Execute one step of every row: the equations of :mod:`model.diffusion.plan`, with per-row coefficients.
 
-    What happens to a row depends on its own line of ``rows`` alone; a term that is zero for every row is left out,
-    which changes no bits.
+    A row's result depends on its own line of ``rows`` alone; a term whose coefficient is zero for every row is left
+    out, which changes no bits.
 
     Args:
         net: (u [B, C, H, W], t [B], y) to [B, C, H, W], or 2C channels where the variance is learned.
         state: [B, R, C, H, W], float32 or float64; left untouched.
         rows: float64 [B, K], each a line of ``Plan.table(R)``.
         y: int64 [B], the classes, for a class-conditional network; or float [B, K], weights of all K of them.
-        noise: gives z [B, C, H, W]; called at most once, after the forward has succeeded, and only if a row needs it;
-            None for walks that draw none.
-        show: is shown x̂0 [B, C, H, W], for whoever wants to look on.
+        noise: returns z [B, C, H, W]; called at most once, after the forward has succeeded, and only if a row needs it;
+            None for deterministic plans.
+        observe: is called with x̂0 [B, C, H, W].
         kernels: for a float32 state on a device that they run on; None computes operation by operation.
+
+    Raises:
+        ValueError: a row draws noise, and ``noise`` is None.
 
     Returns:
         The new state, like ``state``.
     """
     at = Columns(state.shape[1])
     c = _Coefficients(rows, state, as_table=kernels is not None)
-    u = c.total([(at.g[j], state[:, j]) for j in range(state.shape[1])])
+    u = c.weighted_sum([(at.g[j], state[:, j]) for j in range(state.shape[1])])
     output = net(u, c.t, y).to(state.dtype)
     z = None
     if c.used[at.LEARNED] or any(c.used[column] for column in at.s):
         if noise is None:
-            raise ValueError("this walk draws noise, and there is no source of it")
+            raise ValueError("a stochastic plan needs a source of noise")
         z = noise()
     if kernels is not None:
-        after, x_0 = _by_kernels(kernels, state, u, output, z, c)
+        after, x_0 = _update_by_kernels(kernels, state, u, output, z, c)
     else:
-        after, x_0 = _updated(state, u, output, z, c)
+        after, x_0 = _update(state, u, output, z, c)
         if c.used[at.WATCH]:
-            after = _guarded(after, state, rows)
-    if show is not None:
-        show(x_0)
+            after = _apply_guards(after, state, rows)
+    if observe is not None:
+        observe(x_0)
     return after
 
 
 class _Coefficients:
-    """One step's numbers of every row, by column.
+    """One step's coefficients of every row, by column.
 
     Attributes:
-        used: whether a row's is not 0.
-        table: float [B, K] on the device, where kernels want it.
+        used: by column, whether any row's coefficient is not 0.
+        table: float [B, K] on the device, if kernels take it.
         t: [B] on the device.
     """
 
@@ -98,11 +101,11 @@ class _Coefficients:
         at = Columns
         self.rows = rows
         self.table: Tensor | None = None
-        # Whether a number is 1 for all rows, and the numbers, [B, 1, 1, 1]; or the same plain ones.
+        # By column, whether the coefficient is 1 for all rows, and its values [B, 1, 1, 1]; or plain floats.
         self._ones: Any
         self._coef: Any
         if not as_table and (len(rows) == 1 or (rows == rows[0]).all()):
-            # One image, or images in step: plain numbers give the same bits with fewer operations.
+            # One image, or images at the same step: plain floats give the same bits with fewer operations.
             self.used = self._ones = self._coef = rows[0].tolist()
             self.t = torch.full((len(rows),), self.used[at.T], dtype=state.dtype, device=state.device)
             return
@@ -117,8 +120,8 @@ class _Coefficients:
     def __getitem__(self, column: int) -> Any:
         return self._coef[column]
 
-    def total(self, terms: Sequence[tuple[int, Tensor]]) -> Tensor:
-        """Σ coefficient · term, over the columns that some row uses."""
+    def weighted_sum(self, terms: Sequence[tuple[int, Tensor]]) -> Tensor:
+        """Σ coefficient · term over pairs (column, term), without columns that no row uses."""
         products = [
             term if self._ones[column] == 1 else self._coef[column] * term
             for column, term in terms
@@ -127,13 +130,13 @@ class _Coefficients:
         return sum(products[1:], products[0])
 
 
-def _updated(state: Tensor, u: Tensor, output: Tensor, z: Tensor | None, c: _Coefficients) -> tuple[Tensor, Tensor]:
-    """S' and x̂0, from what the network said of u."""
+def _update(state: Tensor, u: Tensor, output: Tensor, z: Tensor | None, c: _Coefficients) -> tuple[Tensor, Tensor]:
+    """S' and x̂0, from the network's input and output."""
     slots, channels = state.shape[1:3]
     at = Columns(slots)
     o = output[:, :channels]
-    x_0 = _thresholded(_clamped(c.total([(at.P, u), (at.Q, o)]), c), c.rows)
-    eps = c.total([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
+    x_0 = _threshold(_clamp(c.weighted_sum([(at.P, u), (at.Q, o)]), c), c.rows)
+    eps = c.weighted_sum([(at.E_U, u), (at.E_O, o), (at.E_X, x_0)])
     new = []
     for i in range(slots):
         terms = [(at.A[i][j], state[:, j]) for j in range(slots)] + [(at.b[i], x_0), (at.c[i], eps)]
@@ -142,37 +145,37 @@ def _updated(state: Tensor, u: Tensor, output: Tensor, z: Tensor | None, c: _Coe
             if i == 0 and c.used[at.LEARNED]:
                 v = output[:, channels:]
                 terms.append((at.LEARNED, torch.exp((c[at.L0] + c[at.L1] * v) / 2) * z))
-        new.append(c.total(terms) if any(c.used[column] for column, _ in terms) else torch.zeros_like(u))
+        new.append(c.weighted_sum(terms) if any(c.used[column] for column, _ in terms) else torch.zeros_like(u))
     return torch.stack(new, dim=1) if slots > 1 else new[0][:, None], x_0
 
 
-def _by_kernels(
+def _update_by_kernels(
     kernels: Kernels, state: Tensor, u: Tensor, output: Tensor, z: Tensor | None, c: _Coefficients
 ) -> tuple[Tensor, Tensor]:
     assert c.table is not None, "This is a bug: kernels without a table."
     u, output, given = u.contiguous(), output.contiguous(), None
     if c.used[Columns.QUANTILE]:
-        given = _thresholded(kernels.predict(u, output, c.table), c.rows)
+        given = _threshold(kernels.predict(u, output, c.table), c.rows)
     after, x_0 = kernels.update(state, u, output, z, c.table, given)
     if c.used[Columns.WATCH]:
         kernels.guard(after, state, c.table)
     return after, x_0
 
 
-def _guarded(after: Tensor, before: Tensor, rows: np.ndarray) -> Tensor:
-    """Let each guarded row go back on its update, see :class:`model.diffusion.plan.Guard`."""
+def _apply_guards(after: Tensor, before: Tensor, rows: np.ndarray) -> Tensor:
+    """Replace slots of guarded rows in place, see :class:`model.diffusion.plan.Guard`."""
     at = Columns(before.shape[1])
     for i in np.flatnonzero(rows[:, at.WATCH]):
         watch = int(rows[i, at.WATCH]) - 1
-        fell = after[i, watch].square().mean() < before[i, watch].square().mean()  # false for NaN, too
+        decreased = after[i, watch].square().mean() < before[i, watch].square().mean()  # false for NaN
         for slot, source in enumerate(rows[i, list(at.instead)].astype(int) - 1):
             if source >= 0:
-                after[i, slot] = torch.where(fell, after[i, slot], before[i, source])
+                after[i, slot] = torch.where(decreased, after[i, slot], before[i, source])
     return after
 
 
-def _clamped(x_0: Tensor, c: _Coefficients) -> Tensor:
-    """Each row within its own limit."""
+def _clamp(x_0: Tensor, c: _Coefficients) -> Tensor:
+    """Clamp each row to its own limit."""
     limits = c.rows[:, Columns.LIMIT].tolist()
     lowest = min(limits)
     if lowest == max(limits):
@@ -180,13 +183,13 @@ def _clamped(x_0: Tensor, c: _Coefficients) -> Tensor:
     return torch.maximum(torch.minimum(x_0, c[Columns.LIMIT]), -c[Columns.LIMIT])
 
 
-def _thresholded(x_0: Tensor, rows: np.ndarray) -> Tensor:
-    """The rows that ask for it by their own quantile, see :class:`model.diffusion.plan.Clip`."""
+def _threshold(x_0: Tensor, rows: np.ndarray) -> Tensor:
+    """Dynamic thresholding of the rows whose plan has it, see :class:`model.diffusion.plan.Clip`."""
     at = Columns
-    asking = np.flatnonzero(rows[:, at.QUANTILE])
-    if len(asking):
+    thresholded = np.flatnonzero(rows[:, at.QUANTILE])
+    if len(thresholded):
         x_0 = x_0.clone()
-        for i in asking:
+        for i in thresholded:
             threshold = torch.quantile(x_0[i].abs().flatten(), float(rows[i, at.QUANTILE]))
             threshold = threshold.clamp(1, max(1.0, float(rows[i, at.CEILING])))
             x_0[i] = torch.minimum(torch.maximum(x_0[i], -threshold), threshold) / threshold
@@ -194,10 +197,10 @@ def _thresholded(x_0: Tensor, rows: np.ndarray) -> Tensor:
 
 
 def run(net: Net, plan: Plan, x: Tensor, y: Tensor | None = None, noise: Callable[[], Tensor] | None = None) -> Tensor:
-    """Take every row of ``x`` [B, C, H, W] along the whole plan in step: the plain loop, without a server.
+    """Execute a whole plan for the batch ``x`` [B, C, H, W]: the plain loop, without a server.
 
     Args:
-        noise: gives z [B, C, H, W] for each stochastic step in turn.
+        noise: returns z [B, C, H, W], one after another for the stochastic steps.
     """
     return run_slots(net, plan, x[:, None], y, noise)[:, 0]
 
@@ -205,7 +208,7 @@ def run(net: Net, plan: Plan, x: Tensor, y: Tensor | None = None, noise: Callabl
 def run_slots(
     net: Net, plan: Plan, slots: Tensor, y: Tensor | None = None, noise: Callable[[], Tensor] | None = None
 ) -> Tensor:
-    """:func:`run` for walks that start from, or end with, more than one slot.
+    """:func:`run` for plans that start from, or end with, more than one slot.
 
     Args:
         slots: the first slots of every trajectory, [B, 1..R, C, H, W]; the others start at zero.
@@ -221,59 +224,8 @@ def run_slots(
     return state
 
 
-class Guidance:
-    """Classifier-free guidance (Ho & Salimans 2022, eq. 6): o = o_null + w (o_y - o_null), for rows with w ≠ 1.
-
-    Such a row takes two rows of the forward, the second, its twin, without its class and behind all others; a learned
-    variance is left as it was.
-
-    Attributes:
-        asking: the rows with w ≠ 1, in the order of their twins.
-    """
-
-    def __init__(self, scale: Sequence[float], device: torch.device) -> None:
-        """``scale``: w of each row, which is the paper's plus 1; 1 takes no second row."""
-        self.asking = [i for i, w in enumerate(scale) if w != 1]
-        if self.asking:
-            self._w = to_device(torch.tensor([scale[i] for i in self.asking])[:, None, None, None], device)
-            self._at = to_device(torch.tensor(self.asking), device)
-
-    def doubled(self, rows: Tensor) -> Tensor:
-        """``rows`` [B, …], and the twins after them."""
-        return torch.cat([rows, rows.index_select(0, self._at)]) if self.asking else rows
-
-    def blended(self, output: Tensor, channels: int) -> Tensor:
-        """[B, …] out of what the network says of :meth:`doubled` rows; ``channels`` of it are o."""
-        if not self.asking:
-            return output
-        said, without = output[: -len(self.asking)], output[-len(self.asking) :, :channels]
-        of_class = said.index_select(0, self._at)[:, :channels]
-        said = said.clone()
-        said[self._at, :channels] = without + self._w.to(output.dtype) * (of_class - without)
-        return said
-
-
-def guided(net: Net, scale: Tensor, null: int) -> Net:
-    """The network with :class:`Guidance`; ``scale`` is w of each row, ``null`` the class that stands for none."""
-    guidance = Guidance(scale.tolist(), scale.device)
-    if not guidance.asking:
-        return net
-
-    def forward(u: Tensor, t: Tensor, y: Tensor | None) -> Tensor:
-        assert y is not None, "This is a bug: guidance without classes."
-        classes = guidance.doubled(y)
-        if y.is_floating_point():
-            classes[len(y) :] = 0
-            classes[len(y) :, null] = 1
-        else:
-            classes[len(y) :] = null
-        return guidance.blended(net(guidance.doubled(u), guidance.doubled(t), classes), u.shape[1])
-
-    return forward
-
-
 def sample(net: Net, plan: Plan, seeds: Sequence[int], shape: tuple[int, ...], y: Tensor | None = None) -> Tensor:
-    """Images [len(seeds), C, H, W] from seeds, with the noise that the server would draw for them.
+    """Images [len(seeds), C, H, W] from seeds, with the noise that the server draws for them.
 
     Args:
         shape: (C, H, W) of one image.

@@ -1,10 +1,9 @@
-"""The row machine's update for rows of unlike plans in one launch: the equations of :mod:`model.diffusion.plan`.
+"""The row machine's update as Triton kernels: rows of different plans in one launch.
 
-:func:`model.diffusion.machine.advance` is the text to read, and ``update`` gives its bits: each product and each sum is
-rounded
-by itself, in its order, so these kernels are compiled without fused multiply-adds. A term whose coefficient is 0 is
-left out, and what it would have multiplied is not read, be it NaN; the machine does the same for a row that is alone.
-Only the sign of a zero may differ.
+:func:`model.diffusion.machine.advance` is the text to read. ``update`` is bit-identical to it: every product and every
+sum is rounded separately, in the same order, so the kernels are compiled without fused multiply-adds. A term whose
+coefficient is 0 is left out and its tensor is not read, so NaN there does not spread; the machine does the same for a
+single row. Only the sign of a zero may differ.
 """
 
 from __future__ import annotations
@@ -24,24 +23,24 @@ _P, _Q, _LIMIT = tl.constexpr(Columns.P), tl.constexpr(Columns.Q), tl.constexpr(
 _E_U, _E_O, _E_X = tl.constexpr(Columns.E_U), tl.constexpr(Columns.E_O), tl.constexpr(Columns.E_X)
 _LEARNED, _L0, _L1 = tl.constexpr(Columns.LEARNED), tl.constexpr(Columns.L0), tl.constexpr(Columns.L1)
 _WATCH = tl.constexpr(Columns.WATCH)
-# The interpreter knows no libdevice. On the card its exp is CUDA's expf, which torch uses; tl.exp is a coarser one.
+# The interpreter has no libdevice. On CUDA devices its exp is CUDA's expf, as in torch; tl.exp is less exact.
 _INTERPRETED = tl.constexpr(bool(triton.knobs.runtime.interpret))
 
 
 def update(
     state: Tensor, u: Tensor, output: Tensor, z: Tensor | None, coef: Tensor, x_0: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """What becomes of the state after the forward, without thresholding by quantile and without guards.
+    """The state after the forward, without dynamic thresholding and without guards.
 
     Args:
-        state: float32 [B, R, C, H, W]; left untouched, like the others.
-        u: float32 [B, C, H, W], what the network saw.
-        output: float32 [B, C, H, W], what it answered, or [B, 2C, H, W] where it has learned the variance.
+        state: float32 [B, R, C, H, W]; left untouched, like the other arguments.
+        u: float32 [B, C, H, W], the network's input.
+        output: float32 [B, C, H, W], its output, or [B, 2C, H, W] where it has learned the variance.
         z: float32 [B, C, H, W], standard normal where a row draws noise, anything elsewhere; None if no row does.
         coef: float32 [B, K], lines of ``Plan.table(R)``.
-        x_0: float32 [B, C, H, W] to go on with, for rows that were thresholded; None computes and clips it.
+        x_0: float32 [B, C, H, W], already clipped and thresholded; None computes and clips it.
 
-    All must be contiguous, and on one device; B below 65536.
+    All must be contiguous and on one device; B below 65536.
 
     Returns:
         (the new state, x̂0).
@@ -54,7 +53,7 @@ def update(
     with torch.cuda.device_of(state):
         _update[triton.cdiv(size, BLOCK), B](
             state, u, output, z, coef, x_0, after, found, coef.stride(0),
-            SIZE=size, ANSWER=output[0].numel(), R=R, BLOCK=BLOCK,
+            SIZE=size, OUTPUT=output[0].numel(), R=R, BLOCK=BLOCK,
             B=at.b.start, C=at.c.start, S=at.s.start, A=at.A[0].start,
             num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
@@ -62,11 +61,11 @@ def update(
 
 
 def predict(u: Tensor, output: Tensor, coef: Tensor) -> Tensor:
-    """x̂0 [B, C, H, W] as ``update`` finds it: clipped to each row's limit, and not yet thresholded.
+    """x̂0 [B, C, H, W] as in ``update``: clamped to each row's limit, not yet thresholded.
 
     Args:
-        u: float32 [B, C, H, W], what the network saw.
-        output: float32 [B, C, H, W] or [B, 2C, H, W], what it answered.
+        u: float32 [B, C, H, W], the network's input.
+        output: float32 [B, C, H, W] or [B, 2C, H, W], its output.
         coef: float32 [B, K], lines of ``Plan.table(R)`` for any R.
     """
     size = u[0].numel()
@@ -75,20 +74,20 @@ def predict(u: Tensor, output: Tensor, coef: Tensor) -> Tensor:
     with torch.cuda.device_of(u):
         _predict[triton.cdiv(size, BLOCK), len(u)](
             u, output, coef, x_0, coef.stride(0),
-            SIZE=size, ANSWER=output[0].numel(), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
+            SIZE=size, OUTPUT=output[0].numel(), BLOCK=BLOCK, num_warps=4, enable_fp_fusion=False,
         )  # fmt: skip
     return x_0
 
 
 def guard(after: Tensor, before: Tensor, coef: Tensor) -> None:
-    """Let each row with a guard go back on its update, see :class:`model.diffusion.plan.Guard`; in place on ``after``.
+    """Apply the guards, in place on ``after``; see :class:`model.diffusion.plan.Guard`.
 
-    A program takes a row and adds up its squares in an order of its own, so where the two sums differ by no more than
-    rounding, it may decide otherwise than :mod:`model.diffusion.machine` does. Equal images have equal sums.
+    The squares are summed in another order than in :mod:`model.diffusion.machine`, so the two may decide differently
+    where the sums differ by no more than rounding. Equal images have equal sums.
 
     Args:
         after: float32 [B, R, C, H, W], contiguous.
-        before: like it, and not the same memory.
+        before: like ``after``, in other memory.
         coef: float32 [B, K], lines of ``Plan.table(R)``.
     """
     B, R = after.shape[:2]
@@ -104,8 +103,8 @@ def guard(after: Tensor, before: Tensor, coef: Tensor) -> None:
 def _check(*tensors: Tensor | None) -> None:
     for tensor in tensors:
         if tensor is not None:
-            assert tensor.dtype == torch.float32, "This is a bug: rows want float32."
-            assert tensor.is_contiguous(), "This is a bug: rows want contiguous tensors."
+            assert tensor.dtype == torch.float32, "This is a bug: the kernels need float32."
+            assert tensor.is_contiguous(), "This is a bug: the kernels need contiguous tensors."
 
 
 _jit = triton.jit(do_not_specialize=["coef_stride"])
@@ -114,56 +113,56 @@ _jit = triton.jit(do_not_specialize=["coef_stride"])
 @_jit
 def _update(
     state, u, output, z, coef, given, after, x_0, coef_stride,
-    SIZE: tl.constexpr, ANSWER: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
+    SIZE: tl.constexpr, OUTPUT: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr,
     B: tl.constexpr, C: tl.constexpr, S: tl.constexpr, A: tl.constexpr,
 ):  # fmt: skip
-    """A piece of a row, in all its slots."""
+    """A block of a row, in all slots."""
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < SIZE
     coef += row * coef_stride
     state += row * R * SIZE
-    seen = tl.load(u + row * SIZE + i, mask=inside)
-    said = tl.load(output + row * ANSWER + i, mask=inside)
+    u_i = tl.load(u + row * SIZE + i, mask=inside)
+    o_i = tl.load(output + row * OUTPUT + i, mask=inside)
     if given is None:
-        x = _clean(coef, seen, said, BLOCK)
+        x = _clean(coef, u_i, o_i, BLOCK)
         tl.store(x_0 + row * SIZE + i, x, mask=inside)
     else:
         x = tl.load(given + row * SIZE + i, mask=inside)
-    eps = _plus(_plus(_plus(tl.zeros([BLOCK], tl.float32), coef + _E_U, seen), coef + _E_O, said), coef + _E_X, x)
+    eps = _plus(_plus(_plus(tl.zeros([BLOCK], tl.float32), coef + _E_U, u_i), coef + _E_O, o_i), coef + _E_X, x)
     if z is not None:
         noise = tl.load(z + row * SIZE + i, mask=inside)
     for slot in tl.static_range(R):
         new = tl.zeros([BLOCK], tl.float32)
         for source in tl.static_range(R):
             a = coef + A + slot * R + source
-            heard = tl.where(inside, tl.load(a), 0.0) != 0
-            old = tl.load(state + source * SIZE + i, mask=heard, other=0.0)
+            used = tl.where(inside, tl.load(a), 0.0) != 0
+            old = tl.load(state + source * SIZE + i, mask=used, other=0.0)
             new = _plus(new, a, old)
         new = _plus(_plus(new, coef + B + slot, x), coef + C + slot, eps)
         if z is not None:
             new = _plus(new, coef + S + slot, noise)
-            if slot == 0 and ANSWER > SIZE:
-                v = tl.load(output + row * ANSWER + SIZE + i, mask=inside)
+            if slot == 0 and OUTPUT > SIZE:
+                v = tl.load(output + row * OUTPUT + SIZE + i, mask=inside)
                 new = _plus(new, coef + _LEARNED, _exp((tl.load(coef + _L0) + tl.load(coef + _L1) * v) * 0.5) * noise)
         tl.store(after + (row * R + slot) * SIZE + i, new, mask=inside)
 
 
 @_jit
 def _predict(
-    u, output, coef, x_0, coef_stride, SIZE: tl.constexpr, ANSWER: tl.constexpr, BLOCK: tl.constexpr
+    u, output, coef, x_0, coef_stride, SIZE: tl.constexpr, OUTPUT: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     row = tl.program_id(1).to(tl.int64)
     i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = i < SIZE
-    seen = tl.load(u + row * SIZE + i, mask=inside)
-    said = tl.load(output + row * ANSWER + i, mask=inside)
-    tl.store(x_0 + row * SIZE + i, _clean(coef + row * coef_stride, seen, said, BLOCK), mask=inside)
+    u_i = tl.load(u + row * SIZE + i, mask=inside)
+    o_i = tl.load(output + row * OUTPUT + i, mask=inside)
+    tl.store(x_0 + row * SIZE + i, _clean(coef + row * coef_stride, u_i, o_i, BLOCK), mask=inside)
 
 
 @triton.jit
 def _clean(coef, u, o, BLOCK: tl.constexpr):
-    """x̂0 within ±limit; the comparisons let NaN through."""
+    """x̂0 clamped to ±limit; the comparisons keep NaN."""
     x_0 = _plus(_plus(tl.zeros([BLOCK], tl.float32), coef + _P, u), coef + _Q, o)
     limit = tl.load(coef + _LIMIT)
     x_0 = tl.where(x_0 > limit, limit, x_0)
@@ -172,7 +171,7 @@ def _clean(coef, u, o, BLOCK: tl.constexpr):
 
 @triton.jit
 def _plus(total, coef, term):
-    """total + coefficient · term, the coefficient read from where it stands."""
+    """total + coefficient · term; ``coef`` is the coefficient's address."""
     c = tl.load(coef)
     return tl.where(c != 0, total + c * term, total)
 
@@ -187,7 +186,7 @@ def _guard(
     after, before, coef, coef_stride,
     SIZE: tl.constexpr, R: tl.constexpr, BLOCK: tl.constexpr, INSTEAD: tl.constexpr,
 ):  # fmt: skip
-    """A row. Slots are counted from 1 here, 0 being none."""
+    """One row. Slots are counted from 1 here; 0 is none."""
     row = tl.program_id(0).to(tl.int64)
     coef += row * coef_stride
     after += row * R * SIZE
@@ -196,10 +195,10 @@ def _guard(
     if watch > 0:
         new = _squares(after + (watch - 1) * SIZE, SIZE, BLOCK)
         old = _squares(before + (watch - 1) * SIZE, SIZE, BLOCK)
-        fell = new < old  # false for NaN, too
+        decreased = new < old  # false for NaN
         for slot in tl.static_range(R):
             source = tl.load(coef + INSTEAD + slot).to(tl.int32)
-            if (source > 0) & (fell == 0):
+            if (source > 0) & (decreased == 0):
                 for first in range(0, SIZE, BLOCK):
                     i = first + tl.arange(0, BLOCK)
                     kept = tl.load(before + (source - 1) * SIZE + i, mask=i < SIZE)

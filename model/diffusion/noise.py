@@ -1,8 +1,8 @@
-"""Latents: where x_T and all later noise come from.
+"""Noise: x_T and the z of stochastic steps.
 
-Each image has one CPU generator of its own, seeded by its seed. x_T is drawn from it first, then one z for each
-stochastic step, in float32. diffusers draws in this order too when it is given a list of generators, so a seed means
-here what it means there, and no image depends on its neighbours in a batch.
+Each image has its own CPU generator, seeded with its seed. x_T is drawn first, then one z for each stochastic step, in
+float32. diffusers draws in this order when it is given a list of generators, so a seed gives the same noise here and
+there, and no image depends on the others of its batch.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from torch import Generator, Tensor
 
 
 def seeded_generator(seed: int) -> Generator:
-    """The source of all noise of one image; ``seed`` in 0..2^64 - 1."""
+    """The generator of all noise of one image; ``seed`` in 0..2^64 - 1."""
     return Generator().manual_seed(seed)
 
 
-def draw_noise(source: Generator, shape: tuple[int, ...]) -> Tensor:
-    """The next standard normal image [C, H, W], float32 on the CPU."""
-    return torch.randn(shape, generator=source)
+def draw_noise(generator: Generator, shape: tuple[int, ...]) -> Tensor:
+    """The next standard normal [C, H, W], float32 on the CPU."""
+    return torch.randn(shape, generator=generator)

@@ -1,15 +1,15 @@
-"""Plan and Step: a walk compiled to numbers before it is taken.
+"""Plan and Step: the coefficients of every step of a sampler or an inversion, computed before any image is.
 
 A trajectory owns a few state slots S_0..S_{R-1}. S_0 starts as x_T and ends as the result; the others start at zero,
-unless the walk is given more than one state to start from. One step is one network evaluation, and is always this:
+unless the trajectory is given more than one state to start from. One step is one network evaluation:
 
-    u  = Σ_j g_j S_j                               what the network sees (nearly always S_0)
+    u  = Σ_j g_j S_j                               the network's input (nearly always S_0)
     o  = εθ(u, t, y)                               one forward, shared by all rows of the batch
     x̂0 = clip(P u + Q o)                           by prediction type
     ε  = e_u u + e_o o + e_x x̂0
     S' = A S + b x̂0 + c ε + s z                    z ~ N(0, I)
 
-So a sampler is a function to a plan, and whoever executes plans need not know which sampler it was.
+A sampler is a function that returns a plan; executing a plan does not need to know which sampler made it.
 """
 
 from __future__ import annotations
@@ -40,11 +40,11 @@ class Clip:
 
 @dataclass(frozen=True, slots=True)
 class Guard:
-    """A choice that each image makes for itself: iterations that only some images profit from.
+    """A condition on the update, evaluated for each image separately: some iterations improve only some images.
 
     Attributes:
-        watch: if the mean square of this slot would not fall in this step,
-        instead: these slots (one entry per slot; None leaves the update) get these old ones instead of their update.
+        watch: the slot whose mean square must decrease in this step; where it does not, ``instead`` applies.
+        instead: for each slot, the old slot that replaces its update; None keeps the update.
     """
 
     watch: int
@@ -56,15 +56,15 @@ class Step:
     """One network evaluation of one trajectory; the letters are those of the module's docstring.
 
     Attributes:
-        t: timestep handed to the network; may be fractional.
+        t: the network's timestep; may be fractional.
         x0: (P, Q).
         eps: (e_u, e_o, e_x).
         g, b, c, s: one number per slot.
         A: one row per slot.
         clip: None leaves x̂0 as it is.
-        log_var: (l0, l1) where the network has learned the variance: slot 0 then gets exp(½(l0 + l1 v)) z on top, v
-            being the second half of the network's channels (Nichol & Dhariwal 2021, eq. 15).
-        guard: None applies the update whatever it does.
+        log_var: (l0, l1) where the network has learned the variance: exp(½(l0 + l1 v)) z is added to slot 0, v being
+            the second half of the network's channels (Nichol & Dhariwal 2021, eq. 15).
+        guard: None applies the update unconditionally.
     """
 
     t: float
@@ -86,9 +86,9 @@ class Step:
 
 
 class Columns:
-    """Where each coefficient stands in a packed row, for trajectories of R slots.
+    """Column indices of the coefficients in a row of :meth:`Plan.table`, for R slots.
 
-    Slots that a guard names are counted from 1 there, so that 0 means none.
+    A guard's slots are counted from 1 there; 0 is none.
     """
 
     T, P, Q, E_U, E_O, E_X, LIMIT, QUANTILE, CEILING, LEARNED, L0, L1, WATCH = range(13)
@@ -106,7 +106,7 @@ class Columns:
 
 @dataclass(frozen=True)
 class Plan:
-    """An immutable walk.
+    """All steps of a trajectory; immutable.
 
     Attributes:
         steps: in the order of execution; at least one.
@@ -122,7 +122,7 @@ class Plan:
             if step.guard is not None:
                 sizes.add(len(step.guard.instead))
             if sizes != {self.slots}:
-                raise ValueError(f"step {i} speaks of {sorted(sizes)} slots, the plan of {self.slots}")
+                raise ValueError(f"step {i} has {sorted(sizes)} slots, the plan has {self.slots}")
         if not np.isfinite(np.delete(self.table(self.slots), Columns.LIMIT, axis=1)).all():
             raise ValueError("a plan's coefficients must be finite")
 
@@ -133,21 +133,21 @@ class Plan:
 
     @property
     def nfe(self) -> int:
-        """Number of network evaluations: what the walk costs."""
+        """Number of network evaluations."""
         return len(self.steps)
 
     @property
     def stochastic(self) -> bool:
-        """Whether the walk draws noise on the way; if not, x_T alone decides the result."""
+        """Whether any step draws noise; if none does, x_T alone decides the result."""
         return any(step.noisy for step in self.steps)
 
     @cached_property
     def digest(self) -> str:
-        """Twelve hexadecimal digits that name this plan: its float32 coefficients, hashed."""
+        """Twelve hexadecimal digits of the hash of the float32 coefficients, which identify the plan."""
         return hashlib.sha256(self.table(self.slots).astype("<f4").tobytes()).hexdigest()[:12]
 
     def table(self, slots: int) -> np.ndarray:
-        """The plan as numbers, float64 [NFE, K], laid out by ``Columns(slots)``; ``slots`` may exceed its own."""
+        """The coefficients, float64 [NFE, K] in the columns of ``Columns(slots)``; ``slots`` may exceed the plan's."""
         if slots not in self._tables:
             self._tables[slots] = _pack(self.steps, slots)
             self._tables[slots].flags.writeable = False
@@ -161,7 +161,7 @@ class Plan:
 def conversion(
     prediction: Prediction, alpha: float, sigma: float
 ) -> tuple[tuple[float, float], tuple[float, float, float]]:
-    """(P, Q) and (e_u, e_o, e_x) that read x̂0 and ε out of a network of this prediction type.
+    """(P, Q) and (e_u, e_o, e_x), which turn the output of a network of this prediction type into x̂0 and ε.
 
     Args:
         alpha: √ᾱ at the input's level; above 0 for epsilon.

@@ -1,7 +1,7 @@
-"""The forward process: how fast an image dissolves into noise, and which of its timesteps a walk visits.
+"""The forward process q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I), and the timesteps of samplers.
 
-Everything is float64 on the CPU. Symbols follow DDPM (Ho et al. 2020): β_t, ᾱ_t = Π(1 - β), and
-q(x_t | x_0) = N(√ᾱ_t x_0, (1 - ᾱ_t) I). The schedule names are those of diffusers' scheduler configs.
+Everything is float64 on the CPU. Symbols follow DDPM (Ho et al. 2020): β_t and ᾱ_t = Π(1 - β). The names of schedules
+and spacings are those of diffusers' scheduler configs.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras"]
-SPACINGS: tuple[Spacing, ...] = get_args(
-    Spacing
-)  # karras visits levels between the timesteps, see model.diffusion.levels
+SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 
 class ScheduleError(ValueError):
-    """A schedule or a grid that cannot be; ``field`` and ``value`` say what was asked for.
+    """Invalid parameters of a schedule, a sampler or an inversion.
 
     Attributes:
-        field: the parameter's plain name, as users know it (``steps``, ``spacing``, ``eta``…).
-        value: what it was.
+        field: name of the parameter as in requests and configs (``steps``, ``spacing``, ``eta``…).
+        value: its invalid value.
+        remedy: the values that are allowed.
     """
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
@@ -39,10 +38,10 @@ class ScheduleError(ValueError):
 
 @dataclass(frozen=True, eq=False)
 class NoiseSchedule:
-    """ᾱ_t for t = 0..T-1, and what the network that was trained on it predicts.
+    """ᾱ_t for t = 0..T-1, and what a network trained on it predicts.
 
     Attributes:
-        alphas_cumprod: float64 [T], falling, in (0, 1); the last may be 0 (zero terminal SNR).
+        alphas_cumprod: float64 [T], strictly decreasing, in (0, 1); the last may be 0 (zero terminal SNR).
         prediction: ``epsilon`` (the noise), ``v_prediction`` (α ε - σ x_0, Salimans & Ho 2022) or ``sample`` (x_0).
     """
 
@@ -54,7 +53,9 @@ class NoiseSchedule:
             raise ScheduleError("prediction_type", self.prediction, f"choose one of {', '.join(get_args(Prediction))}")
         abar = np.asarray(self.alphas_cumprod, dtype=np.float64)
         if abar.ndim != 1 or not len(abar) or not (np.all(np.diff(abar) < 0) and abar[0] < 1 and abar[-1] >= 0):
-            raise ScheduleError("alphas_cumprod", f"array of shape {abar.shape}", "it must fall strictly within [0, 1)")
+            raise ScheduleError(
+                "alphas_cumprod", f"array of shape {abar.shape}", "must be strictly decreasing in [0, 1)"
+            )
         if abar[-1] == 0 and self.prediction == "epsilon":
             raise ScheduleError(
                 "rescale_betas_zero_snr",
@@ -65,7 +66,7 @@ class NoiseSchedule:
 
     @classmethod
     def from_betas(cls, betas: np.ndarray, prediction: Prediction = "epsilon") -> NoiseSchedule:
-        """From β_t, float64 [T], each in (0, 1)."""
+        """Build ᾱ from β_t, float64 [T], each in (0, 1)."""
         return cls(np.cumprod(1.0 - np.asarray(betas, dtype=np.float64)), prediction)
 
     @classmethod
@@ -82,11 +83,11 @@ class NoiseSchedule:
 
     @property
     def T(self) -> int:
-        """Number of training timesteps."""
+        """Number of timesteps in training."""
         return len(self.alphas_cumprod)
 
     def add_noise(self, x_0: Tensor, t: Tensor, eps: Tensor) -> Tensor:
-        """Draw x_t from q(x_t | x_0) with the given noise (DDPM eq. 4).
+        """x_t from q(x_t | x_0) with the given noise (DDPM eq. 4).
 
         Args:
             x_0: [B, C, H, W] in [-1, 1].
@@ -99,7 +100,7 @@ class NoiseSchedule:
 
 @lru_cache(maxsize=8)
 def _alphas_cumprod_on(device: torch.device, schedule: NoiseSchedule) -> Tensor:
-    """ᾱ_t, float64 [T]; kept, since copying it makes the host wait for a CUDA device."""
+    """ᾱ_t, float64 [T]; cached, because the copy synchronizes with a CUDA device."""
     return torch.as_tensor(schedule.alphas_cumprod, device=device)
 
 
@@ -122,7 +123,7 @@ def _betas(config: Mapping[str, Any]) -> np.ndarray:
 
 
 def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
-    """Shift and scale √ᾱ so that it ends at exactly 0 (Lin et al. 2023, algorithm 1)."""
+    """β whose √ᾱ is shifted and scaled to end at exactly 0 (Lin et al. 2023, algorithm 1)."""
     root = np.sqrt(np.cumprod(1 - betas))
     root = (root - root[-1]) * root[0] / (root[0] - root[-1])
     abar = root**2
@@ -130,15 +131,15 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
 
 
 def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
-    """The ``steps`` timesteps that a walk of any spacing but ``karras`` visits, noisiest first, all different.
+    """``steps`` distinct timesteps, noisiest first, for every spacing but ``karras``.
 
-    ``leading`` and ``trailing`` are evenly spaced and hold t = 0 or t = T - 1 respectively, ``linspace`` holds both,
-    ``quadratic`` is denser near the image and starts at 0.8 T (DDIM, appendix D.2). Where ``steps`` divides T, they
-    are diffusers' grids; elsewhere ``leading`` and ``trailing`` still cover the whole chain, which diffusers' do not.
+    ``leading`` and ``trailing`` are evenly spaced and contain t = 0 and t = T - 1 respectively, ``linspace`` contains
+    both, ``quadratic`` is denser near t = 0 and starts at 0.8 T (DDIM, appendix D.2). Where ``steps`` divides T, these
+    are diffusers' grids; elsewhere ``leading`` and ``trailing`` still cover all of 0..T-1, which diffusers' do not.
 
     Raises:
-        ScheduleError: ``steps`` outside 1..T, an unknown spacing, or a grid that would start so late in the chain
-            that x_T is no longer noise there (``leading`` below 10 steps, ``linspace`` with one).
+        ScheduleError: ``steps`` outside 1..T, an unknown spacing, or a first timestep at which an image is not yet
+            noise, so that sampling cannot start there (``leading`` below 10 steps, ``linspace`` with one).
     """
     if not 1 <= steps <= T:
         raise ScheduleError(
@@ -154,7 +155,7 @@ def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
             grid = np.round(np.linspace(0, T - 1, steps)).astype(int)
         case "quadratic":
             grid = (np.linspace(0, np.sqrt(0.8 * T), steps) ** 2).astype(int)
-            # Near t = 0 the squares fall on the same integer: push them up to the next free one.
+            # Near t = 0 several squares round to the same integer: move them up to the next free one.
             grid = np.maximum.accumulate(grid - i) + i
         case _:
             raise ScheduleError("spacing", spacing, f"choose one of {', '.join(SPACINGS)}")
@@ -163,14 +164,14 @@ def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
         raise ScheduleError(
             "spacing",
             spacing,
-            f"with steps = {steps} the walk would start at t = {top} of {T}, where an image is not yet noise; "
+            f"with steps = {steps} sampling would start at t = {top} of {T}, where an image is not yet noise; "
             "use trailing, or more steps",
         )
     return [int(t) for t in grid[::-1]]
 
 
 def covering_spacing(T: int, steps: int, preferred: Spacing = "leading") -> Spacing:
-    """``preferred``, or ``trailing`` where so few steps would leave the noisy end of the chain out."""
+    """``preferred``, or ``trailing`` where so few steps would leave out the noisiest timesteps."""
     if preferred == "karras":
         return preferred
     try:

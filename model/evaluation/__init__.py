@@ -1,1 +1,1 @@
-"""How good the images of a checkpoint are, by sampler and number of network evaluations; a command of its own."""
+"""Evaluation of a checkpoint: quality of its samples and inversions, by network evaluations."""

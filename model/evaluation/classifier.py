@@ -1,4 +1,4 @@
-"""A small classifier of the data itself: its features measure likeness, its decisions whether a label was heeded."""
+"""A small classifier of the data: its features for Fréchet distances, its decisions for class accuracy."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ BATCH = 250
 
 
 class Classifier(nn.Module):
-    """Four convolutions and a linear layer; the 64 numbers before it are the features."""
+    """Four convolutions and a linear layer, whose 64 inputs are the features."""
 
     def __init__(self, channels: int, classes: int) -> None:
         super().__init__()
@@ -48,8 +48,8 @@ class Classifier(nn.Module):
         return logits
 
 
-def fitted(path: Path, dataset: Dataset, device: torch.device, epochs: int = 4) -> Classifier:
-    """The classifier at ``path``; trained on ``dataset`` first, and saved there, if it is not there yet."""
+def load_or_train(path: Path, dataset: Dataset, device: torch.device, epochs: int = 4) -> Classifier:
+    """The classifier at ``path``; if there is none, it is trained on ``dataset`` and saved."""
     assert dataset.labels is not None, "This is a bug: a classifier without labels."
     torch.manual_seed(0)
     net = Classifier(dataset.images.shape[-1], len(dataset.classes)).to(device)
@@ -91,6 +91,6 @@ def classify(net: Classifier, images: np.ndarray, device: torch.device) -> tuple
 
 
 def batches(images: np.ndarray, device: torch.device) -> Iterator[Tensor]:
-    """uint8 [n, H, W, C] as float32 [B, C, H, W] in [-1, 1], a few at a time."""
+    """uint8 [n, H, W, C] in batches of float32 [B, C, H, W] in [-1, 1]."""
     for first in range(0, len(images), BATCH):
         yield from_uint8(images[first : first + BATCH]).to(device)

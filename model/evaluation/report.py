@@ -1,4 +1,4 @@
-"""An evaluation as a page, a JSON file and two plots."""
+"""An evaluation as a page in Markdown, a JSON file and two plots."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from model.evaluation.markdown import table
 from model.files import write_atomically
 
-OPINIONS = {"classifier": "features of a classifier of the data", "efficientnet": "features of EfficientNet-Lite0"}
+FEATURES = {"classifier": "features of a classifier of the data", "efficientnet": "features of EfficientNet-Lite0"}
 
 # DDIM (Song et al. 2021), table 1 (CIFAR-10) and table 2 (encode and decode, error per dimension, pixels in 0..1).
 TABLE_1 = {
@@ -35,69 +35,70 @@ def write(out: Path, facts: dict[str, Any]) -> str:
 
 
 def page(facts: dict[str, Any], plots: dict[str, str]) -> str:
-    """The page in Markdown.
+    """The page.
 
     Args:
-        plots: file names by part, as far as they could be drawn.
+        plots: file names by part; empty without matplotlib.
     """
     card = facts["checkpoint"]
     parts = [
-        f"# How good are the images of {card['name']}?",
+        f"# Quality of {card['name']}",
         f"Measured by `{facts['command']}`; every figure is in [quality.json](quality.json). "
         f"Weights: sha256 `{card['sha256'][:12]}…`.",
     ]
-    seen = "that training never saw" if facts["unseen"] else "of the training set, which has no others"
+    which = "that training did not see" if facts["unseen"] else "of the training set, which has no others"
     if "samplers" in facts:
-        parts += _samplers(facts["samplers"], plots, seen)
+        parts += _samplers(facts["samplers"], plots, which)
     if "inversion" in facts:
-        parts += _inversion(facts["inversion"], plots, seen)
+        parts += _inversion(facts["inversion"], plots, which)
     return "\n\n".join(parts) + "\n"
 
 
-def _samplers(found: dict[str, Any], plots: dict[str, str], seen: str) -> list[str]:
-    budgets = sorted({row["budget"] for row in found["walks"]})
+def _samplers(found: dict[str, Any], plots: dict[str, str], which: str) -> list[str]:
+    budgets = sorted({row["budget"] for row in found["cells"]})
     parts = [
-        "## One network, many walks",
-        f"{found['images']} images of each walk, from the same seeds and with all classes in turn, are compared "
-        f"with {found['reference']} real ones {seen}. The distance is Fréchet's, between Gaussians "
-        "fitted to features; it depends on the features and on the number of images, so it compares rows of one "
-        "table and nothing else, least of all a published FID. The floor is the same distance for as many real "
-        "training images of the same classes; its spread is that of several such draws.",
+        "## Samples",
+        f"{found['images']} images of each sampler, from the same seeds and with the same classes, are compared "
+        f"with {found['reference']} real ones {which}. The Fréchet distance is between Gaussians fitted to features "
+        "of a network. It depends on the features and on the number of images, so it compares rows of one table; it is "
+        "not comparable to published FIDs. The floor is the distance of as many real training images of the same "
+        "classes, with the spread of several draws.",
     ]
     if "samplers" in plots:
         parts.append(f"![Fréchet distance against network evaluations]({plots['samplers']})")
-    for opinion, meaning in OPINIONS.items():
-        if opinion in found["floor"]:
-            floor = found["floor"][opinion]
-            rows = _grid(found, budgets, lambda row, o=opinion: _short(row["frechet"][o]))
+    for network, meaning in FEATURES.items():
+        if network in found["floor"]:
+            floor = found["floor"][network]
+            rows = _grid(found, budgets, lambda row, n=network: _short(row["frechet"][n]))
             parts.append(
                 f"**Fréchet distance, {meaning}**; floor {_short(floor['mean'])} (spread {_short(floor['spread'])})"
             )
             parts.append(table(["within … evaluations", *budgets], rows))
-    if any("accuracy" in row for row in found["walks"]):
+    if any("accuracy" in row for row in found["cells"]):
         rows = _grid(found, budgets, lambda row: f"{100 * row['accuracy']:.1f}")
-        real = f"; it gets {100 * found['training_accuracy']:.1f} % of real training images right" * (
-            "training_accuracy" in found
+        real = (
+            f"; of real training images, {100 * found['training_accuracy']:.1f} %"
+            if "training_accuracy" in found
+            else ""
         )
-        parts.append(f"**Share of images that the classifier takes for the class asked for, in %**{real}")
+        parts.append(f"**Share of images that the classifier assigns to the requested class, in %**{real}")
         parts.append(table(["within … evaluations", *budgets], rows))
-    theirs = [[walk, *values] for walk, values in TABLE_1.items()]
+    theirs = [[variant, *values] for variant, values in TABLE_1.items()]
     parts.append(
-        "For comparison, the FID of another network on CIFAR-10 in table 1 of the DDIM paper, which calls ddpm η = 1 "
-        "and its fixed_large variance σ̂. The figures cannot be compared across the two tables; their shape can."
+        "For comparison, table 1 of the DDIM paper: FID of another network on CIFAR-10, with ddpm as η = 1 and its "
+        "fixed_large variance as σ̂. The values are not comparable with those above, their trends are."
     )
     parts.append(table(["DDIM, table 1", *TABLE_1_STEPS], theirs))
     return parts
 
 
-def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], seen: str) -> list[str]:
+def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], which: str) -> list[str]:
     parts = [
-        "## There and back",
-        f"{rows[0]['images']} images {seen}, encoded into x_T and decoded again with as many "
-        "steps, in float32 and with their own class. PSNR is that of the unrounded reconstruction (peak 2, pixels span "
-        "-1 to 1); rounding to 8 bits alone would cap it at 58.9 dB. *Exact* is the share of images of which every "
-        "8-bit pixel comes back; *norm* is the median of ‖x_T‖²/D, which is 1 for noise; *residual* says by how much "
-        "the fixed points were missed.",
+        "## Round trips",
+        f"{rows[0]['images']} images {which}, inverted to x_T and decoded with as many steps, in float32 and with "
+        "their own class. PSNR is that of the unrounded reconstruction (peak 2, pixels are in -1 to 1); rounding to 8 "
+        "bits alone limits it to 58.9 dB. *Exact* is the share of images that are recovered in every 8-bit pixel; "
+        "*norm* is the median of ‖x_T‖²/D, which is 1 for noise; *residual* is the error of the fixed points.",
     ]
     if "inversion" in plots:
         parts.append(f"![PSNR of the round trip against evaluations]({plots['inversion']})")
@@ -135,9 +136,9 @@ def _inversion(rows: list[dict[str, Any]], plots: dict[str, str], seen: str) -> 
 
 
 def _grid(found: dict[str, Any], budgets: list[int], show: Any) -> list[list[str]]:
-    walks = list(dict.fromkeys(row["walk"] for row in found["walks"]))
-    cells = {(row["walk"], row["budget"]): show(row) for row in found["walks"]}
-    return [[walk, *(cells.get((walk, budget), "") for budget in budgets)] for walk in walks]
+    variants = dict.fromkeys(row["variant"] for row in found["cells"])
+    cells = {(row["variant"], row["budget"]): show(row) for row in found["cells"]}
+    return [[variant, *(cells.get((variant, budget), "") for budget in budgets)] for variant in variants]
 
 
 def _short(value: float) -> str:
@@ -155,10 +156,10 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
     drawn = {}
     if "samplers" in facts:
         found = facts["samplers"]
-        opinions = [opinion for opinion in OPINIONS if opinion in found["floor"]]
-        figure, axes = plt.subplots(1, len(opinions), figsize=(5.5 * len(opinions) + 2, 5.5), squeeze=False)
-        for axis, opinion in zip(axes[0], opinions, strict=True):
-            _distances(axis, found, opinion)
+        networks = [network for network in FEATURES if network in found["floor"]]
+        figure, axes = plt.subplots(1, len(networks), figsize=(5.5 * len(networks) + 2, 5.5), squeeze=False)
+        for axis, network in zip(axes[0], networks, strict=True):
+            _plot_distances(axis, found, network)
         axes[0][0].set_ylabel("Fréchet distance")
         axes[0][-1].legend(fontsize=8, handlelength=4, loc="upper left", bbox_to_anchor=(1.01, 1))
         figure.tight_layout()
@@ -184,34 +185,34 @@ def _plots(out: Path, facts: dict[str, Any]) -> dict[str, str]:
     return drawn
 
 
-def _distances(axis: Any, found: dict[str, Any], opinion: str) -> None:
-    """One opinion's plot: a colour for each sampler, another line for each of its variants."""
-    variants: dict[str, list[str]] = {}
-    for row in found["walks"]:
-        walks = variants.setdefault(row["sampler"], [])
-        if row["walk"] not in walks:
-            walks.append(row["walk"])
-    floor = found["floor"][opinion]["mean"]
-    # Few are so bad that, shown whole, they would press all others into one line; the table has them.
-    top = 1.5 * max(floor, *(row["frechet"][opinion] for row in found["walks"] if row["walk"] == "ddim"))
-    bottom = 0.85 * min(floor, *(row["frechet"][opinion] for row in found["walks"]))
+def _plot_distances(axis: Any, found: dict[str, Any], network: str) -> None:
+    """Distances on the features of one network: a colour for each sampler, a line style for each of its variants."""
+    by_sampler: dict[str, list[str]] = {}
+    for row in found["cells"]:
+        variants = by_sampler.setdefault(row["sampler"], [])
+        if row["variant"] not in variants:
+            variants.append(row["variant"])
+    floor = found["floor"][network]["mean"]
+    # A few distances are so large that a scale with them would squeeze all others together; the table has them.
+    top = 1.5 * max(floor, *(row["frechet"][network] for row in found["cells"] if row["variant"] == "ddim"))
+    bottom = 0.85 * min(floor, *(row["frechet"][network] for row in found["cells"]))
     beyond = []
-    for k, walks in enumerate(variants.values()):
-        for i, walk in enumerate(walks):
-            rows = [row for row in found["walks"] if row["walk"] == walk]
-            values = [row["frechet"][opinion] for row in rows]
+    for k, variants in enumerate(by_sampler.values()):
+        for i, variant in enumerate(variants):
+            rows = [row for row in found["cells"] if row["variant"] == variant]
+            values = [row["frechet"][network] for row in rows]
             style = {"color": f"C{k}", "marker": "osD^v<>P*Xhd"[k % 12], "linestyle": ("-", "--", ":", "-.")[i % 4]}
-            axis.plot([row["nfe"] for row in rows], values, label=walk, markersize=5, **style)
+            axis.plot([row["nfe"] for row in rows], values, label=variant, markersize=5, **style)
             if max(values) > top:
-                beyond.append(walk)
+                beyond.append(variant)
     axis.axhline(floor, color="grey", linewidth=1, label="real images")
-    axis.set(xscale="log", yscale="log", ylim=(bottom, top), xlabel="network evaluations", title=OPINIONS[opinion])
-    budgets = sorted({row["budget"] for row in found["walks"]})
+    axis.set(xscale="log", yscale="log", ylim=(bottom, top), xlabel="network evaluations", title=FEATURES[network])
+    budgets = sorted({row["budget"] for row in found["cells"]})
     axis.set_xticks(budgets, map(str, budgets))
     axis.yaxis.set_major_formatter("{x:g}")
     axis.minorticks_off()
     axis.set_yticks([t for t in (0.2, 0.3, 0.5, 1, 2, 5, 10, 300, 350, 400, 500, 600, 1000) if bottom < t < top])
     axis.grid(alpha=0.3)
     if beyond:
-        beginning = "they begin above the scale:\n" + "\n".join(beyond)
-        axis.text(0.98, 0.98, beginning, fontsize=8, ha="right", va="top", transform=axis.transAxes)
+        text = "off the scale with few evaluations:\n" + "\n".join(beyond)
+        axis.text(0.98, 0.98, text, fontsize=8, ha="right", va="top", transform=axis.transAxes)

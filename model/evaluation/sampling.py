@@ -1,4 +1,4 @@
-"""Images by every walk, and what they are worth; a walk is kept in a file as it grows, and never drawn twice."""
+"""Images of every cell, and their Fréchet distances. Images are stored, so that an evaluation can be resumed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from model.data import Dataset
 from model.diffusion import machine
 from model.evaluation.classifier import Classifier, classify
 from model.evaluation.frechet import frechet_distance
-from model.evaluation.imagenet import Features
+from model.evaluation.imagenet import FeatureExtractor
 from model.evaluation.scope import Cell
 from model.files import write_atomically
 
@@ -26,7 +26,7 @@ CHUNK = 50
 
 
 def labels_of(checkpoint: Checkpoint, first: int, count: int) -> np.ndarray:
-    """The class of each image: all in turn; the null class, where there are no others."""
+    """The class of each image: all classes, one after another; the null class if there are no others."""
     index = np.arange(first, first + count)
     card = checkpoint.card
     return index % len(card.classes) if card.classes else np.full(count, card.null_class or 0)
@@ -34,13 +34,13 @@ def labels_of(checkpoint: Checkpoint, first: int, count: int) -> np.ndarray:
 
 @torch.inference_mode()
 def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path, device: torch.device) -> None:
-    """See that ``folder`` holds ``count`` images of each walk, uint8 [n, H, W, C]."""
+    """Sample until ``folder`` has ``count`` images of each cell, uint8 [n, H, W, C]."""
     conditional = checkpoint.net.config.num_class_embeds is not None
     missing = {cell: range(len(_have(folder, cell)), count, CHUNK) for cell in todo}
     total = sum(cell.plan.nfe * (count - firsts.start) for cell, firsts in missing.items() if firsts)
     with tqdm(total=total, desc="images", unit="NFE", unit_scale=True, mininterval=2) as bar:
         for cell, firsts in missing.items():
-            bar.set_postfix_str(f"{cell.walk}, {cell.plan.nfe} evaluations")
+            bar.set_postfix_str(f"{cell.variant}, {cell.plan.nfe} evaluations")
             for first in firsts:
                 size = min(CHUNK, count - first)
                 y = torch.from_numpy(labels_of(checkpoint, first, size)).to(device) if conditional else None
@@ -52,25 +52,22 @@ def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path,
 
 
 @dataclass(frozen=True)
-class Judge:
-    """What images are compared with, and by whom.
+class Comparison:
+    """Real images to compare with, and the networks whose features are compared.
 
     Attributes:
-        reference: real images that training never saw, uint8 [m, H, W, C].
-        classifier, efficientnet: each an opinion; None where it could not be had.
+        reference: held-out images, uint8 [m, H, W, C].
+        classifier: None without labels.
+        efficientnet: None without its packages.
     """
 
     reference: np.ndarray
     classifier: Classifier | None
-    efficientnet: Features | None
+    efficientnet: FeatureExtractor | None
     device: torch.device
 
-    def moments(self) -> dict[str, np.ndarray]:
-        """Features of the reference, by opinion."""
-        return self.features(self.reference)[0]
-
     def features(self, images: np.ndarray) -> tuple[dict[str, np.ndarray], np.ndarray | None]:
-        """Features of some images by opinion, and the classifier's decisions."""
+        """Features by network, and the classifier's decisions."""
         found: dict[str, np.ndarray] = {}
         decisions = None
         if self.classifier is not None:
@@ -80,29 +77,29 @@ class Judge:
         return found, decisions
 
 
-def judge(
-    checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path, real: Dataset, by: Judge
+def compare(
+    checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path, real: Dataset, comparison: Comparison
 ) -> dict[str, Any]:
-    """Fréchet distances and class accuracy of every walk, and the floor that real images set.
+    """Fréchet distances and class accuracy of every cell, and the floor: the distances of real images.
 
     Args:
-        real: training images; disjoint draws of ``count`` of them, with as many of each class as the walks have, make
+        real: training images; disjoint draws of ``count`` of them, with as many of each class as in the cells, give
             the floor.
     """
-    reference = by.moments()
+    reference, _ = comparison.features(comparison.reference)
 
     def distances(features: dict[str, np.ndarray]) -> dict[str, float]:
         return {name: round(frechet_distance(inner, reference[name]), 4) for name, inner in features.items()}
 
     labels = labels_of(checkpoint, 0, count)
-    draws = alike(real, labels if checkpoint.card.classes else None, count)
-    floors = [distances(by.features(real.images[index])[0]) for index in draws]
+    draws = balanced_draws(real, labels if checkpoint.card.classes else None, count)
+    floors = [distances(comparison.features(real.images[index])[0]) for index in draws]
     rows = []
-    for cell in tqdm(todo, desc="features", unit="walk"):
+    for cell in tqdm(todo, desc="features", unit="cell"):
         images = _have(folder, cell)[:count]
-        features, decisions = by.features(images)
+        features, decisions = comparison.features(images)
         row: dict[str, Any] = {
-            "walk": cell.walk,
+            "variant": cell.variant,
             "sampler": cell.sampler,
             "budget": cell.budget,
             "steps": cell.steps,
@@ -118,17 +115,17 @@ def judge(
         for name in reference
         for values in [[f[name] for f in floors]]
     }
-    answer: dict[str, Any] = {"images": count, "reference": len(by.reference), "floor": floor, "walks": rows}
-    if by.classifier is not None and real.labels is not None:
-        _, decisions = classify(by.classifier, real.images[draws[0]], by.device)
-        answer["training_accuracy"] = round(float((decisions == real.labels[draws[0]]).mean()), 4)
-    return answer
+    found: dict[str, Any] = {"images": count, "reference": len(comparison.reference), "floor": floor, "cells": rows}
+    if comparison.classifier is not None and real.labels is not None:
+        _, decisions = classify(comparison.classifier, real.images[draws[0]], comparison.device)
+        found["training_accuracy"] = round(float((decisions == real.labels[draws[0]]).mean()), 4)
+    return found
 
 
-def alike(real: Dataset, labels: np.ndarray | None, count: int, most: int = 4) -> list[np.ndarray]:
-    """Disjoint draws of ``count`` images whose classes are balanced as those of ``labels``; at random without them.
+def balanced_draws(real: Dataset, labels: np.ndarray | None, count: int, most: int = 4) -> list[np.ndarray]:
+    """Up to ``most`` disjoint draws of ``count`` images, with as many of each class as in ``labels`` if there are any.
 
-    The balance matters: with 200 images of ten classes, one left to chance is by itself as far off as a good sampler.
+    For 200 images of ten classes, a random balance alone makes a distance as large as that of a good sampler.
     """
     order = np.random.default_rng(0).permutation(len(real.images))
     if labels is None or real.labels is None:
@@ -136,8 +133,8 @@ def alike(real: Dataset, labels: np.ndarray | None, count: int, most: int = 4) -
     else:
         draws = [np.empty(0, np.int64)] * most
         for label, need in enumerate(np.bincount(labels)):
-            pile = order[real.labels[order] == label]
-            draws = [np.append(drawn, pile[i * need : (i + 1) * need]) for i, drawn in enumerate(draws)]
+            members = order[real.labels[order] == label]
+            draws = [np.append(drawn, members[i * need : (i + 1) * need]) for i, drawn in enumerate(draws)]
     return [np.sort(index) for index in draws if len(index) == count]
 
 

@@ -1,4 +1,4 @@
-"""What is evaluated: which walks, within which budgets, with how many images."""
+"""What is evaluated: which samplers, with which numbers of evaluations, on how many images."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from model.diffusion.schedule import NoiseSchedule, ScheduleError
 
 @dataclass(frozen=True)
 class Scope:
-    """How much is measured.
+    """Size of an evaluation.
 
     Attributes:
-        images: generated with each walk; image i is drawn from seed i, with class i modulo their number.
-        budgets: numbers of network evaluations; each sampler takes the longest walk that keeps within them.
-        long: the budget for ``ddpm`` alone, or None.
-        inverted: how many held-out images are encoded and decoded again.
-        inversion_steps: step counts of those round trips.
-        reference: how many held-out images all others are compared with.
+        images: per cell; image i has seed i, and class i modulo their number.
+        budgets: numbers of network evaluations; a sampler takes as many steps as they allow.
+        long: a budget for ``ddpm`` alone, or None.
+        inverted: number of held-out images that are inverted and decoded.
+        inversion_steps: numbers of steps of these round trips.
+        reference: number of held-out images for comparison.
     """
 
     images: int = 1000
@@ -35,8 +35,8 @@ class Scope:
 
 QUICK = Scope(images=100, budgets=(5, 10, 20), long=None, inverted=16, inversion_steps=(20, 50), reference=2000)
 
-# What is compared: the label in tables and plots, the sampler, and options that differ from the defaults.
-WALKS: dict[str, tuple[str, dict[str, Any]]] = {
+# By label in tables and plots: the sampler, and options that differ from the defaults.
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddim": ("ddim", {}),
     "ddim, unclipped": ("ddim", {"clip": None}),
     "ddim, clipped as diffusers does": ("ddim", {"rederive": False}),
@@ -56,31 +56,31 @@ WALKS: dict[str, tuple[str, dict[str, Any]]] = {
 
 @dataclass(frozen=True)
 class Cell:
-    """One walk whose images are looked at.
+    """One variant of a sampler with one budget.
 
     Attributes:
-        walk: its label.
-        budget: the evaluations that it was allowed.
-        steps: the sampler's own count.
+        variant: label in ``VARIANTS``.
+        budget: network evaluations allowed.
+        steps: the sampler's number of steps.
     """
 
-    walk: str
+    variant: str
     sampler: str
     budget: int
     steps: int
     plan: Plan
 
 
-def cells(schedule: NoiseSchedule, habits: SamplingDefaults, scope: Scope) -> Iterator[Cell]:
-    """Every walk within each budget, as the server would take it by default."""
-    for label, (name, options) in WALKS.items():
+def cells(schedule: NoiseSchedule, defaults: SamplingDefaults, scope: Scope) -> Iterator[Cell]:
+    """Every variant with each budget, otherwise with the server's defaults."""
+    for label, (name, options) in VARIANTS.items():
         sampler = SAMPLERS[name]
         a, b = sampler.evaluations
         budgets = [*scope.budgets, scope.long] if label == "ddpm" and scope.long else scope.budgets
         for budget in budgets:
             steps = (budget - b) // a
             try:
-                chosen = habits.options(sampler, steps, schedule.T) | options
+                chosen = defaults.options(sampler, steps, schedule.T) | options
                 plan = sampler.compile(schedule, steps, **chosen)
             except ScheduleError:
                 continue  # more steps than this network has timesteps

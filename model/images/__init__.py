@@ -1,12 +1,11 @@
 """Images, tensors and files: the one home of Pillow."""
 
 from model.images.convert import from_uint8, sheet, to_uint8
-from model.images.decode import FITS, Fit, ImageError, TooManyPixels, decode, fit, read, text_of
+from model.images.decode import Fit, ImageError, TooManyPixels, decode, fit, read, text_of
 from model.images.encode import ANIMATIONS, animation, jpeg, png, webp
 
 __all__ = [
     "ANIMATIONS",
-    "FITS",
     "Fit",
     "ImageError",
     "TooManyPixels",

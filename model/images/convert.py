@@ -1,7 +1,4 @@
-"""Tensors and pixels.
-
-An image inside is float32 [C, H, W] in [-1, 1]; outside it is 8 bits a channel, grey (C = 1) or RGB (C = 3).
-"""
+"""Between tensors, float32 [C, H, W] in [-1, 1], and pixels of 8 bits, grey (C = 1) or RGB (C = 3)."""
 
 from __future__ import annotations
 
@@ -13,7 +10,7 @@ from torch import Tensor
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """[..., C, H, W] in [-1, 1] to uint8 [..., H, W, C], rounded to nearest; what lies outside is clamped."""
+    """[..., C, H, W] in [-1, 1] to uint8 [..., H, W, C], rounded to nearest and clamped."""
     scaled = (x.float().clamp(-1, 1) + 1) * 127.5
     return scaled.round().to(torch.uint8).movedim(-3, -1).cpu().numpy()
 
@@ -24,7 +21,7 @@ def from_uint8(pixels: np.ndarray | Tensor) -> Tensor:
 
 
 def sheet(pixels: np.ndarray, columns: int | None = None, gap: int = 2) -> np.ndarray:
-    """Lay images out in rows: uint8 [n, H, W, C] to [H', W', C], near-square unless ``columns`` is given."""
+    """Images in rows on one sheet: uint8 [n, H, W, C] to [H', W', C], near-square unless ``columns`` is given."""
     n, h, w, c = pixels.shape
     columns = columns or math.ceil(math.sqrt(n))
     rows = math.ceil(n / columns)

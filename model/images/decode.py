@@ -1,41 +1,36 @@
-"""Files to pixels. Nothing about a file is trusted: formats, sizes and pixels are counted before anything is decoded.
+"""Files to pixels. Files are untrusted: format, size and pixel count are checked before anything is decoded.
 
     bytes -> *format and size by the header* -> *decode the first frame* -> *turn upright* -> *flatten* -> pixels
 
-Any error of Pillow's becomes a :class:`ImageError`; its decoders raise nearly anything on a broken file.
+Pillow's decoders raise almost any exception on a corrupt file; all become :class:`ImageError`.
 """
 
 from __future__ import annotations
 
 import io
 import struct
-import warnings
 from pathlib import Path
 from typing import Literal
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
+from model.images.quiet import ignore_pillow_warnings
+
 Fit = Literal["exact", "resize", "crop", "pad"]
-FITS: tuple[Fit, ...] = ("exact", "resize", "crop", "pad")
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MOST_SCANS = 100  # of a JPEG; each costs a pass over all its pixels, and can be had for ten bytes
-MOST_CHUNKS = 1 << 14  # of a PNG; Pillow takes some microseconds for each, and twelve bytes make one
+MAX_SCANS = 100  # of a JPEG; a scan of ten bytes costs a pass over all pixels
+MAX_CHUNKS = 1 << 14  # of a PNG; a chunk of twelve bytes costs Pillow some microseconds
 Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
 
 
-# Pillow warns of each broken EXIF entry, with numbers out of the file: that would be a line of the log for each of
-# thousands of entries, and Python remembers every such text for ever. What is wrong with a file, the answer says.
-warnings.filterwarnings("ignore", module=r"PIL\.")
-
-
 class ImageError(ValueError):
-    """Bytes that cannot be had as an image; the message says why."""
+    """Bytes that cannot be read as an image; the message says why."""
 
 
 class TooManyPixels(ImageError):
-    """An image that is larger than allowed; it was not decoded."""
+    """An image larger than allowed; it was not decoded."""
 
 
 def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels: int | None = None) -> np.ndarray:
@@ -43,36 +38,36 @@ def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels
 
     Args:
         channels: 1 makes it grey, 3 RGB.
-        background: RGB behind what is transparent.
-        max_pixels: None sets no limit of ours.
+        background: RGB behind transparent pixels.
+        max_pixels: None leaves Pillow's own limit.
 
     Raises:
         TooManyPixels: by the header; nothing has been decoded.
-        ImageError: anything else.
+        ImageError: not an image, of another format, or corrupt.
     """
     _check_container(content, max_pixels)
     try:
-        with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        with ignore_pillow_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
             _check_pixels(image.size, max_pixels)
             return _pixels(image, channels, background)
     except ImageError:
         raise
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise TooManyPixels("it has far more pixels than are taken; make it smaller") from error
+    except Image.DecompressionBombError as error:
+        raise TooManyPixels("it has far more pixels than allowed; make it smaller") from error
     except UnidentifiedImageError as error:
-        raise ImageError("it begins as an image, but is none") from error
+        raise ImageError("it is corrupt or unsupported") from error
     except Exception as error:
-        raise ImageError(f"it is broken: {error}") from error
+        raise ImageError(f"it is corrupt: {error}") from error
 
 
 def read(path: Path, channels: int, background: Colour = BLACK) -> np.ndarray:
-    """A file of our own, of any kind that Pillow knows, in the form that :func:`decode` gives.
+    """A trusted file of any format that Pillow reads, as :func:`decode` returns it.
 
     Raises:
         ImageError: it cannot be read; the message names it.
     """
     try:
-        with Image.open(path) as image:
+        with ignore_pillow_warnings(), Image.open(path) as image:
             return _pixels(image, channels, background)
     except Exception as error:
         raise ImageError(f"{path}: {error}") from error
@@ -82,8 +77,8 @@ def fit(pixels: np.ndarray, height: int, width: int, how: Fit, background: Colou
     """Bring uint8 [H, W, C] to [height, width, C].
 
     Args:
-        how: ``exact`` takes no other size; ``resize`` stretches; ``crop`` fills the frame and cuts off what stands out;
-            ``pad`` shows all of the image in the middle of the background, never enlarged.
+        how: ``exact`` accepts no other size; ``resize`` changes the aspect ratio; ``crop`` keeps it and cuts off the
+            edges; ``pad`` keeps all of the image, centred on the background, never enlarged.
 
     Raises:
         ImageError: it has another size, and ``how`` is ``exact``.
@@ -94,16 +89,16 @@ def fit(pixels: np.ndarray, height: int, width: int, how: Fit, background: Colou
     if how == "exact":
         raise ImageError(f"it is {w}x{h}, the network's images are {width}x{height}")
     image = Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels)
-    if how == "crop":  # cut before it is resized: of an image one pixel wide, whole and enlarged, there is no end
+    if how == "crop":  # before resizing: enlarging all of an image one pixel wide could take any amount of memory
         ratio = max(width / w, height / h)
         across, down = max(1, round(width / ratio)), max(1, round(height / ratio))
         left, top = (w - across) // 2, (h - down) // 2
         image = image.crop((left, top, left + across, top + down))
     if how != "pad":
-        image = _resized(image, width, height)
+        image = _resize(image, width, height)
     else:
         ratio = min(1.0, width / w, height / h)
-        image = _resized(image, max(1, round(w * ratio)), max(1, round(h * ratio)))
+        image = _resize(image, max(1, round(w * ratio)), max(1, round(h * ratio)))
         page = Image.new("RGB", (width, height), background).convert(image.mode)
         page.paste(image, ((width - image.width) // 2, (height - image.height) // 2))
         image = page
@@ -114,10 +109,10 @@ def text_of(content: bytes) -> dict[str, str]:
     """The text chunks of a PNG.
 
     Raises:
-        ImageError: it is none.
+        ImageError: not a PNG.
     """
     try:
-        with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        with ignore_pillow_warnings(), Image.open(io.BytesIO(content), formats=("PNG",)) as image:
             image.load()
             return {key: str(value) for key, value in getattr(image, "text", {}).items()}
     except Exception as error:
@@ -126,41 +121,41 @@ def text_of(content: bytes) -> dict[str, str]:
 
 def _pixels(image: Image.Image, channels: int, background: Colour) -> np.ndarray:
     image.load()
-    flat = _flat(_upright(image), background).convert("L" if channels == 1 else "RGB")
+    flat = _flatten(_turn_upright(image), background).convert("L" if channels == 1 else "RGB")
     pixels = np.asarray(flat)
     return pixels[..., None] if channels == 1 else pixels
 
 
-def _resized(image: Image.Image, width: int, height: int) -> Image.Image:
+def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     shrinks = width <= image.width and height <= image.height
     return image.resize((width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
 
 
 def _check_container(content: bytes, max_pixels: int | None) -> None:
-    """Refuse, by a look at the bytes alone, what Pillow should not even open."""
+    """Refuse by its bytes what Pillow should not even open."""
     if content.startswith(b"\x89PNG\r\n\x1a\n"):
         _check_png(content)
     elif content.startswith(b"\xff\xd8\xff"):
-        if content.count(b"\xff\xda") > MOST_SCANS:
-            raise ImageError(f"this JPEG has more than {MOST_SCANS} scans")
+        if content.count(b"\xff\xda") > MAX_SCANS:
+            raise ImageError(f"this JPEG has more than {MAX_SCANS} scans")
     elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        _check_pixels(_webp_size(content), max_pixels)  # Pillow makes room for all pixels as it opens one
+        _check_pixels(_webp_size(content), max_pixels)  # Pillow allocates all pixels when it opens one
     elif content[:6] not in (b"GIF87a", b"GIF89a"):
-        raise ImageError("it does not begin as an image does" if content else "it is empty")
+        raise ImageError("it is not a PNG, JPEG, WebP or GIF" if content else "it is empty")
     if b"PK\x05\x06" in content[-(1 << 16) - 22 :]:  # where a .zip has its end record, before a comment of 64 KiB
-        raise ImageError("it is an archive, too")
+        raise ImageError("it is also an archive")
 
 
 def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
     width, height = size
     if max_pixels is not None and width * height > max_pixels:
-        raise TooManyPixels(f"it has {width}x{height} pixels, at most {max_pixels} are taken; make it smaller")
+        raise TooManyPixels(f"it has {width}x{height} pixels, at most {max_pixels} are allowed; make it smaller")
 
 
 def _check_png(content: bytes) -> None:
-    """Its chunks must follow each other to the very end of the file."""
+    """Its chunks must fill the file to its end."""
     at = 8
-    for _ in range(MOST_CHUNKS):
+    for _ in range(MAX_CHUNKS):
         if at + 12 > len(content):
             raise ImageError("it is truncated")
         (length,) = struct.unpack_from(">I", content, at)
@@ -169,11 +164,11 @@ def _check_png(content: bytes) -> None:
             if at != len(content):
                 raise ImageError(f"{len(content) - at} bytes of something else follow its end")
             return
-    raise ImageError(f"this PNG has more than {MOST_CHUNKS} chunks")
+    raise ImageError(f"this PNG has more than {MAX_CHUNKS} chunks")
 
 
 def _webp_size(content: bytes) -> tuple[int, int]:
-    """Of the canvas (RFC 9649, section 2.5 to 2.7)."""
+    """Width and height of the canvas (RFC 9649, section 2.5 to 2.7)."""
     (length,) = struct.unpack_from("<I", content, 4)
     if not length <= len(content) - 8 <= length + 1:
         raise ImageError("it is truncated" if length > len(content) - 8 else "something else follows its end")
@@ -200,8 +195,8 @@ _TURNS = {
 }
 
 
-def _upright(image: Image.Image) -> Image.Image:
-    """Turned as EXIF says; where EXIF is broken, as it lies."""
+def _turn_upright(image: Image.Image) -> Image.Image:
+    """Apply EXIF's orientation; none where EXIF is corrupt."""
     try:
         orientation = image.getexif().get(0x0112)
     except Exception:
@@ -209,21 +204,21 @@ def _upright(image: Image.Image) -> Image.Image:
     return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
 
 
-def _flat(image: Image.Image, background: Colour) -> Image.Image:
-    """Without transparency, grey or RGB of 8 bits."""
+def _flatten(image: Image.Image, background: Colour) -> Image.Image:
+    """To grey or RGB of 8 bits, without transparency."""
     if image.mode.startswith("I"):
-        image = _of_eight_bits(image)
+        image = _to_eight_bits(image)
     if image.has_transparency_data:
-        behind = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(behind, image.convert("RGBA")).convert("RGB")
+        backdrop = Image.new("RGBA", image.size, (*background, 255))
+        return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
     return image.convert("L") if image.mode in ("1", "L") else image.convert("RGB")
 
 
-def _of_eight_bits(image: Image.Image) -> Image.Image:
-    """16 bits of grey, scaled; Pillow's own conversion would cut them off at 255."""
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    """Scale 16 bits of grey; Pillow's own conversion clips them at 255."""
     values = np.asarray(image)
     levels = values.clip(0, 65535).astype(np.uint32)
-    levels *= 255  # in place: an array for each step would be several times the image
+    levels *= 255  # in place: new arrays would take several times the image's memory
     levels += 32767
     levels //= 65535
     grey = Image.fromarray(levels.astype(np.uint8))

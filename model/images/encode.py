@@ -1,4 +1,4 @@
-"""Pixels to files: still images and animations. The same input always gives the same bytes."""
+"""Pixels to files: images and animations. Equal input gives equal bytes."""
 
 from __future__ import annotations
 
@@ -11,35 +11,35 @@ from PIL import Image, PngImagePlugin
 
 Animation = Literal["gif", "webp", "apng"]
 ANIMATIONS: tuple[Animation, ...] = ("gif", "webp", "apng")
-FRAME_MS, PAUSE_MS = 100, 900  # of each frame, and of the first and last, where an animation should rest
+FRAME_MS, PAUSE_MS = 100, 900  # of each frame; of the first and the last
 
 
 def png(pixels: np.ndarray, text: Mapping[str, str] | None = None, scale: int = 1) -> bytes:
-    """Encode uint8 [H, W, C] as PNG, with ``text`` in its text chunks, every pixel enlarged ``scale`` times."""
+    """Encode uint8 [H, W, C] as PNG, with ``text`` in its text chunks, each pixel as ``scale`` x ``scale``."""
     image = _image(pixels)
     if scale != 1:
         image = image.resize((image.width * scale, image.height * scale), Image.Resampling.NEAREST)
-    return _saved(image, "PNG", pnginfo=_chunks(text))
+    return _save(image, "PNG", pnginfo=_chunks(text))
 
 
 def webp(pixels: np.ndarray) -> bytes:
-    """Encode uint8 [H, W, C] as WebP, without loss."""
-    return _saved(_image(pixels), "WEBP", lossless=True)
+    """Encode uint8 [H, W, C] as lossless WebP."""
+    return _save(_image(pixels), "WEBP", lossless=True)
 
 
 def jpeg(pixels: np.ndarray) -> bytes:
-    """Encode uint8 [H, W, C] as JPEG of high quality, its colours in full resolution."""
-    return _saved(_image(pixels), "JPEG", quality=95, subsampling=0)
+    """Encode uint8 [H, W, C] as JPEG of quality 95, without chroma subsampling."""
+    return _save(_image(pixels), "JPEG", quality=95, subsampling=0)
 
 
 def animation(frames: np.ndarray, kind: Animation, text: Mapping[str, str] | None = None) -> bytes:
-    """Encode uint8 [k, H, W, C] as an endless animation that rests at its first and last frame.
+    """Encode uint8 [k, H, W, C] as an endless animation that pauses at its first and last frame.
 
-    WebP and APNG are without loss; so is a GIF of greys, but one of colours has at most 256 of them a frame. Frames
-    that are the same as the one before only make that one stay longer.
+    WebP and APNG are lossless, and a grey GIF; a GIF of colours has at most 256 of them a frame. A frame equal to the
+    one before it is merged with that one, which is shown longer.
 
     Args:
-        text: for the text chunks of an APNG; the others have none.
+        text: in the text chunks of an APNG; the others have none.
     """
     first, *rest = [_image(frame) for frame in frames]
     times = [FRAME_MS] * len(frames)
@@ -47,11 +47,11 @@ def animation(frames: np.ndarray, kind: Animation, text: Mapping[str, str] | Non
     options: dict[str, Any] = {"save_all": True, "append_images": rest, "duration": times, "loop": 0}
     match kind:
         case "gif":
-            return _saved(first, "GIF", optimize=False, **options)
+            return _save(first, "GIF", optimize=False, **options)
         case "webp":
-            return _saved(first, "WEBP", lossless=True, **options)
+            return _save(first, "WEBP", lossless=True, **options)
         case "apng":
-            return _saved(first, "PNG", pnginfo=_chunks(text), **options)
+            return _save(first, "PNG", pnginfo=_chunks(text), **options)
 
 
 def _image(pixels: np.ndarray) -> Image.Image:
@@ -65,7 +65,7 @@ def _chunks(text: Mapping[str, str] | None) -> PngImagePlugin.PngInfo:
     return info
 
 
-def _saved(image: Image.Image, kind: str, **options: Any) -> bytes:
+def _save(image: Image.Image, kind: str, **options: Any) -> bytes:
     buffer = io.BytesIO()
     image.save(buffer, kind, **options)
     return buffer.getvalue()

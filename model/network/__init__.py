@@ -1,1 +1,1 @@
-"""The noise predictor: the UNet to read, and the forms it takes for inference. It knows no diffusion."""
+"""The noise predictor: the UNet to read, and its optimized forms for inference. It knows no diffusion."""

@@ -1,4 +1,4 @@
-"""The shape of the network, as diffusers writes it down: which configs are ours, and which are refused."""
+"""The network's architecture as diffusers describes it, and which of its configs are supported."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """A network description that this UNet cannot be; the message names the key, its value and the remedy."""
+    """An unsupported network config; the message names the key, its value and the remedy."""
 
 
 @dataclass(frozen=True)
@@ -39,10 +39,10 @@ class UNetConfig:
 
     @classmethod
     def from_dict(cls, config: Mapping[str, Any]) -> UNetConfig:
-        """Read a ``config.json``. Missing keys take today's defaults; keys that ask for another network are refused.
+        """Read a ``config.json``; missing keys take diffusers' defaults.
 
         Raises:
-            ConfigError: the config describes something other than a positional, ε-style ``UNet2DModel``.
+            ConfigError: not a ``UNet2DModel`` with positional timestep embedding, or inconsistent.
         """
         config = dict(config)
         for key, accepted in _ONLY.items():
@@ -56,7 +56,7 @@ class UNetConfig:
         return cls(**known)
 
     def to_dict(self) -> dict[str, Any]:
-        """The ``config.json`` that diffusers' ``UNet2DModel.from_config`` accepts."""
+        """A ``config.json`` for diffusers' ``UNet2DModel.from_config``."""
         config = {key: list(value) if isinstance(value, tuple) else value for key, value in asdict(self).items()}
         return {"_class_name": "UNet2DModel", "time_embedding_type": "positional", "act_fn": "silu", **config}
 
@@ -82,7 +82,7 @@ class UNetConfig:
 
     @property
     def size(self) -> tuple[int, ...]:
-        """(height, width), or () when the config leaves it open."""
+        """(height, width), or () if the config has none."""
         if self.sample_size is None:
             return ()
         return (self.sample_size,) * 2 if isinstance(self.sample_size, int) else tuple(self.sample_size)
@@ -95,7 +95,7 @@ class UNetConfig:
 
 _DOWN = ("DownBlock2D", "AttnDownBlock2D")
 _UP = ("UpBlock2D", "AttnUpBlock2D")
-# Keys whose other values mean a network that is not this one; the first value is the usual one.
+# Keys with the only values that are supported; the first is the usual one.
 _ONLY: dict[str, tuple[Any, ...]] = {
     "_class_name": ("UNet2DModel", "UNetUnconditionalModel", "UNetModel"),
     "time_embedding_type": ("positional",),

@@ -1,8 +1,8 @@
-"""The parts of a network in the form that inference wants, each a function made of a module: see ``folded.py``.
+"""The layers of :class:`model.network.inference.InferenceUNet`: functions built from the modules of a UNet.
 
-Layout ``fused`` is for CUDA devices: images are [B, H, W, C] in memory; what lies between two convolutions is done
-by kernels of our own in few passes, with statistics and sums in float32 whatever the activations are. A convolution has
-no bias there: the norm or the sum after it adds it.
+Layout ``fused`` is for CUDA devices: images are [B, H, W, C] in memory; the operations between two convolutions run in
+a few passes of our own kernels, with statistics and sums in float32 whatever the activations are. A convolution has no
+bias there: the norm or the sum after it adds it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Function = Callable[[Tensor], Tensor]
 
 
 def norm(module: nn.GroupNorm, dtype: torch.dtype, layout: Layout, *, silu: bool = False) -> Function:
-    """A group norm, with the SiLU that follows nearly all of them."""
+    """A group norm, with the SiLU after it where there is one."""
     groups, eps = module.num_groups, module.eps
     if layout == "fused":
         fused, w, b = _kernels().norm, module.weight.float(), module.bias.float()
@@ -33,7 +33,6 @@ def norm(module: nn.GroupNorm, dtype: torch.dtype, layout: Layout, *, silu: bool
 
 
 def convolution(conv: nn.Conv2d, dtype: torch.dtype, layout: Layout, *, with_bias: bool = True) -> Function:
-    """A convolution."""
     bias = None if conv.bias is None or not with_bias else conv.bias.to(dtype)
     stride, padding = list(conv.stride), [int(p) for p in conv.padding]
     if layout == "plain":
@@ -42,15 +41,15 @@ def convolution(conv: nn.Conv2d, dtype: torch.dtype, layout: Layout, *, with_bia
     weight = conv.weight.to(dtype, memory_format=torch.channels_last)
     if layout != "packed":
         return lambda x: F.conv2d(x, weight, bias, stride, padding)
-    onednn = torch.ops.mkldnn  # what inductor calls, too
+    onednn = torch.ops.mkldnn  # as inductor calls it
     packed = onednn._reorder_convolution_weight(weight, padding, stride, [1, 1], 1)
     return lambda x: onednn._convolution_pointwise(x, packed, bias, padding, stride, [1, 1], 1, "none", [], "")
 
 
 def resnet(block: ResnetBlock, dtype: torch.dtype, layout: Layout) -> Callable[[Tensor, Tensor], Tensor]:
-    """A residual block: (x [B, C, H, W], told [B, its share of S]) to [B, C', H, W].
+    """A residual block: (x [B, C, H, W], its columns of the conditioning [B, …]) to [B, C', H, W].
 
-    In layout ``fused`` what is told holds the first convolution's bias, too, unless it scales and shifts.
+    In layout ``fused`` the conditioning includes the first convolution's bias, unless it scales and shifts.
     """
     if layout == "fused":
         return _fused_resnet(block, dtype)
@@ -59,14 +58,14 @@ def resnet(block: ResnetBlock, dtype: torch.dtype, layout: Layout) -> Callable[[
     shortcut = None if block.conv_shortcut is None else convolution(block.conv_shortcut, dtype, layout)
     scale_shift, output_scale = block.scale_shift, block.output_scale
 
-    def forward(x: Tensor, told: Tensor) -> Tensor:
+    def forward(x: Tensor, conditioning: Tensor) -> Tensor:
         h = conv1(norm1(x))
-        told = told[:, :, None, None]
+        conditioning = conditioning[:, :, None, None]
         if scale_shift:
-            scale, shift = told.chunk(2, dim=1)
+            scale, shift = conditioning.chunk(2, dim=1)
             h = torch.addcmul(shift, norm2(h), 1 + scale)
         else:
-            h = norm2(h.add_(told))
+            h = norm2(h.add_(conditioning))
         h = conv2(_silu(h)).add_(x if shortcut is None else shortcut(x))
         return h if output_scale == 1.0 else h.div_(output_scale)
 
@@ -85,12 +84,12 @@ def _fused_resnet(block: ResnetBlock, dtype: torch.dtype) -> Callable[[Tensor, T
         bias2 = bias2 + _bias(block.conv_shortcut)
     scale_shift, output_scale = block.scale_shift, block.output_scale
 
-    def forward(x: Tensor, told: Tensor) -> Tensor:
+    def forward(x: Tensor, conditioning: Tensor) -> Tensor:
         h = conv1(norm1(x))
         if scale_shift:
-            h = kernels.norm(h, weight, bias, groups, eps, silu=True, add=bias1, scale_shift=told)
+            h = kernels.norm(h, weight, bias, groups, eps, silu=True, add=bias1, scale_shift=conditioning)
         else:
-            h = kernels.norm(h, weight, bias, groups, eps, silu=True, add=told)
+            h = kernels.norm(h, weight, bias, groups, eps, silu=True, add=conditioning)
         skip = x if shortcut is None else shortcut(x)
         return kernels.residual(conv2(h), skip, bias2, output_scale)
 
@@ -118,23 +117,21 @@ def attention(module: nn.Module, dtype: torch.dtype, layout: Layout) -> Function
 
 
 def downsample(module: nn.Module, dtype: torch.dtype, layout: Layout) -> Function:
-    """Half the size."""
     down = cast(Downsample, module)
     conv = convolution(down.conv, dtype, layout)
     return conv if down.padding else lambda x: conv(F.pad(x, (0, 1, 0, 1)))
 
 
 def upsample(module: nn.Module, dtype: torch.dtype, layout: Layout) -> Function:
-    """Twice the size."""
     conv = convolution(cast(Upsample, module).conv, dtype, layout)
     return lambda x: conv(F.interpolate(x, scale_factor=2.0, mode="nearest"))
 
 
-FOLDS = {Attention: attention, Downsample: downsample, Upsample: upsample}
+BUILDERS = {Attention: attention, Downsample: downsample, Upsample: upsample}
 
 
 def _silu(x: Tensor) -> Tensor:
-    return F.silu(x, inplace=True)  # of a fresh tensor, always
+    return F.silu(x, inplace=True)  # x is always a temporary
 
 
 def _linear(weight: Tensor, bias: Tensor | None, dtype: torch.dtype) -> Function:
@@ -160,7 +157,7 @@ class _Kernels(NamedTuple):
 
 
 def _kernels() -> _Kernels:
-    """They need Triton, which only builds of torch for CUDA devices bring."""
+    """Imported late: they need Triton, which only CUDA builds of torch install."""
     from model.network.kernels.norm import norm as fused_norm  # noqa: PLC0415
     from model.network.kernels.residual import residual  # noqa: PLC0415
 

@@ -2,7 +2,7 @@
 
 The architecture is that of DDPM (Ho et al. 2020, appendix B): residual blocks conditioned on a sinusoidal timestep
 embedding, self-attention at chosen resolutions, and a skip connection from every block on the way down to its mirror
-on the way up. Attribute names below are checkpoint keys; renaming one breaks every file in the world.
+on the way up. Attribute names are checkpoint keys: renaming one makes all checkpoints unreadable.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def timestep_embedding(t: Tensor, dim: int, *, flip_sin_to_cos: bool, freq_shift
 
 
 class TimestepMLP(nn.Module):
-    """Two linear layers around a SiLU, lifting the sinusoids to the width that all blocks read."""
+    """Two linear layers around a SiLU, from the sinusoids to the embedding that all blocks read."""
 
     def __init__(self, in_dim: int, dim: int) -> None:
         super().__init__()
@@ -104,7 +104,7 @@ class Attention(nn.Module):
 
 
 class Downsample(nn.Module):
-    """Halve the image with a strided convolution."""
+    """Half the resolution, by a strided convolution."""
 
     def __init__(self, channels: int, padding: int) -> None:
         super().__init__()
@@ -119,7 +119,7 @@ class Downsample(nn.Module):
 
 
 class Upsample(nn.Module):
-    """Double the image by repetition, then smooth it with a convolution."""
+    """Twice the resolution, by nearest neighbours and a convolution."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -147,7 +147,7 @@ class Block(nn.Module):
 
 
 class DownBlock(Block):
-    """A level on the way down; returns its output and everything that the way up will want."""
+    """A level on the way down; returns its output and the skip connections."""
 
     def __init__(self, in_channels: int, out_channels: int, config: UNetConfig, attention: bool, last: bool) -> None:
         super().__init__(
@@ -167,7 +167,7 @@ class DownBlock(Block):
 
 
 class UpBlock(Block):
-    """A level on the way up; consumes one skip per residual block, the last stored first."""
+    """A level on the way up; takes one skip connection per residual block, the last first."""
 
     def __init__(
         self, in_channels: list[int], out_channels: int, config: UNetConfig, attention: bool, last: bool
@@ -204,7 +204,7 @@ class MidBlock(nn.Module):
 
 
 class UNet(nn.Module):
-    """εθ(x_t, t, y): what noise is in this image?"""
+    """εθ(x_t, t, y): the noise in an image, or what else was trained, see ``NoiseSchedule.prediction``."""
 
     def __init__(self, config: UNetConfig) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class UNet(nn.Module):
         for i, out in enumerate(reversed(widths)):
             level = len(widths) - 1 - i
             below = widths[min(level + 1, len(widths) - 1)]
-            # What each residual block is handed: the stream so far, joined with a skip of the mirrored level.
+            # The input of each residual block: the output so far, joined with a skip of the mirrored level.
             streams = [below] + [out] * layers
             skips = [out] * layers + [ins[level]]
             channels = [a + b for a, b in zip(streams, skips, strict=True)]
@@ -236,13 +236,13 @@ class UNet(nn.Module):
         self.conv_out = nn.Conv2d(widths[0], config.out_channels, 3, padding=1)
 
     def forward(self, x: Tensor, t: Tensor, y: Tensor | None = None) -> Tensor:
-        """Predict from a noisy image.
+        """Predict from noisy images.
 
         Args:
             x: [B, C, H, W], about unit variance; C is ``in_channels``.
             t: [B] timesteps in 0..T-1, integer or fractional.
             y: int64 [B] class indices, or float [B, K] weights of all K embeddings, whose weighted sum is taken;
-                needed exactly when the network is class-conditional.
+                None exactly when the network is not class-conditional.
 
         Returns:
             [B, out_channels, H, W]: ε (or v, or x_0), and the variance channels after it where they were trained.
@@ -255,7 +255,7 @@ class UNet(nn.Module):
         )
         emb = self.time_embedding(freqs.to(self.conv_in.weight.dtype))  # [B, E]
         if config.num_class_embeds is not None:
-            emb = emb + self.class_share(y)
+            emb = emb + self.embed_classes(y)
 
         h = self.conv_in(x)
         skips = [h]
@@ -268,10 +268,10 @@ class UNet(nn.Module):
         out: Tensor = self.conv_out(F.silu(self.conv_norm_out(h)))
         return out
 
-    def class_share(self, y: Tensor | None) -> Tensor:
-        """What the class adds to the embedding, [B, E].
+    def embed_classes(self, y: Tensor | None) -> Tensor:
+        """The class's part of the embedding, [B, E].
 
-        A row of weight 1 has the bits of its class index: the other terms add zeros.
+        A single weight of 1 is bit-identical to its class index: the other terms add zeros.
         """
         assert y is not None, "This is a bug: a class-conditional network without classes."
         if not y.is_floating_point():

@@ -1,8 +1,8 @@
-"""Where the batch of a step comes from: images, timesteps, noise and labels, all on the network's device.
+"""The batch of each training step: images, timesteps, noise and labels, on the network's device.
 
-Everything random in step k is drawn from the device's generator, seeded by (seed, k), and the order of the images in
-epoch e by (seed, e): nothing of it has to be kept. From the same seed a CUDA device draws other numbers than a CPU, so
-a run repeats on the kind of device that it began on; the order of the images is the same everywhere.
+Everything random in step k is drawn from the device's generator, seeded with (seed, k), and the order of the images in
+epoch e is drawn with (seed, e), so no random state has to be saved. A CUDA device draws other numbers than a CPU from
+the same seed: a run is reproducible on one kind of device. The order of the images is the same on all.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from model.training.recipe import Recipe
 
 
 class Batch(NamedTuple):
-    """What one step learns from.
+    """The data of one step.
 
     Attributes:
         x_0: float32 [B, C, H, W] in [-1, 1], channels last in memory.
@@ -37,20 +37,20 @@ class Batch(NamedTuple):
 
 
 class Batches:
-    """The batches of a run. Asking for one never makes the host wait for a CUDA device.
+    """The batches of a run, made without synchronizing with a CUDA device.
 
     Attributes:
-        resident: the images are on the device, as bytes, rather than sent there batch by batch.
+        resident: whether all images are on the device, as bytes, or copied there batch by batch.
     """
 
     def __init__(
         self, recipe: Recipe, dataset: Dataset, T: int, device: torch.device, resident: bool | None = None
     ) -> None:
-        """Put the data where it will be needed.
+        """Copy labels, and images if resident, to the device.
 
         Args:
             T: timesteps of the schedule.
-            resident: None for whatever the device has room for.
+            resident: None decides by the device's free memory.
         """
         self.recipe, self.T, self.device = recipe, T, device
         self.resident = _fits(dataset.images.nbytes, device) if resident is None else resident
@@ -60,40 +60,40 @@ class Batches:
         self._null = len(dataset.classes)
 
     def at(self, step: int) -> Batch:
-        """The batch of this step; leaves torch's generators seeded for what else the step draws, which is dropout."""
+        """The batch of this step; also seeds torch's generators for the step's dropout."""
         recipe, device = self.recipe, self.device
         torch.manual_seed(int(np.random.SeedSequence([recipe.seed, step]).generate_state(1, np.uint64)[0] >> 1))
-        index = torch.from_numpy(_shuffled(recipe.seed, len(self._images), step * recipe.batch, recipe.batch))
-        there = to_device(index, device)
-        x_0 = from_uint8(self._gathered(index, there)).to(memory_format=torch.channels_last)
+        index = torch.from_numpy(_shuffled_indices(recipe.seed, len(self._images), step * recipe.batch, recipe.batch))
+        device_index = to_device(index, device)
+        x_0 = from_uint8(self._gather(index, device_index)).to(memory_format=torch.channels_last)
         if recipe.flip:
             x_0 = torch.where(torch.rand(len(x_0), 1, 1, 1, device=device) < 0.5, x_0.flip(-1), x_0)
-        # Antithetic timesteps: every t comes with T - 1 - t, which evens out the loss between batches.
+        # Antithetic timesteps: each t is paired with T - 1 - t, which reduces the variance of the loss.
         t = torch.randint(0, self.T, ((recipe.batch + 1) // 2,), device=device)
         t = torch.cat([t, self.T - 1 - t])[: recipe.batch]
         eps = torch.randn(x_0.shape, device=device)
         if self._labels is None:
             return Batch(x_0, t, eps, None)
-        dropped = torch.rand(len(there), device=device) < recipe.label_drop
-        return Batch(x_0, t, eps, self._labels[there].masked_fill(dropped, self._null))
+        dropped = torch.rand(len(index), device=device) < recipe.label_drop
+        return Batch(x_0, t, eps, self._labels[device_index].masked_fill(dropped, self._null))
 
-    def _gathered(self, index: Tensor, there: Tensor) -> Tensor:
-        """uint8 [B, H, W, C] on the device, of the images ``index``, which is ``there``, too."""
+    def _gather(self, index: Tensor, device_index: Tensor) -> Tensor:
+        """The images ``index``, uint8 [B, H, W, C] on the device."""
         if self.resident:
-            return self._images[there]
+            return self._images[device_index]
         shape = (len(index), *self._images.shape[1:])
-        # Gathered into pinned memory: the batch alone has to be, not everything that it is taken from.
+        # Gathered into pinned memory, so that only the batch has to be pinned, not the whole data set.
         rows = torch.empty(shape, dtype=torch.uint8, pin_memory=self.device.type == "cuda")
         return to_device(torch.index_select(self._images, 0, index, out=rows), self.device)
 
 
 def _fits(size: int, device: torch.device) -> bool:
-    """Whether so many bytes take at most half of what is free; the network will want the other half."""
+    """Whether ``size`` bytes are at most half of the free memory; the other half is the network's."""
     return device.type != "cuda" or size <= torch.cuda.mem_get_info(device)[0] / 2
 
 
-def _shuffled(seed: int, n: int, first: int, count: int) -> np.ndarray:
-    """Image indices ``first``..``first + count`` of an endless stream that visits all n once per epoch."""
+def _shuffled_indices(seed: int, n: int, first: int, count: int) -> np.ndarray:
+    """Items ``first``..``first + count`` of an endless stream of image indices, each of the n once per epoch."""
     epochs = range(first // n, (first + count - 1) // n + 1)
     offset = first - epochs[0] * n
     return np.concatenate([_order(seed, n, epoch) for epoch in epochs])[offset : offset + count]
@@ -101,5 +101,5 @@ def _shuffled(seed: int, n: int, first: int, count: int) -> np.ndarray:
 
 @lru_cache(maxsize=2)
 def _order(seed: int, n: int, epoch: int) -> np.ndarray:
-    """The order of one epoch, int64 [n]; many steps in a row ask for the same."""
+    """The order of one epoch, int64 [n]; cached for its steps."""
     return np.random.default_rng([seed, epoch]).permutation(n)

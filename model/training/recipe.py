@@ -1,4 +1,4 @@
-"""What to train: the recipe, the noise schedule, and the untrained network for some data."""
+"""What to train: the recipe, the noise schedule, and the initial network."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from model.network.unet import UNet
 
 
 class TrainingError(ValueError):
-    """Training cannot start as asked; the message says what to change."""
+    """Training cannot start; the message says what to change."""
 
 
 class RecipeError(TrainingError):
-    """A field of a recipe that cannot be."""
+    """An invalid field of a recipe."""
 
     def __init__(self, field: str, value: object, remedy: str) -> None:
         super().__init__(f"{field} = {value}: {remedy}")
@@ -41,10 +41,10 @@ def _option(default: Any, text: str, **bounds: float) -> Any:
 
 @dataclass(frozen=True)
 class Recipe:
-    """How to train. Every field is an option of ``unstir train``, with the help text and the bounds beside it.
+    """How to train. Every field is an option of ``unstir train``, with its help text and bounds.
 
     Raises:
-        RecipeError: a field that cannot be, by itself or beside the others.
+        RecipeError: an invalid field, or fields that do not fit together.
     """
 
     size: int = _option(32, "side of the square images, in pixels", ge=1)
@@ -54,12 +54,12 @@ class Recipe:
     head_dim: int = _option(32, "channels per attention head", ge=1)
     groups: int = _option(8, "groups of the group norms", ge=1)
     dropout: float = _option(0.0, "share of activations dropped", ge=0, lt=1)
-    steps: int | None = _option(None, "stop after so many optimizer steps", ge=1)
-    minutes: float | None = _option(None, "stop after so many minutes of training, all resumed runs together", gt=0)
+    steps: int | None = _option(None, "stop after this many optimizer steps", ge=1)
+    minutes: float | None = _option(None, "stop after this many minutes of training, including resumed runs", gt=0)
     batch: int = _option(64, "images per step", ge=1)
     lr: float = _option(1e-3, "learning rate after warm-up; falls to 0 along a cosine over steps or minutes", gt=0)
     warmup: int = _option(500, "steps over which the learning rate rises", ge=0)
-    ema: float = _option(0.999, "decay of the moving average of the weights, which is what is kept", ge=0, lt=1)
+    ema: float = _option(0.999, "decay of the moving average of the weights, which the checkpoint holds", ge=0, lt=1)
     flip: bool = _option(False, "mirror images at random")
     label_drop: float = _option(0.1, "share of labels replaced by the null class", ge=0, le=1)
     precision: Literal["auto", "fp32", "bf16"] = _option("auto", "bf16 is autocast; auto takes whichever is faster")
@@ -73,7 +73,7 @@ class Recipe:
         for each in fields(self):
             value = getattr(self, each.name)
             if get_origin(choices[each.name]) is Literal and value not in get_args(choices[each.name]):
-                raise RecipeError(each.name, value, f"choose one of {_listed(get_args(choices[each.name]))}")
+                raise RecipeError(each.name, value, f"choose one of {_join(get_args(choices[each.name]))}")
             for bound, limit in each.metadata["bounds"].items():
                 holds, words = BOUNDS[bound]
                 if value is not None and not holds(value, limit):
@@ -81,22 +81,22 @@ class Recipe:
         self._check_network()
 
     def _check_network(self) -> None:
-        """Whether the widths, groups and heads fit together."""
+        """Widths, groups and heads must divide each other."""
         if not self.channels or min(self.channels) < 1:
             raise RecipeError("channels", self.channels, "must all be at least 1")
         multiple = 2 ** (len(self.channels) - 1)
         if self.size % multiple:
-            raise RecipeError("size", self.size, f"must be a multiple of {multiple}, to be halved once a level")
+            raise RecipeError("size", self.size, f"must be a multiple of {multiple}, to be halved at each level")
         if any(width % self.groups for width in self.channels):
-            raise RecipeError("groups", self.groups, f"must divide all channels, {_listed(self.channels)}")
+            raise RecipeError("groups", self.groups, f"must divide all channels, {_join(self.channels)}")
         levels = enumerate(self.channels)
-        attending = {self.channels[-1], *(width for i, width in levels if self.size // 2**i in self.attention)}
-        if any(width % self.head_dim for width in attending):
-            remedy = f"must divide the channels of the levels that attend, {_listed(sorted(attending))}"
+        with_attention = {self.channels[-1], *(width for i, width in levels if self.size // 2**i in self.attention)}
+        if any(width % self.head_dim for width in with_attention):
+            remedy = f"must divide the channels of levels with attention, {_join(sorted(with_attention))}"
             raise RecipeError("head_dim", self.head_dim, remedy)
 
 
-def _listed(values: Iterable[object]) -> str:
+def _join(values: Iterable[object]) -> str:
     return ", ".join(map(str, values))
 
 
@@ -115,7 +115,7 @@ SCHEDULER_CONFIG: dict[str, Any] = {
 
 
 def network(recipe: Recipe, dataset: Dataset) -> UNet:
-    """An untrained UNet for this data; with classes, the last embedding is the null class."""
+    """A freshly initialized UNet for this data; with classes, the last embedding is the null class."""
     levels = len(recipe.channels)
     attends = [recipe.size // 2**i in recipe.attention for i in range(levels)]
     channels = dataset.images.shape[-1]
@@ -134,5 +134,5 @@ def network(recipe: Recipe, dataset: Dataset) -> UNet:
     )
     torch.manual_seed(recipe.seed)
     net = UNet(config)
-    nn.init.zeros_(net.conv_out.weight)  # start from "no noise at all", as DDPM's code does
+    nn.init.zeros_(net.conv_out.weight)  # predict zeros at first, as DDPM's code does
     return net

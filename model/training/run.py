@@ -1,4 +1,4 @@
-"""A run of training: a loop that can be killed at any moment, and what it leaves behind."""
+"""A training run: it can be killed at any moment and resumed, and writes a checkpoint."""
 
 from __future__ import annotations
 
@@ -26,11 +26,11 @@ from model.training.recipe import SCHEDULER_CONFIG, Recipe, TrainingError
 from model.training.trainer import Trainer
 
 STATE = "state.pt"
-BOUNDS = ("steps", "minutes")  # of a run, which are raised as a matter of course
+LIMITS = ("steps", "minutes")  # of a run; raising them is no change of recipe
 
 
-def recipe_of(out: Path) -> Recipe:
-    """The recipe that the run in ``out`` was last trained with.
+def read_recipe(out: Path) -> Recipe:
+    """The recipe with which the run in ``out`` was last trained.
 
     Raises:
         TrainingError: no run is there.
@@ -53,20 +53,23 @@ def train(
     grid_minutes: float = 5.0,
     card: dict[str, Any] | None = None,
 ) -> Trainer:
-    """Train until a bound of the recipe is reached, or SIGINT or SIGTERM asks to stop; then save and return.
+    """Train until a limit of the recipe is reached or SIGINT or SIGTERM comes; then save and return.
 
-    ``out`` becomes a checkpoint with the averaged weights, renewed with each grid of samples under ``out/samples``.
-    Killed without warning, the run loses at most ``save_seconds`` of work, which it repeats to the same bits.
+    ``out`` becomes a checkpoint with the averaged weights, rewritten with each grid of samples in ``out/samples``. A
+    run that is killed loses at most ``save_seconds`` of work; resumed, it repeats them, on a CPU bit for bit.
+
+    Args:
+        card: values of the checkpoint's card that replace the run's own.
 
     Raises:
-        TrainingError: no bound given, ``out`` holds another run, or nothing to resume.
+        TrainingError: no limit given, ``out`` holds another run, or nothing to resume.
         DataError: nothing to train on.
     """
     state = out / STATE
     if recipe.steps is None and recipe.minutes is None:
         raise TrainingError("say how long to train: --minutes or --steps")
     if resume:
-        _tell_changes(recipe_of(out), recipe)
+        _log_changes(read_recipe(out), recipe)
     if not resume and state.exists():
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
     dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
@@ -80,17 +83,17 @@ def train(
         parameters = sum(p.numel() for p in trainer.net.parameters())
         tqdm.write(f"{len(dataset.images)} images, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
         if not trainer.batches.resident:
-            tqdm.write(f"the images would take over half of the free memory of {device}; they are sent batch by batch")
+            tqdm.write(f"the images need over half of the free memory of {device}; they are copied batch by batch")
         if recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda"):
             _compile(trainer)
         _run(trainer, out, stopping, save_seconds, grid_minutes, card or {})
     return trainer
 
 
-def _tell_changes(was: Recipe, now: Recipe) -> None:
-    """What is not as the run began: it counts from here on, and the card will name it as if it always had."""
+def _log_changes(was: Recipe, now: Recipe) -> None:
+    """Fields that differ from the saved recipe: they apply from here on, and the card will have only the new value."""
     for name, value in asdict(now).items():
-        if value != (before := getattr(was, name)) and name not in BOUNDS:
+        if value != (before := getattr(was, name)) and name not in LIMITS:
             tqdm.write(f"{name} was {before} until now, and is {value} from here on")
 
 
@@ -102,7 +105,7 @@ def _run(
     grid_minutes: float,
     facts: dict[str, Any],
 ) -> None:
-    """Advance until a bound is reached or a signal comes, saving on the way and at the end."""
+    """Advance until a limit is reached or a signal comes, saving at intervals and at the end."""
     state = out / STATE
     saved = drawn = time.monotonic()
     shown = 0.0
@@ -122,7 +125,7 @@ def _run(
                 publish(trainer, out, facts)
                 drawn = now
     trainer.save_state(state)
-    publish(trainer, out, facts, with_grid=trainer.progress() == 1)  # who was told to stop should not draw first
+    publish(trainer, out, facts, with_grid=trainer.progress() == 1)  # a stop signal should not have to wait for samples
     ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
     tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
 
@@ -133,19 +136,19 @@ def _compile(trainer: Trainer) -> None:
     if error is None:
         tqdm.write(f"compiled in {time.monotonic() - began:.0f} s, which do not count as training")
     else:
-        reason = " ".join(str(error).splitlines()[:2]).strip()  # the first line may name no more than the backend
+        reason = " ".join(str(error).splitlines()[:2]).strip()  # the first line may hold only the backend's name
         tqdm.write(f"torch.compile failed, so training goes on without it: {type(error).__name__}: {reason}")
 
 
 @contextmanager
 def _tensor_cores(device: torch.device) -> Iterator[None]:
-    """TF32 for what stays in float32 on a CUDA device, and the fastest convolutions for shapes that never change."""
+    """On a CUDA device, TF32 for float32 operations, and cuDNN's fastest algorithms, since shapes are fixed."""
     if device.type != "cuda":
         yield
         return
     matmul, benchmark = torch.get_float32_matmul_precision(), torch.backends.cudnn.benchmark
-    # Not backends.cuda.matmul.fp32_precision: what torch.compile still reads of the older setting then raises
-    # (pytorch issue 166387); this call sets both. Convolutions are in TF32 by default.
+    # Not backends.cuda.matmul.fp32_precision: torch.compile reads the older setting and would then raise (pytorch issue
+    # 166387); this call sets both. Convolutions use TF32 by default.
     torch.set_float32_matmul_precision("high")
     torch.backends.cudnn.benchmark = True
     try:
@@ -156,7 +159,7 @@ def _tensor_cores(device: torch.device) -> Iterator[None]:
 
 
 def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool = True) -> None:
-    """Write the averaged weights as a checkpoint, and a grid of what they draw (DDIM, 50 steps, seeds 0, 1, 2…)."""
+    """Write the averaged weights as a checkpoint, and a grid of their samples (DDIM, 50 steps, seeds 0, 1, 2…)."""
     dataset, recipe = trainer.dataset, trainer.recipe
     card = Card(
         **{
@@ -215,18 +218,18 @@ def _status(trainer: Trainer, steps_per_second: float) -> str:
 
 @contextmanager
 def _stop_signals() -> Iterator[Callable[[], bool]]:
-    """Yields a function that says whether SIGINT or SIGTERM came; a second one kills as usual."""
-    came: list[int] = []
+    """Yields a function that returns whether SIGINT or SIGTERM came; a second one has its usual effect."""
+    received: list[int] = []
     previous: dict[int, Any] = {}
 
-    def note(number: int, _: FrameType | None) -> None:
-        came.append(number)
+    def handle(number: int, _: FrameType | None) -> None:
+        received.append(number)
         signal.signal(number, previous[number])
 
     for number in (int(signal.SIGINT), int(signal.SIGTERM)):
-        previous[number] = signal.signal(number, note)
+        previous[number] = signal.signal(number, handle)
     try:
-        yield lambda: bool(came)
+        yield lambda: bool(received)
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)

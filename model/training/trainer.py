@@ -1,10 +1,9 @@
-"""Training: the plain denoising regression of DDPM, one step at a time, in a state that can be kept and taken up again.
+"""DDPM's denoising regression, step by step, with a state that can be saved and resumed.
 
-All randomness of a step follows from the seed and the step's number (see :mod:`model.training.batches`). So the state
-on disk is
-weights, moments and counters, and a resumed run is the uninterrupted run: to the last bit on a CPU. On a CUDA device it
-has the same images, timesteps and noise, but some of the kernels there add in whatever order they come to, so it is
-the same up to rounding.
+All randomness of a step follows from the seed and the step's number (see :mod:`model.training.batches`), so the state
+on disk is weights, averages, Adam's moments and counters. On a CPU a resumed run is bit-identical to an uninterrupted
+one. On a CUDA device it has the same images, timesteps and noise, but some kernels add in no fixed order, so it is
+equal up to rounding.
 """
 
 from __future__ import annotations
@@ -21,6 +20,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.data import Dataset
 from model.diffusion.schedule import NoiseSchedule
@@ -29,7 +29,7 @@ from model.network.unet import UNet
 from model.training.batches import Batch, Batches
 from model.training.recipe import SCHEDULER_CONFIG, Recipe, TrainingError, network
 
-AHEAD = 4  # steps that wait for a CUDA device at most: enough to keep it busy, few enough for clocks and signals
+AHEAD = 4  # steps queued on a CUDA device at most: enough to keep it busy, few enough for clocks and signals
 
 
 def denoising_loss(
@@ -50,15 +50,17 @@ def denoising_loss(
 
 @dataclass
 class Trainer:
-    """The state of a run, and one step of it.
+    """The state of a run, and its steps.
 
-    On a CUDA device steps are queued: the host runs up to ``AHEAD`` of them in front, and waits for their numbers only
-    where somebody reads them.
+    On a CUDA device the host queues up to ``AHEAD`` steps; reading ``loss`` waits for them.
 
     Attributes:
-        forward: the network, or what :meth:`compile` made of it.
-        seconds: spent training, by all resumed runs together; without compilation, saving and samples, so that a bound
-            of minutes buys the same training however often the run is resumed.
+        ema: exponential moving average of the weights. Not an ``AveragedModel`` of torch: that starts with a copy after
+            the first step and knows no growing decay, and its state would not be a UNet's.
+        forward: the network, or its compiled form.
+        smoothed: the loss over about a hundred steps: float64, of no dimension, on the device.
+        seconds: of training, including those before a resumption; without compilation, saving and samples, so that a
+            limit of minutes gives the same training however often the run is resumed.
     """
 
     recipe: Recipe
@@ -70,7 +72,7 @@ class Trainer:
     schedule: NoiseSchedule
     precision: str
     forward: Callable[..., Tensor]
-    smoothed: Tensor  # the loss over about a hundred steps: float64, of no dimension, on the device
+    smoothed: Tensor
     step: int = 0
     seconds: float = 0.0
     _queued: deque[torch.cuda.Event] = field(default_factory=deque)
@@ -98,12 +100,12 @@ class Trainer:
 
     @property
     def device(self) -> torch.device:
-        """Where all tensors of the run are."""
+        """The device of all tensors of the run."""
         return self.batches.device
 
     @property
     def loss(self) -> float:
-        """Smoothed over about a hundred steps; reading it waits for the device."""
+        """Smoothed over about a hundred steps; reading it synchronizes with the device."""
         return float(self.smoothed)
 
     @loss.setter
@@ -111,22 +113,22 @@ class Trainer:
         self.smoothed.fill_(value)
 
     def compile(self, backend: str | Callable[..., Any] = "inductor") -> Exception | None:
-        """Have the network compiled, by a trial gradient that leaves no trace; it may take minutes.
+        """Compile the network, with one gradient that is thrown away; this may take minutes.
 
         Returns:
-            What torch.compile failed with, or None; the run can go on in either case.
+            The exception of torch.compile, after which training continues uncompiled, or None.
         """
-        # All batches are of one shape, so nothing has to be kept general.
+        # All batches have one shape.
         self.forward = torch.compile(self.net, backend=backend, dynamic=False)
         try:
-            self._gradient(self.batches.at(self.step)).item()  # read, so that a kernel that fails does so here
-        except Exception as error:  # by backend, version and machine it can be anything
+            self._gradient(self.batches.at(self.step)).item()  # synchronizes, so that a kernel that fails does so here
+        except Exception as error:  # depends on backend, version and machine
             self.forward = self.net
             return error
         return None
 
     def progress(self) -> float:
-        """Share of the run that is done, 0..1; whichever bound comes first counts."""
+        """Share of the run that is done, 0..1, by the limit that is nearer."""
         shares = [0.0]
         if self.recipe.steps is not None:
             shares.append(self.step / self.recipe.steps)
@@ -146,8 +148,7 @@ class Trainer:
         nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(self.ema.parameters()), list(self.net.parameters()), 1 - decay)
+        get_ema_multi_avg_fn(decay)(list(self.ema.parameters()), list(self.net.parameters()), self.step)  # type: ignore[no-untyped-call]
         self.step += 1
         self.smoothed += (loss - self.smoothed) * max(0.01, 1 / self.step)
         if self.device.type == "cuda":
@@ -157,7 +158,7 @@ class Trainer:
         self.seconds += time.perf_counter() - began
 
     def catch_up(self) -> None:
-        """Wait for all steps that are queued, and count the time that they take."""
+        """Wait for all queued steps, and count their time."""
         began = time.perf_counter()
         self._await(0)
         self.seconds += time.perf_counter() - began
@@ -174,7 +175,7 @@ class Trainer:
         return loss.detach().double()
 
     def save_state(self, path: Path) -> None:
-        """Write everything that :meth:`load_state` needs, at once or not at all."""
+        """Write the state atomically."""
         self.catch_up()
         state = {
             "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()},
@@ -187,7 +188,11 @@ class Trainer:
         write_atomically(path, buffer.getbuffer())
 
     def load_state(self, path: Path) -> None:
-        """Continue from where :meth:`save_state` was; bounds may have been raised since, the network may not."""
+        """Continue from a saved state; the recipe's limits may differ, its network may not.
+
+        Raises:
+            TrainingError: the state is of another network.
+        """
         state = torch.load(path, map_location=self.device, weights_only=True)
         for key in ("size", "channels", "layers", "attention", "head_dim", "groups"):
             was, now = state["recipe"][key], getattr(self.recipe, key)
@@ -204,7 +209,7 @@ class Trainer:
 
 
 def _faster_precision(trainer: Trainer) -> str:
-    """bf16 autocast pays where the device computes in it; on a CPU one has to time it: three gradients of each."""
+    """bf16 autocast if the CUDA device supports it; on a CPU, whichever is faster for three gradients."""
     if trainer.device.type == "cuda":
         return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
     batch = trainer.batches.at(0)

@@ -15,7 +15,7 @@ from model import checkpoint
 from model.device import to_host
 from model.diffusion import samplers
 from model.diffusion.plan import Clip
-from model.network.cuda_graphs import Arithmetic, Graphed
+from model.network.cuda_graphs import Arithmetic, GraphedUNet
 from model.network.inference import InferenceUNet
 from tests.app.engine.test_engine_plans import assert_as_near_as_the_plain_loop, mixed_requests
 from tests.engines import ask, engine_on
@@ -52,11 +52,11 @@ def runner(ckpt, prepared):
 def test_a_replayed_forward_has_the_bits_of_a_launched_one(shape, dtype, layout):
     net = network(**SHAPES[shape]).to(CARD)
     fold = InferenceUNet(net, 1000, dtype, layout)
-    graphed = Graphed(fold, Arithmetic())
+    graphed = GraphedUNet(fold, Arithmetic())
     graphed.capture([1, 5])
     x, t, y = (None if each is None else each.to(CARD) for each in rows(net))
     for _ in range(3):
-        with Arithmetic().applied():
+        with Arithmetic().apply():
             assert torch.equal(graphed(x, t, y), fold(x, t, y))
         x = torch.randn_like(x)
 
@@ -69,7 +69,7 @@ def test_the_card_computes_the_same_function(shape, layout):
     net = network(**SHAPES[shape])
     x, t, y = rows(net)
     said = net(x, t, y)
-    there = Graphed(InferenceUNet(net.to(CARD), 1000, layout=layout), Arithmetic())
+    there = GraphedUNet(InferenceUNet(net.to(CARD), 1000, layout=layout), Arithmetic())
     there.capture([5])
     assert (there(x.to(CARD), t, y).cpu() - said).abs().max() < 1e-5
 

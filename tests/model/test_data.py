@@ -195,7 +195,7 @@ UNREADABLE = {
     "empty-folder": (lambda path: path, "holds no images"),
     "folder-of-text": (folder_of_text, "holds no images"),
     "folder-broken-image": (folder_with_a_broken_image, r"a\.png"),
-    "npz-without-images": (npz(images=IMAGES), "has images, but no 'images'"),
+    "npz-without-images": (npz(pixels=IMAGES), "has pixels, but no 'images'"),
     "npz-floats": (npz(images=IMAGES / 255), r"expected uint8 \[N, H, W, 1 or 3\], found float64 \[3, 4, 4, 1\]"),
     "npz-flat": (npz(images=IMAGES[0, 0]), "expected uint8"),
     "npz-two-channels": (npz(images=pixels(3, 4, 4, 2)), r"found uint8 \[3, 4, 4, 2\]"),

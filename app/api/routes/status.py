@@ -37,7 +37,7 @@ async def model(request: Request) -> ModelInfo:
         parameters=sum(p.numel() for p in loaded.checkpoint.net.parameters()),
         samplers=[_describe_sampler(sampler, loaded) for sampler in SAMPLERS.values()],
         methods=[
-            InversionInfo(name=m.name, what=m.what, when=m.when, evaluations=m.evaluations, sampler=m.sampler)
+            InversionInfo(name=m.name, what=m.what, when=m.when, evaluations=m.nfe_formula, sampler=m.sampler)
             for m in INVERSIONS.values()
         ],
         device=str(loaded.device),
@@ -69,7 +69,7 @@ def _describe_sampler(sampler: Sampler, loaded: LoadedModel) -> SamplerInfo:
         what=sampler.what,
         when=sampler.when,
         stochastic=sampler.stochastic,
-        evaluations=sampler.nfe,
+        evaluations=sampler.nfe_formula,
         good_steps=sampler.good_steps,
         default_steps=steps,
         options=sorted(sampler.options & SampleRequest.model_fields.keys()),

@@ -1,32 +1,31 @@
-"""Inversion: plans that encode an image, walking from x_0 up to the x_T from which a sampler returns to it.
+"""Inversions: plans from an image x_0 up to the x_T that a sampler decodes to it.
 
-They start with the image in S_0 and end with its latent there. All mirror deterministic walks: the levels are those
-of the sampler with the same steps and spacing, x̂0 is never clipped, and there is no noise.
+S_0 starts as the image and ends as its latent. Each mirrors a deterministic sampler: the same levels with the same
+steps and spacing, in reverse, without clipping and without noise.
 
-DDIM's step down is x_{i-1} = (x_i - c ε(x_i, t_i)) / a, so the way back solves x_i = a x_{i-1} + c ε(x_i, t_i), where
-x_i stands on both sides. ``ddim`` puts x_{i-1} into the network instead; ``fixed_point`` repeats until it is solved;
-``obelm`` mirrors another sampler, whose steps can be turned around exactly.
+A DDIM step down is x_{i-1} = (x_i - c ε(x_i, t_i)) / a, so its inverse solves x_i = a x_{i-1} + c ε(x_i, t_i), with x_i
+on both sides. ``ddim`` evaluates ε at x_{i-1} instead; ``fixed_point`` iterates until the equation holds; ``obelm``
+mirrors a sampler whose steps can be inverted exactly.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from itertools import pairwise
 from typing import Literal
 
 from torch import Tensor
 
-from model.diffusion.levels import Level, levels, step, terms
+from model.diffusion.levels import Level, basis, noise_levels, step
 from model.diffusion.plan import Guard, Plan
-from model.diffusion.samplers.classical import glide
-from model.diffusion.samplers.obelm import leap
+from model.diffusion.samplers.ddim import ddim_step
+from model.diffusion.samplers.obelm import obelm_step
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, Spacing
 
 
-def upward(schedule: NoiseSchedule, steps: int, spacing: Spacing | None) -> list[Level]:
-    """The levels of a sampler's walk from the clean image to the noise."""
-    return levels(schedule, steps, spacing)[::-1]
+def ascending_levels(schedule: NoiseSchedule, steps: int, spacing: Spacing | None) -> list[Level]:
+    """A sampler's levels in reverse: from the clean image to the noise."""
+    return noise_levels(schedule, steps, spacing)[::-1]
 
 
 def ddim(
@@ -35,107 +34,92 @@ def ddim(
     *,
     time: Literal["source", "target"] = "target",
     spacing: Spacing | None = None,
-    walk: Sequence[Level] | None = None,
 ) -> Plan:
-    """DDIM run backwards (DDIM section 4.3): one evaluation a step, and exact only as steps become many.
+    """DDIM run backwards (DDIM section 4.3): one evaluation a step, and exact only in the limit of many steps.
 
     Args:
         steps: 1..T, which is also its NFE.
-        time: tell the network the level that x_{i-1} has (``source``, as in the papers) or the one that it goes to
-            (``target``, as diffusers' DDIMInverseScheduler does).
-        walk: overrides the levels that ``steps`` and ``spacing`` describe; the clean image first.
+        time: evaluate the network at x_{i-1} with the timestep of its own level (``source``, as in the papers) or of
+            the level that the step leads to (``target``, as in diffusers' DDIMInverseScheduler).
 
     Raises:
-        ScheduleError: ``steps`` or ``spacing`` cannot be.
+        ScheduleError: invalid ``steps`` or ``spacing``.
     """
-    walk = walk or upward(schedule, steps, spacing)
-    x, _, eps, _ = terms(1)
-    return Plan(
-        tuple(
-            step(schedule, there if time == "target" else _known(schedule, here), [glide(x, eps, here, there)])
-            for here, there in pairwise(walk)
-        )
-    )
+    x, _, eps, _ = basis(1)
+    program = []
+    for here, there in pairwise(ascending_levels(schedule, steps, spacing)):
+        level = there if time == "target" else _trained_level(schedule, here)
+        program.append(step(schedule, level, [ddim_step(x, eps, here, there)]))
+    return Plan(tuple(program))
 
 
-def fixed_point(
-    schedule: NoiseSchedule,
-    steps: int,
-    *,
-    refinements: int = 3,
-    spacing: Spacing | None = None,
-    walk: Sequence[Level] | None = None,
-) -> Plan:
+def fixed_point(schedule: NoiseSchedule, steps: int, *, refinements: int = 3, spacing: Spacing | None = None) -> Plan:
     """Each step of DDIM solved for its source by iteration (Pan et al. 2023, AIDI; Meiri et al. 2023).
 
     The iteration x_i ← a x_{i-1} + c ε(x_i, t_i) contracts wherever ε changes slowly with x. Where it does not, and the
-    residual of an iterate is larger than that of the best so far, the best is kept, image by image.
+    residual of an iterate is larger than that of the best so far, the best is kept, for each image separately.
 
-    S_0 is the iterate, S_1 = x_{i-1}, S_2 the best iterate yet, S_3 by how much it fails its equation, and S_4 the sum
-    of S_3 over the steps before.
+    S_0 is the iterate, S_1 = x_{i-1}, S_2 the best iterate so far, S_3 its residual, and S_4 the sum of the residuals
+    of earlier steps.
 
     Args:
         steps: 1..T.
         refinements: K >= 1 iterations after the first guess; NFE is steps (K + 1).
-        walk: overrides the levels that ``steps`` and ``spacing`` describe; the clean image first.
 
     Raises:
-        ScheduleError: ``steps``, ``spacing`` or ``refinements`` cannot be.
+        ScheduleError: invalid ``steps``, ``spacing`` or ``refinements``.
     """
     if refinements < 1:
         raise ScheduleError("refinements", refinements, "must be at least 1; method ddim does without")
-    walk = walk or upward(schedule, steps, spacing)
-    x, start, best, miss, missed, _, eps, _ = terms(5)
+    x, start, best, error, total_error, _, eps, _ = basis(5)
     program = []
-    for here, there in pairwise(walk):
-        program.append(step(schedule, there, [glide(x, eps, here, there), x, best, 0 * miss, missed + miss]))
+    for here, there in pairwise(ascending_levels(schedule, steps, spacing)):
+        first_guess = ddim_step(x, eps, here, there)
+        program.append(step(schedule, there, [first_guess, x, best, 0 * error, total_error + error]))
         for k in range(refinements):
-            solved = glide(start, eps, here, there)
+            solved = ddim_step(start, eps, here, there)
             last = k + 1 == refinements
-            # The residual of x is known, that of what it maps to is not yet: the last one is trusted if x was the best.
-            refine = step(schedule, there, [solved, start, x, solved - x, missed])
+            # The residual of x is known here, that of ``solved`` is not; the last one is taken if x was the best.
+            refine = step(schedule, there, [solved, start, x, solved - x, total_error])
             if k:
-                kept = (2 if last else None, None, 2, 3, None)
-                refine = replace(refine, guard=Guard(watch=3, instead=kept))
+                instead = (2 if last else None, None, 2, 3, None)
+                refine = replace(refine, guard=Guard(watch=3, instead=instead))
             program.append(refine)
     return Plan(tuple(program))
 
 
 def residual(slots: Tensor) -> Tensor:
-    """By how much a walk of :func:`fixed_point` misses the exact one, as root mean square per image, [B].
+    """By how much :func:`fixed_point` misses the exact inversion: root mean square of the residuals' sum, [B].
 
-    It is that of the last iterates but one, the last being better still where the iteration converges.
+    The residuals are those of the last iterate but one; the last is better still where the iteration converges.
 
     Args:
-        slots: all five at the walk's end, [B, 5, C, H, W].
+        slots: the final slots [B, 5, C, H, W].
     """
     return (slots[:, 3] + slots[:, 4]).square().mean(dim=(1, 2, 3)).sqrt()
 
 
-def obelm(
-    schedule: NoiseSchedule, steps: int, *, spacing: Spacing | None = None, walk: Sequence[Level] | None = None
-) -> Plan:
-    """O-BELM run backwards (Wang et al. 2024): one evaluation a step, and exact but for rounding.
+def obelm(schedule: NoiseSchedule, steps: int, *, spacing: Spacing | None = None) -> Plan:
+    """O-BELM run backwards (Wang et al. 2024): one evaluation a step, and exact up to rounding.
 
-    Exact only if both slots are kept: S_0 = x_T and S_1, the state below it, from which
+    Exact only if both slots are kept: S_0 = x_T and S_1, the state one level below it, from which
     ``model.diffusion.samplers.obelm(paired=True)`` starts.
 
     Args:
         steps: 1..T, which is also its NFE.
-        walk: overrides the levels that ``steps`` and ``spacing`` describe; the clean image first.
 
     Raises:
-        ScheduleError: ``steps`` or ``spacing`` cannot be.
+        ScheduleError: invalid ``steps`` or ``spacing``.
     """
-    walk = walk or upward(schedule, steps, spacing)
-    x, before, _, eps, _ = terms(2)
+    levels = ascending_levels(schedule, steps, spacing)
+    x, before, _, eps, _ = basis(2)
     program = []
-    for i, (here, there) in enumerate(pairwise(walk)):
-        update = leap(before, x, eps, walk[i - 1], here, there) if i else glide(x, eps, here, there)
-        program.append(step(schedule, _known(schedule, here), [update, x]))
+    for i, (here, there) in enumerate(pairwise(levels)):
+        update = obelm_step(before, x, eps, levels[i - 1], here, there) if i else ddim_step(x, eps, here, there)
+        program.append(step(schedule, _trained_level(schedule, here), [update, x]))
     return Plan(tuple(program))
 
 
-def _known(schedule: NoiseSchedule, level: Level) -> Level:
-    """The level to name to the network, which has never seen an image without any noise."""
+def _trained_level(schedule: NoiseSchedule, level: Level) -> Level:
+    """The level at which to evaluate the network: never trained on an image without noise, it gets t = 0 there."""
     return level if level.sigma > 0 else Level(0, float(schedule.alphas_cumprod[0]))

@@ -1,4 +1,7 @@
-"""Samplers: each a function from (schedule, steps, options) to a Plan, and a line of the table in ``registry``."""
+"""Samplers: each a function (schedule, steps, options) to a Plan, and a row of the table in ``registry``.
+
+Where ``heun`` takes a number of steps, ``classical.heun_on`` takes the levels themselves; so for all of them.
+"""
 
 from model.diffusion.samplers.classical import heun, pndm
 from model.diffusion.samplers.ddim import Variance, ddim, ddpm

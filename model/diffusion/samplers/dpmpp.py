@@ -1,7 +1,7 @@
 """DPM-Solver++ (Lu et al. 2022): the probability-flow ODE solved exactly but for x̂0, which is extrapolated in λ.
 
-Between two levels the exact solution is x' = (σ'/σ) x + σ' ∫ e^λ x̂0 dλ. Order 1 holds x̂0 fixed, and is ddim; higher
-orders extrapolate it from earlier steps (multistep, 2M) or from a step halfway (singlestep, 2S).
+Between two levels the exact solution is x' = (σ'/σ) x + σ' ∫ e^λ x̂0 dλ. Order 1 holds x̂0 constant and is ddim;
+higher orders extrapolate it from earlier steps (multistep, 2M) or from a step halfway (singlestep, 2S).
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.diffusion.levels import Level, levels, step, terms
+from model.diffusion.levels import Level, basis, noise_levels, step
 from model.diffusion.plan import Clip, Plan
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, Spacing
 
@@ -26,30 +26,34 @@ def dpmpp_2m(
     order: int = 2,
     spacing: Spacing | None = None,
     clip: Clip | None = None,
-    lower_order_final: bool = True,
-    walk: Sequence[Level] | None = None,
 ) -> Plan:
     """The multistep solver (algorithm 2, midpoint form): second-order accuracy for one evaluation a step.
+
+    Below 15 steps the order falls towards 1 at the end.
 
     Args:
         steps: 1..T, which is also its NFE.
         order: 1 (the same as ddim), 2 or 3; that many slots.
         clip: what is done to x̂0.
-        lower_order_final: fall back towards order 1 at the end of walks of fewer than 15 steps.
-        walk: overrides the levels that ``steps`` and ``spacing`` describe; the clean level need not be the last.
 
     Raises:
-        ScheduleError: ``steps``, ``spacing`` or ``order`` cannot be.
+        ScheduleError: invalid ``steps``, ``spacing`` or ``order``.
     """
     check_order(order, 3)
-    walk = walk or levels(schedule, steps, spacing)
-    orders = order_ladder(walk, order, lower_order_final)
-    x, *past, x_0, _, _ = terms(order)
+    levels = noise_levels(schedule, steps, spacing)
+    return dpmpp_2m_on(schedule, levels, step_orders(levels, order), slots=order, clip=clip)
+
+
+def dpmpp_2m_on(
+    schedule: NoiseSchedule, levels: Sequence[Level], orders: Sequence[int], *, slots: int, clip: Clip | None = None
+) -> Plan:
+    """:func:`dpmpp_2m` on given levels, with the order of each step; the last level need not be the clean image."""
+    x, *past, x_0, _, _ = basis(slots)
     program = []
-    for i, (here, there) in enumerate(pairwise(walk)):
-        lam = [level.lam for level in walk[max(0, i - 2) : i + 2]][::-1]
+    for i, (here, there) in enumerate(pairwise(levels)):
+        lam = [level.lam for level in levels[max(0, i - 2) : i + 2]][::-1]
         update = there.sigma / here.sigma * x + there.alpha * _integral(lam, orders[i], [x_0, *past])
-        program.append(step(schedule, here, [update, x_0, *past][:order], clip=clip))
+        program.append(step(schedule, here, [update, x_0, *past][:slots], clip=clip))
     return Plan(tuple(program))
 
 
@@ -60,8 +64,6 @@ def dpmpp_2m_sde(
     order: int = 2,
     spacing: Spacing | None = None,
     clip: Clip | None = None,
-    lower_order_final: bool = True,
-    walk: Sequence[Level] | None = None,
 ) -> Plan:
     """The multistep solver of the reverse SDE (appendix B of the paper), which adds fresh noise at every step.
 
@@ -70,42 +72,45 @@ def dpmpp_2m_sde(
     Args and errors: as :func:`dpmpp_2m`, with ``order`` 1 or 2.
     """
     check_order(order, 2)
-    walk = walk or levels(schedule, steps, spacing)
-    orders = order_ladder(walk, order, lower_order_final)
-    x, *past, x_0, _, z = terms(order)
+    levels = noise_levels(schedule, steps, spacing)
+    return dpmpp_2m_sde_on(schedule, levels, step_orders(levels, order), slots=order, clip=clip)
+
+
+def dpmpp_2m_sde_on(
+    schedule: NoiseSchedule, levels: Sequence[Level], orders: Sequence[int], *, slots: int, clip: Clip | None = None
+) -> Plan:
+    """:func:`dpmpp_2m_sde` on given levels, with the order of each step."""
+    x, *past, x_0, _, z = basis(slots)
     program = []
-    for i, (here, there) in enumerate(pairwise(walk)):
+    for i, (here, there) in enumerate(pairwise(levels)):
         h = there.lam - here.lam
-        blend = x_0 if orders[i] == 1 else x_0 + (x_0 - past[0]) * h / (here.lam - walk[i - 1].lam) / 2
+        blend = x_0 if orders[i] == 1 else x_0 + (x_0 - past[0]) * h / (here.lam - levels[i - 1].lam) / 2
         update = (
             there.sigma / here.sigma * math.exp(-h) * x
             - there.alpha * math.expm1(-2 * h) * blend
             + there.sigma * math.sqrt(-math.expm1(-2 * h)) * z
         )
-        program.append(step(schedule, here, [update, x_0, *past][:order], clip=clip))
+        program.append(step(schedule, here, [update, x_0, *past][:slots], clip=clip))
     return Plan(tuple(program))
 
 
-def dpmpp_2s(
-    schedule: NoiseSchedule,
-    steps: int,
-    *,
-    spacing: Spacing | None = None,
-    clip: Clip | None = None,
-    walk: Sequence[Level] | None = None,
-) -> Plan:
+def dpmpp_2s(schedule: NoiseSchedule, steps: int, *, spacing: Spacing | None = None, clip: Clip | None = None) -> Plan:
     """The singlestep solver (algorithm 1): levels in pairs; the second of each corrects the whole pair.
 
-    It looks at no step but its own pair's, so it recovers at once where x̂0 changes abruptly.
+    It uses nothing from before its pair, so it recovers at once where x̂0 changes abruptly.
 
     Args and errors: as :func:`dpmpp_2m`.
     """
-    walk = walk or levels(schedule, steps, spacing)
-    x, start, m_start, x_0, _, _ = terms(3)
+    return dpmpp_2s_on(schedule, noise_levels(schedule, steps, spacing), clip=clip)
+
+
+def dpmpp_2s_on(schedule: NoiseSchedule, levels: Sequence[Level], *, clip: Clip | None = None) -> Plan:
+    """:func:`dpmpp_2s` on given levels; the last need not be the clean image."""
+    x, start, m_start, x_0, _, _ = basis(3)
     program = []
-    for i, (here, there) in enumerate(pairwise(walk)):
+    for i, (here, there) in enumerate(pairwise(levels)):
         if i % 2 and there.sigma > 0:
-            before = walk[i - 1]
+            before = levels[i - 1]
             h = there.lam - before.lam
             slope = (x_0 - m_start) * h / (here.lam - before.lam)
             update = there.sigma / before.sigma * start - there.alpha * math.expm1(-h) * (m_start + slope / 2)
@@ -117,20 +122,19 @@ def dpmpp_2s(
 
 
 def check_order(order: int, highest: int) -> None:
-    """Refuse orders outside 1..highest."""
+    """Raise ScheduleError unless ``order`` is in 1..highest."""
     if not 1 <= order <= highest:
         raise ScheduleError("order", order, f"this sampler has orders 1..{highest}")
 
 
-def order_ladder(walk: Sequence[Level], order: int, lower_order_final: bool) -> list[int]:
-    """The order of each step: it rises as history comes in, and falls before the end.
+def step_orders(levels: Sequence[Level], order: int, few: int = FEW_STEPS) -> list[int]:
+    """The order of each step: it rises with the history, and with fewer than ``few`` steps falls towards the end.
 
-    The step to the clean image is of order 1 whatever was asked for: λ is infinite there.
+    The step to the clean image always has order 1: λ is infinite there.
     """
-    steps = len(walk) - 1
-    falling = lower_order_final and steps < FEW_STEPS
-    orders = [min(order, i + 1, steps - i if falling else order) for i in range(steps)]
-    return [1 if there.sigma == 0 else p for p, there in zip(orders, walk[1:], strict=True)]
+    steps = len(levels) - 1
+    orders = [min(order, i + 1, steps - i if steps < few else order) for i in range(steps)]
+    return [1 if there.sigma == 0 else p for p, there in zip(orders, levels[1:], strict=True)]
 
 
 def _integral(lam: Sequence[float], order: int, m: Sequence[np.ndarray]) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The table of samplers: what a user should know of each. `/model`, `/docs` and the README all show these entries."""
+"""The table of samplers. `/model`, `/docs` and the documentation show these entries."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from model.diffusion.schedule import SPACINGS, Spacing
 
 @dataclass(frozen=True)
 class Sampler:
-    """What a user should know of a sampler, and the function behind it.
+    """A sampler and its description.
 
     Attributes:
-        what: it is, in one plain sentence.
-        when: to use it, in another.
+        what: the sampler is, in one sentence.
+        when: to use it, in one sentence.
         compile: (schedule, steps, spacing=, clip=, and the options) to a Plan.
-        good_steps: the range worth trying; T is the whole chain.
+        good_steps: recommended range; T is the number of timesteps in training.
         default_steps: None stands for T.
-        evaluations: (a, b): the walk takes a · steps + b network evaluations, with default options.
-        stochastic: whether it draws noise on the way, with default options.
-        options: names of the request fields that only some samplers take and this one does.
-        spacings: the grids that it can walk on.
-        spacing: the one that it takes by default; None leaves that to the checkpoint.
+        evaluations: (a, b): a · steps + b network evaluations, with default options.
+        stochastic: whether it draws noise after x_T, with default options.
+        options: names of the request fields that it takes and not every sampler does.
+        spacings: those that it supports.
+        spacing: the default; None leaves it to the checkpoint.
     """
 
     name: str
@@ -44,22 +44,24 @@ class Sampler:
     spacing: Spacing | None = None
 
     @property
-    def nfe(self) -> str:
-        """What N steps cost, as a formula."""
+    def nfe_formula(self) -> str:
+        """Network evaluations for N steps."""
         a, b = self.evaluations
         return ("N" if a == 1 else f"{a}N") + (f" {'+' if b > 0 else '-'} {abs(b)}" if b else "")
 
     @property
     def summary(self) -> str:
-        """The entry in one line."""
+        """What, when, and its cost, in one line."""
         kind = "stochastic" if self.stochastic else "deterministic"
-        return f"{self.what} {self.when} ({kind}; {self.nfe} evaluations for N steps; good with {self.good_steps})"
+        return (
+            f"{self.what} {self.when} ({kind}; {self.nfe_formula} evaluations for N steps; good with {self.good_steps})"
+        )
 
 
 _TABLE = (
     Sampler(
         "ddim",
-        "Glides along the probability flow in straight steps; eta > 0 mixes in fresh noise, up to ddpm at 1.",
+        "Follows the probability flow in first-order steps; eta > 0 adds fresh noise, up to ddpm's at 1.",
         "The one to start with, and the one whose latents can be edited and inverted.",
         ddim,
         good_steps="20-100",
@@ -68,8 +70,8 @@ _TABLE = (
     ),
     Sampler(
         "ddpm",
-        "The original ancestral walk, with fresh noise at every step.",
-        "For the reference result, at all T steps; others get there sooner.",
+        "The original ancestral sampling, with fresh noise at every step.",
+        "For the reference result, at all T steps; the others need fewer.",
         ddpm,
         good_steps="100-T",
         default_steps=None,
@@ -78,8 +80,8 @@ _TABLE = (
     ),
     Sampler(
         "dpmpp_2m",
-        "DPM-Solver++, multistep: extrapolates the predicted image from the steps before.",
-        "For good images in the fewest evaluations, without noise; order 3 seldom pays.",
+        "DPM-Solver++, multistep: extrapolates the predicted image from earlier steps.",
+        "For good images in the fewest evaluations, deterministically; order 3 seldom helps.",
         dpmpp_2m,
         good_steps="10-30",
         options=frozenset({"order"}),
@@ -88,7 +90,7 @@ _TABLE = (
     Sampler(
         "dpmpp_2m_sde",
         "The same solver with fresh noise at every step.",
-        "Where fresh noise should correct the network's errors, as ddpm's does, in a tenth of its evaluations.",
+        "Where fresh noise should correct the network's errors, as in ddpm, with a tenth of its evaluations.",
         dpmpp_2m_sde,
         good_steps="10-100",
         stochastic=True,
@@ -98,14 +100,14 @@ _TABLE = (
     Sampler(
         "dpmpp_2s",
         "DPM-Solver++, singlestep: steps in pairs, the second correcting both.",
-        "For second order without a history; from twenty evaluations on much like dpmpp_2m.",
+        "For second order without a history; from twenty evaluations on close to dpmpp_2m.",
         dpmpp_2s,
         good_steps="20-50",
     ),
     Sampler(
         "unipc",
         "A multistep predictor whose every step is corrected after the fact, at no extra evaluation.",
-        "As dpmpp_2m, of one order more: its error falls faster as steps are added.",
+        "As dpmpp_2m, of one order more: its error falls faster with the number of steps.",
         unipc,
         good_steps="8-30",
         options=frozenset({"order"}),
@@ -113,12 +115,12 @@ _TABLE = (
     ),
     Sampler(
         "heun",
-        "Heun's method: looks where a straight step would lead, and averages both slopes.",
-        "A robust solver of second order that keeps no history; two evaluations a step.",
+        "Heun's method: averages the slopes at both ends of each step.",
+        "A robust second-order solver that keeps no history; two evaluations a step.",
         heun,
         good_steps="10-50",
         evaluations=(2, -1),
-        spacing="trailing",  # its second look at t = 0, where the network sees hardly any noise, would spoil the rest
+        spacing="trailing",  # leading would evaluate twice at t = 0, where there is hardly any noise to predict
     ),
     Sampler(
         "pndm",
@@ -133,8 +135,8 @@ _TABLE = (
     ),
     Sampler(
         "obelm",
-        "A two-step scheme of second order that can be walked backwards exactly.",
-        "To return from the latent pair that inversion by obelm gives.",
+        "A two-step scheme of second order with an exact inverse.",
+        "To decode the latent pair that inversion by obelm gives.",
         obelm,
         good_steps="50-100",
         default_steps=50,

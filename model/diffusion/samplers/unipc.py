@@ -7,9 +7,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from model.diffusion.levels import Level, levels, step, terms
+from model.diffusion.levels import Level, basis, noise_levels, step
 from model.diffusion.plan import Clip, Plan
-from model.diffusion.samplers.dpmpp import check_order
+from model.diffusion.samplers.dpmpp import check_order, step_orders
 from model.diffusion.schedule import NoiseSchedule, Spacing
 
 
@@ -20,60 +20,64 @@ def unipc(
     order: int = 2,
     spacing: Spacing | None = None,
     clip: Clip | None = None,
-    lower_order_final: bool = True,
-    walk: Sequence[Level] | None = None,
 ) -> Plan:
     """UniPC-p in its B2(h) form, predicting x̂0 (algorithms 7 and 8 of the paper).
 
-    At each level the x̂0 just evaluated also corrects the step that led there: S_0 is the predicted x, which the network
-    sees, S_1 the corrected one, from which the next prediction starts.
+    At each level the x̂0 just evaluated also corrects the step that led there: S_0 is the predicted x, the network's
+    input, S_1 the corrected one, from which the next prediction starts. The order falls to 1 at the end.
 
     Args:
         steps: 1..T, which is also its NFE.
         order: 1, 2 or 3; accuracy is one order higher thanks to the corrector.
         clip: what is done to x̂0.
-        lower_order_final: fall back towards order 1 over the last steps.
-        walk: overrides the levels that ``steps`` and ``spacing`` describe; the clean level need not be the last.
 
     Raises:
-        ScheduleError: ``steps``, ``spacing`` or ``order`` cannot be.
+        ScheduleError: invalid ``steps``, ``spacing`` or ``order``.
     """
     check_order(order, 3)
-    walk = walk or levels(schedule, steps, spacing)
-    count = len(walk) - 1
-    x, y, *past, x_0, _, _ = terms(2 + order)
+    levels = noise_levels(schedule, steps, spacing)
+    return unipc_on(schedule, levels, step_orders(levels, order, few=len(levels)), history=order, clip=clip)
+
+
+def unipc_on(
+    schedule: NoiseSchedule, levels: Sequence[Level], orders: Sequence[int], *, history: int, clip: Clip | None = None
+) -> Plan:
+    """:func:`unipc` on given levels, with the order of each step; the last level need not be the clean image.
+
+    Args:
+        history: how many x̂0 the state keeps; at least the highest order.
+    """
+    x, y, *past, x_0, _, _ = basis(2 + history)
     program = []
-    p = 0  # the order of the step that led here; the first corrects nothing
-    for i in range(count):
-        corrected = x if p == 0 else _advance(walk, i - 1, p, y, past, arrived=x_0)
-        p = min(order, i + 1, count - i if lower_order_final else order)
-        predicted = _advance(walk, i, p, corrected, [x_0, *past])
-        program.append(step(schedule, walk[i], [predicted, corrected, x_0, *past[:-1]], clip=clip))
+    for i, order in enumerate(orders):
+        corrected = _advance(levels, i - 1, orders[i - 1], y, past, arrived=x_0) if i else x
+        predicted = _advance(levels, i, order, corrected, [x_0, *past])
+        program.append(step(schedule, levels[i], [predicted, corrected, x_0, *past[:-1]], clip=clip))
     return Plan(tuple(program))
 
 
 def _advance(
-    walk: Sequence[Level],
+    levels: Sequence[Level],
     i: int,
     p: int,
     y: np.ndarray,
     m: Sequence[np.ndarray],
     arrived: np.ndarray | None = None,
 ) -> np.ndarray:
-    """From level i to the next: predicted from the history, or corrected with the x̂0 found on arrival.
+    """From level i to the next: predicted from the history, or corrected with x̂0 of the next level.
 
     Args:
         p: order of the step.
         y: x at level i.
         m: x̂0 at level i and before it.
-        arrived: x̂0 at level i + 1; None while it is not known.
+        arrived: x̂0 at level i + 1; None in the prediction.
     """
-    here, there = walk[i], walk[i + 1]
+    here, there = levels[i], levels[i + 1]
     if there.sigma == 0:
         return m[0]
     h = there.lam - here.lam
     grown = math.expm1(-h)  # E; with B2(h), B is the same
-    ratios = [(walk[i - k].lam - here.lam) / h for k in range(1, p)]
+    ratios = [(levels[i - k].lam - here.lam) / h for k in range(1, p)]
     slopes = [(m[k] - m[0]) / ratios[k - 1] for k in range(1, p)]
     if arrived is not None:
         ratios, slopes = [*ratios, 1.0], [*slopes, arrived - m[0]]

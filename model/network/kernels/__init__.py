@@ -1,13 +1,13 @@
-"""Triton kernels of the CUDA path: what a network and a row machine do between convolutions, in few memory passes.
+"""Triton kernels for the network's operations between convolutions, in few memory passes.
 
-``norm`` and ``residual`` serve the network, ``rows`` the machine. Three things hold for all of them:
+Three things hold for them, and for those of :mod:`model.diffusion.machine_triton`:
 
-- A row's bits depend on that row alone: not on how many rows there are, nor on its place, nor on its neighbours. No
-  kernel uses atomics, no program reads two rows, and tiles, chunks and warps are chosen by C, H, W, groups, dtype and
-  slots alone. Nor may the compiler choose by an address: what it could vectorize is aligned to 16 bytes, or copied.
+- A row's result is bit-identical for any number of rows, at any index, among any other rows. No kernel uses atomics, no
+  program reads two rows, and tiles, chunks and warps depend on C, H, W, groups, dtype and slots alone. Nor may the
+  compiler specialize on an address: what it could vectorize is aligned to 16 bytes, or copied.
 - They can be captured in a CUDA graph: nothing is read back, nothing is tuned at run time, and memory comes from
-  ``torch.empty``. A shape's first launch compiles and loads its kernel, so it has to come before the capture.
-- They are for inference: no gradients flow.
+  ``torch.empty``. The first launch for a shape compiles and loads the kernel, so it must precede the capture.
+- They are for inference: there are no gradients.
 
 This package can be imported without Triton; its modules need it.
 """
@@ -18,13 +18,13 @@ import torch
 
 
 def usable(device: torch.device) -> bool:
-    """Whether kernels run there: on a CUDA device of capability 7.0 or above, or interpreted on the CPU.
+    """Whether kernels run on this device: a CUDA device of capability 7.0 or above, or a CPU with Triton's interpreter.
 
-    Interpreted is: ``TRITON_INTERPRET=1``, set before the modules of this package are imported. That is for tests; it
-    is thousands of times slower than torch.
+    The interpreter is for tests, and thousands of times slower than torch: ``TRITON_INTERPRET=1``, set before the
+    modules of this package are imported.
     """
     try:
-        import triton  # noqa: PLC0415 - it may be missing
+        import triton  # noqa: PLC0415 - optional
     except ImportError:
         return False
     interpreted = bool(triton.knobs.runtime.interpret)

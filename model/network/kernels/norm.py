@@ -1,14 +1,14 @@
-"""Group normalization with what stands around it: an addition before; scale, shift and SiLU after.
+"""Group normalization fused with an addition before it, and with scale, shift and SiLU after it.
 
 In memory an image is [H, W, C]. A program handles some whole groups of one row, as a tile [pixels, channels], where
-the channels of a group are padded to a power of two. How many groups is chosen so that it reads at least 32 bytes side
-by side, the smallest piece that the memory hands out; 64 where registers allow, 128 where the map is large. Sums go
-over the pixels of each channel first, and over the channels of a group when few numbers are left.
+the channels of a group are padded to a power of two. The number of groups is chosen such that it reads at least 32
+contiguous bytes, the smallest memory transaction; 64 where registers allow, 128 for large maps. Sums run over the
+pixels of each channel first, and over the channels of a group when few numbers are left.
 
 A small map is read once: its tile stays in registers between statistics and output. A large one is cut into at most 64
-chunks of pixels. A first launch leaves each chunk's mean and centred sum of squares, a second one merges them (Chan et
+chunks of pixels. A first launch writes each chunk's mean and centred sum of squares, a second one merges them (Chan et
 al. 1983, "Algorithms for computing the sample variance") and normalizes; it reads its pixels again, from the L2 cache
-where they fit. Each of its programs takes a whole chunk, so that the statistics it reads are few beside its pixels.
+where they fit. Each of its programs takes a whole chunk, so that it reads few statistics compared with its pixels.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-LARGEST_TILE = 16384  # numbers: 32 for each of the 512 threads of a program, which leaves registers for two of them
+MAX_TILE = 16384  # elements: 32 for each of a program's 512 threads, which leaves registers for two programs
 MAX_CHUNKS = 64
 
 
 @dataclass(frozen=True)
 class Tiling:
-    """How a map is cut.
+    """The partition of a map.
 
     Attributes:
         P, G, K: a tile's pixels, groups, and channels per group with padding; powers of two.
-        tiles: how many a program takes, one after another.
-        chunks: programs along the pixels; 1 where a program sees whole groups.
-        warps: 32 threads each.
+        tiles: per program, one after another.
+        chunks: programs along the pixels; 1 where a program reads whole groups.
+        warps: of 32 threads, per program.
     """
 
     P: int
@@ -46,10 +46,10 @@ class Tiling:
 
 @functools.cache
 def tiling(C: int, pixels: int, groups: int, itemsize: int) -> Tiling:
-    """By the shape of one row alone, see :mod:`model.network.kernels`.
+    """The tiling for the shape of one row, see :mod:`model.network.kernels`.
 
-    One row of 32 x 32 x 128 in bfloat16 is eight programs of 32 KiB each: they do not fill a card, but more programs
-    would need a second launch, which is thought to cost more than it saves (not measured).
+    One row of 32 x 32 x 128 in bfloat16 is eight programs of 32 KiB each: they do not fill a device, but more programs
+    would need a second launch, which is assumed to cost more than it saves (not measured).
     """
     per_group = C // groups
     K = _power(per_group)
@@ -58,22 +58,22 @@ def tiling(C: int, pixels: int, groups: int, itemsize: int) -> Tiling:
         return min(_power(-(-width // (per_group * itemsize))), _power(groups))
 
     def warps(numbers: int) -> int:
-        return min(max(numbers // 512, 1), 16)  # 16 numbers a thread, until there are too many
+        return min(max(numbers // 512, 1), 16)  # 16 elements a thread, up to 512 threads
 
     P = _power(pixels)
-    for width, largest in ((64, LARGEST_TILE // 2), (32, LARGEST_TILE)):
+    for width, most in ((64, MAX_TILE // 2), (32, MAX_TILE)):
         G = groups_of(width)
         numbers = P * G * K
-        if numbers <= largest:
+        if numbers <= most:
             return Tiling(P, G, K, 1, 1, warps(numbers))
     G = groups_of(128)
-    P = max(LARGEST_TILE // 2 // (G * K), 1)
+    P = max(MAX_TILE // 2 // (G * K), 1)
     tiles = -(-pixels // (P * MAX_CHUNKS))
     return Tiling(P, G, K, tiles, -(-pixels // (P * tiles)), warps(P * G * K))
 
 
 def _power(n: int) -> int:
-    """The least power of two that is not below n."""
+    """The smallest power of two >= n."""
     return 1 << (n - 1).bit_length()
 
 
@@ -88,10 +88,9 @@ def norm(
     add: Tensor | None = None,
     scale_shift: Tensor | None = None,
 ) -> Tensor:
-    """GroupNorm of x + add, times weight plus bias, times 1 + scale plus shift, through SiLU; rounded once, at the end.
+    """SiLU((GroupNorm(x + add) · weight + bias) · (1 + scale) + shift), in float32, rounded once at the end.
 
-    Everything in between is float32; the variance is the mean square of what is centred already, so that a mean that
-    is large beside it does no harm.
+    The variance is the mean square of centred values, so a mean that is large beside it costs no accuracy.
 
     Args:
         x: [B, C, H, W], channels_last in memory, of any floating dtype up to float32; B below 65536.
@@ -99,14 +98,14 @@ def norm(
         bias: float32 [C].
         groups: divides C.
         silu: y · sigmoid(y) at the end.
-        add: [B, C], or [1, C] for all rows alike; its channels must lie side by side, its rows may be apart.
-        scale_shift: [B, 2C] or [1, 2C], first scales, then shifts; likewise.
+        add: [B, C], or [1, C] for all rows; channels contiguous, rows of any stride.
+        scale_shift: [B, 2C] or [1, 2C], scales first; likewise.
 
     Returns:
-        A fresh tensor like ``x``.
+        A new tensor like ``x``.
     """
     B, C, H, W = x.shape
-    assert x.is_contiguous(memory_format=torch.channels_last), "This is a bug: norm wants channels_last."
+    assert x.is_contiguous(memory_format=torch.channels_last), "This is a bug: norm needs channels_last."
     x = x if x.data_ptr() % 16 == 0 else x.clone(memory_format=torch.preserve_format)
     out = torch.empty_like(x, memory_format=torch.channels_last)
     cut = tiling(C, H * W, groups, x.element_size())
@@ -129,26 +128,26 @@ def norm(
 
 
 def _stride(rows: Tensor | None, B: int, width: int) -> int:
-    """From one row to the next, in elements; 0 where there is one for all."""
+    """Of the first dimension, in elements; 0 where one row serves all."""
     if rows is None:
         return 0
     assert rows.shape in ((B, width), (1, width)), (
-        "This is a bug: norm wants one row of channels for each of x, or for all."
+        "This is a bug: norm needs a row of channels for each row of x, or one for all."
     )
-    assert rows.stride(1) == 1, "This is a bug: norm wants a row's channels side by side."
+    assert rows.stride(1) == 1, "This is a bug: norm needs contiguous channels."
     return rows.stride(0) if len(rows) > 1 else 0
 
 
-# What is read once per channel is not worth compiling again for each alignment that it happens to have.
+# These are read once per channel: not worth a compilation for each alignment.
 _jit = triton.jit(
-    do_not_specialize=["add_stride", "told_stride"],
-    do_not_specialize_on_alignment=["add", "told", "weight", "bias"],
+    do_not_specialize=["add_stride", "scale_shift_stride"],
+    do_not_specialize_on_alignment=["add", "scale_shift", "weight", "bias"],
 )
 
 
 @_jit
 def _whole(
-    x, out, add, add_stride, weight, bias, told, told_stride, eps,
+    x, out, add, add_stride, weight, bias, scale_shift, scale_shift_stride, eps,
     SILU: tl.constexpr, C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr,
     P: tl.constexpr, G: tl.constexpr, K: tl.constexpr,
 ):  # fmt: skip
@@ -160,7 +159,9 @@ def _whole(
     h = tl.load(x + first + at, mask=inside, other=0.0).to(tl.float32)
     h += _or_zero(add, row * add_stride + channel, real)
     mean, m2 = _moments(h, inside, PIXELS * (C // GROUPS), G, K)
-    gain, shift = _affine(m2, eps, weight, bias, told, row * told_stride, channel, real, C, PIXELS, GROUPS)
+    gain, shift = _affine(
+        m2, eps, weight, bias, scale_shift, row * scale_shift_stride, channel, real, C, PIXELS, GROUPS
+    )
     y = _silu((h - mean) * gain + shift, SILU)
     tl.store(out + first + at, y.to(out.dtype.element_ty), mask=inside)
 
@@ -177,17 +178,17 @@ def _measure(
     added = _or_zero(add, row * add_stride + channel, real)
     mean = tl.zeros([1, G * K], tl.float32)
     m2 = tl.zeros([1, G * K], tl.float32)
-    seen = 0.0
+    counted = 0.0
     for tile in range(TILES):
         pixel = (chunk * TILES + tile) * P
         at, inside = _pixels(pixel, channel, real, C, PIXELS, P)
         h = tl.load(x + row * C * PIXELS + at, mask=inside, other=0.0).to(tl.float32) + added
         new = (tl.minimum(tl.maximum(PIXELS - pixel, 0), P) * (C // GROUPS)).to(tl.float32)
         mean_of_new, m2_of_new = _moments(h, inside, tl.maximum(new, 1.0), G, K)
-        share = tl.div_rn(new, seen + new)
-        m2 += m2_of_new + (mean_of_new - mean) * (mean_of_new - mean) * (seen * share)
+        share = tl.div_rn(new, counted + new)
+        m2 += m2_of_new + (mean_of_new - mean) * (mean_of_new - mean) * (counted * share)
         mean += (mean_of_new - mean) * share
-        seen += new
+        counted += new
     group, k = _groups(G, K)
     place = moments + (row * CHUNKS + chunk) * 2 * GROUPS + group
     tl.store(place, mean, mask=real & (k == 0))
@@ -196,7 +197,7 @@ def _measure(
 
 @_jit
 def _normalize(
-    x, out, moments, add, add_stride, weight, bias, told, told_stride, eps,
+    x, out, moments, add, add_stride, weight, bias, scale_shift, scale_shift_stride, eps,
     SILU: tl.constexpr, C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr,
     P: tl.constexpr, G: tl.constexpr, K: tl.constexpr, TILES: tl.constexpr, CHUNKS: tl.constexpr, POWER: tl.constexpr,
 ):  # fmt: skip
@@ -205,7 +206,9 @@ def _normalize(
     channel, real = _channels(C, GROUPS, G, K)
     mean, m2 = _merged(moments + row * CHUNKS * 2 * GROUPS, C, PIXELS, GROUPS, P * TILES, G, K, CHUNKS, POWER)
     centre = tl.where(real, mean, 0.0) - _or_zero(add, row * add_stride + channel, real)
-    gain, shift = _affine(m2, eps, weight, bias, told, row * told_stride, channel, real, C, PIXELS, GROUPS)
+    gain, shift = _affine(
+        m2, eps, weight, bias, scale_shift, row * scale_shift_stride, channel, real, C, PIXELS, GROUPS
+    )
     first = row * C * PIXELS
     for tile in range(TILES):
         at, inside = _pixels((chunk * TILES + tile) * P, channel, real, C, PIXELS, P)
@@ -246,7 +249,7 @@ def _or_zero(rows, at, real):
 
 @triton.jit
 def _of_groups(x, G: tl.constexpr, K: tl.constexpr):
-    """Sums within each group of x [G · K], told to each of its channels: [1, G · K]."""
+    """Sums within each group of x [G · K], repeated for each of its channels: [1, G · K]."""
     return _to_channels(tl.sum(tl.reshape(x, [G, K]), axis=1), G, K)
 
 
@@ -283,14 +286,14 @@ def _merged(
 
 @triton.jit
 def _affine(
-    m2, eps, weight, bias, told, told_row, channel, real,
+    m2, eps, weight, bias, scale_shift, scale_shift_row, channel, real,
     C: tl.constexpr, PIXELS: tl.constexpr, GROUPS: tl.constexpr,
 ):  # fmt: skip
     """(gain, shift) [1, G · K]: what follows the statistics, as one multiply-add of centred values."""
     gain = tl.load(weight + channel, mask=real, other=0.0) * tl.rsqrt(m2 / (PIXELS * (C // GROUPS)) + eps)
     shift = tl.load(bias + channel, mask=real, other=0.0)
-    scale = 1.0 + _or_zero(told, told_row + channel, real)
-    return gain * scale, shift * scale + _or_zero(told, told_row + C + channel, real)
+    scale = 1.0 + _or_zero(scale_shift, scale_shift_row + channel, real)
+    return gain * scale, shift * scale + _or_zero(scale_shift, scale_shift_row + C + channel, real)
 
 
 @triton.jit

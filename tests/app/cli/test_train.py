@@ -97,7 +97,7 @@ def test_a_fault_of_the_recipe_is_refused_in_python_too():
 def test_flags_replace_only_what_was_typed(monkeypatch, data, tmp_path):
     seen = []
     monkeypatch.setattr("app.cli.train.run", lambda *given, **_: seen.append(given[2]))
-    monkeypatch.setattr("app.cli.train.recipe_of", lambda _: Recipe(size=16, flip=True, channels=(32, 64), lr=0.5))
+    monkeypatch.setattr("app.cli.train.read_recipe", lambda _: Recipe(size=16, flip=True, channels=(32, 64), lr=0.5))
     train = ["train", "--data", str(data), "--out", str(tmp_path), "--device", "cpu"]
     assert main([*train, "--resume", "--lr", "0.25", "--no-flip"]) == 0
     assert seen == [Recipe(size=16, flip=False, channels=(32, 64), lr=0.25)]

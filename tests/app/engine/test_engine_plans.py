@@ -10,11 +10,11 @@ import torch
 from app.engine.jobs import Lane
 from app.engine.runner import Runner
 from app.engine.widths import Widths
-from model.diffusion import machine, samplers
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, samplers
 from model.diffusion.plan import Clip
 from tests import rounding
 from tests.engines import ask, engine_on
+from tests.oracles import guided
 
 pytestmark = pytest.mark.anyio
 
@@ -72,7 +72,7 @@ def assert_as_near_as_the_plain_loop(ckpt, requests, results) -> None:
         def sample(net, dtype, copies, lanes=lanes):
             lanes = lanes * copies
             seeds, labels = [lane.seed for lane in lanes], torch.tensor([lane.label for lane in lanes])
-            net = machine.guided(net, torch.tensor([lane.guidance for lane in lanes]), null=3)
+            net = guided(net, [lane.guidance for lane in lanes], null=3)
             return rounding.run_plan(net, lanes[0].plan, seeds, labels, ckpt.shape, dtype)
 
         exact, most = rounding.bound(ckpt.net, sample)

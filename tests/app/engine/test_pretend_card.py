@@ -15,7 +15,7 @@ from model.checkpoint import Checkpoint
 from model.device import to_device
 from model.diffusion.noise import draw_noise, seeded_generator
 from model.network import cuda_graphs as graphs
-from model.network.cuda_graphs import Arithmetic, Graphed
+from model.network.cuda_graphs import Arithmetic, GraphedUNet
 from model.network.inference import InferenceUNet
 from tests.app.engine.test_engine_plans import mixed_requests
 from tests.pretend_card import DEVICE, Card, Objection, OnCard, inside
@@ -29,12 +29,12 @@ WIDTH = 8
 
 @pytest.fixture
 def card(monkeypatch):
-    def captured(run, pool):
+    def capture(run, pool):
         """Run again, into the same memory: see tests/model/network/test_cuda_graphs.py."""
         said = run().clone()
         return said, lambda: said.copy_(run())
 
-    monkeypatch.setattr(graphs, "captured", captured)
+    monkeypatch.setattr(graphs, "capture_graph", capture)
     monkeypatch.setattr(graphs, "memory_pool", object)
     return Card(monkeypatch)
 
@@ -144,7 +144,7 @@ def test_a_network_whose_conditioning_is_computed_beforehand(tiny_ckpt, card):
     y[3] = torch.tensor([0.25, 0.25, 0.5, 0])
     said = tiny_ckpt.net(x, t, y)
     with card:
-        net = Graphed(InferenceUNet(card.holds(copy.deepcopy(tiny_ckpt.net)), 1000), Arithmetic())
+        net = GraphedUNet(InferenceUNet(card.holds(copy.deepcopy(tiny_ckpt.net)), 1000), Arithmetic())
         net.capture([4])
         for width in (4, 2):
             found = net(to_device(x[:width], DEVICE), t[:width], y[:width])

@@ -117,7 +117,7 @@ async def test_a_blend_and_a_grid_are_those_of_the_formulas(client, tiny):
     assert np.abs(blend - drawn([interpolation.blend(ends, [1, 0.5, 0, 2])])).max() < FOLDED
     grid = await numbers(client, latents=[1, 2, 3, 4], grid=[2, 3], steps=5)
     # Other widths, the same float32 operations but for the order of sums: 1e-6 a step.
-    assert np.abs(grid - drawn(interpolation.corners(ends, 2, 3))).max() < FOLDED
+    assert np.abs(grid - drawn(interpolation.grid(ends, 2, 3))).max() < FOLDED
     sheet = opened((await ask(client, latents=[1, 2, 3, 4], grid=[2, 3], steps=5)).content)
     assert sheet.size == (3 * 8 + 2 * 2, 2 * 8 + 2)
 

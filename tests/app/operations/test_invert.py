@@ -13,8 +13,7 @@ from PIL import Image
 
 from model import images
 from model.checkpoint import load
-from model.diffusion import machine
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, machine
 from model.diffusion.inversion.registry import INVERSIONS
 from tests import rounding
 from tests.app.api.test_bad_input import assert_problem

@@ -19,6 +19,7 @@ from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Clip
 from tests import rounding
 from tests.conftest import FOLDED
+from tests.oracles import guided
 
 pytestmark = pytest.mark.anyio
 JSON = {"accept": "application/json"}
@@ -181,8 +182,7 @@ async def test_options_of_samplers(client):
 async def test_guidance_is_two_rows(client, tiny):
     ckpt = load(tiny)
     plan = samplers.ddim(ckpt.schedule, 12, clip=Clip(1.0), spacing="leading")
-    guided = machine.guided(ckpt.net, torch.tensor([3.0]), null=3)
-    expected = machine.sample(guided, plan, [5], (1, 8, 8), torch.tensor([1])).numpy()
+    expected = machine.sample(guided(ckpt.net, [3.0], null=3), plan, [5], (1, 8, 8), torch.tensor([1])).numpy()
     response = await sample(client, NPY, label="square", seed=5, steps=12, guidance=3)
     served = np.load(io.BytesIO(response.content))
     assert np.abs(served - expected).max() < FOLDED * max(1, np.abs(expected).max())

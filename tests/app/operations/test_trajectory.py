@@ -36,7 +36,7 @@ async def test_frames_are_those_of_the_plain_loop(client, tiny):
     with torch.inference_mode():
         for line in plan.table(1):
             state = machine.advance(
-                ckpt.net, state, line[None], torch.tensor([1]), show=lambda x_0: seen.append(x_0[0])
+                ckpt.net, state, line[None], torch.tensor([1]), observe=lambda x_0: seen.append(x_0[0])
             )
             states.append(state[0, 0])
     request = {"label": "square", "seed": 3, "steps": 6, "spacing": "trailing"}

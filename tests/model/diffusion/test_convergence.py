@@ -1,43 +1,51 @@
 """How fast solvers approach the exact flow of data whose flow is known; whether the noisy ones draw from such data."""
 
 import math
-from functools import partial
 
 import numpy as np
 import pytest
 import torch
 
 from model.diffusion import machine
-from model.diffusion.levels import levels
-from model.diffusion.samplers import SAMPLERS, ddim, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, heun, obelm, unipc
+from model.diffusion.levels import noise_levels
+from model.diffusion.samplers import SAMPLERS, dpmpp_2m_sde
+from model.diffusion.samplers.classical import heun_on
+from model.diffusion.samplers.ddim import ddim_on
+from model.diffusion.samplers.dpmpp import dpmpp_2m_on, dpmpp_2s_on
+from model.diffusion.samplers.obelm import obelm_on
+from model.diffusion.samplers.unipc import unipc_on
 from tests.fakes import GaussianEps, MixtureEps
-from tests.oracles import (
-    even_in_lambda,
-    hops_between,
-    mixture_cdf,
-    mixture_flow,
-)
-from tests.walks import LINEAR, draws, pixels
+from tests.oracles import even_in_lambda, hops_between, mixture_cdf, mixture_flow, rising
+from tests.plans import LINEAR, draws, pixels
 
-# Order of convergence: levels evenly spaced in λ from t = 999 to t = 0, no step to the clean image, where λ = ∞.
+# Order of convergence: levels evenly spaced in λ from t = 999 to t = 0, no step to the clean image, where λ = ∞, and
+# the same order in all steps but the first ones, which have no history.
 
 
-def on_even_levels(compile_, steps, **options):
-    return compile_(LINEAR, steps, walk=even_in_lambda(LINEAR, steps), **options)
+def even(compile_):
+    """A plan of a sampler without a history, by its number of steps."""
+    return lambda n: compile_(LINEAR, even_in_lambda(LINEAR, n))
 
 
-KEEPING = {"lower_order_final": False}
+def dpmpp_2m(order):
+    return lambda n: dpmpp_2m_on(LINEAR, even_in_lambda(LINEAR, n), rising(order, n), slots=order)
+
+
+def unipc(order):
+    return lambda n: unipc_on(LINEAR, even_in_lambda(LINEAR, n), rising(order, n), history=order)
+
+
 # From a separate computation in float64: the slope of the error, and the error at 80 steps where it is printed.
 ORDERS = {
-    "ddim": (lambda n: ddim(LINEAR, n, walk=hops_between(even_in_lambda(LINEAR, n))), 0.99, 1.93e-2),
-    "dpmpp_2m-1": (partial(on_even_levels, dpmpp_2m, order=1, **KEEPING), 0.99, 1.93e-2),
-    "dpmpp_2m": (partial(on_even_levels, dpmpp_2m, **KEEPING), 2.00, 5.9e-4),
-    "dpmpp_2s": (partial(on_even_levels, dpmpp_2s), 2.00, None),
-    "unipc-1": (partial(on_even_levels, unipc, order=1, **KEEPING), 2.00, None),
-    "unipc": (partial(on_even_levels, unipc, order=2, **KEEPING), 3.00, 9.5e-5),
-    "unipc-3": (partial(on_even_levels, unipc, order=3, **KEEPING), 3.90, None),
-    "heun": (partial(on_even_levels, heun), 2.01, 1.2e-3),
-    "obelm": (partial(on_even_levels, obelm), 2.00, 1.2e-3),
+    "ddim": (lambda n: ddim_on(LINEAR, hops_between(even_in_lambda(LINEAR, n))), 0.99, 1.93e-2),
+    "dpmpp_2m-1": (dpmpp_2m(1), 0.99, 1.93e-2),
+    "dpmpp_2m": (dpmpp_2m(2), 2.00, 5.9e-4),
+    "dpmpp_2s": (even(dpmpp_2s_on), 2.00, None),
+    "unipc-1": (unipc(1), 2.00, None),
+    "unipc": (unipc(2), 3.00, 9.5e-5),
+    "unipc-3": (unipc(3), 3.90, None),
+    "heun": (even(heun_on), 2.01, 1.2e-3),
+    "obelm": (even(obelm_on), 2.00, 1.2e-3),
 }
 
 
@@ -65,8 +73,7 @@ def test_order_of_convergence(name):
 
 def test_order_3_of_dpmpp_2m_gains_without_being_of_third_order():
     # The authors' code gives the second difference half the weight of a parabola's: slope 2 remains, the error shrinks.
-    third = [gaussian_error(on_even_levels(dpmpp_2m, n, order=3, **KEEPING)) for n in (80, 320)]
-    second = [gaussian_error(on_even_levels(dpmpp_2m, n, **KEEPING)) for n in (80, 320)]
+    third, second = ([gaussian_error(dpmpp_2m(order)(n)) for n in (80, 320)] for order in (3, 2))
     assert slope(*third) > 1.85
     assert third[0] < second[0] / 2
     assert third[1] < second[1] / 2
@@ -99,7 +106,7 @@ def test_solvers_approach_the_exact_flow(name):
     errors = []
     for steps in (25, 50, 100):
         plan = SAMPLERS[name].compile(LINEAR, steps, spacing=SAMPLERS[name].spacing)
-        abar = levels(LINEAR, steps, SAMPLERS[name].spacing)[0].abar
+        abar = noise_levels(LINEAR, steps, SAMPLERS[name].spacing)[0].abar
         end = machine.run(MixtureEps(LINEAR), plan, pixels(X_T)).flatten().tolist()
         errors.append(max(abs(x - mixture_flow(x_T, abar)) for x, x_T in zip(end, X_T, strict=True)))
     assert errors[0] > errors[1] > errors[2]

@@ -13,7 +13,7 @@ from model.diffusion.samplers import SAMPLERS, ddim, ddpm
 from model.diffusion.schedule import ScheduleError, timesteps
 from tests.fakes import GaussianEps, MixtureEps
 from tests.oracles import ddim_loop, ddpm_loop, levels_of, mixture_flow
-from tests.walks import COSINE, LINEAR, draws, pixels
+from tests.plans import COSINE, LINEAR, draws, pixels
 
 
 def still(shape):
@@ -30,7 +30,7 @@ def gain(plan, net):
 def final_variance(plan, schedule, s_sq):
     """Variance of the result when x_T ~ N(0, 1): the sum of squared responses to every draw, x_T among them.
 
-    Row 0 starts at 1 and hears no noise; row k > 0 starts at 0 and hears a 1 at the k-th noisy step alone.
+    Row 0 starts at 1 and gets no noise; row k > 0 starts at 0 and gets a 1 at the k-th noisy step alone.
     """
     rows = 1 + sum(step.noisy for step in plan.steps)
     impulses = iter(torch.eye(rows, dtype=torch.float64)[1:])
@@ -117,7 +117,7 @@ def test_fixed_large_is_stationary_on_standard_normal_data(steps):
     ],
     ids=["ddim", "eta-half", "eta-1", "rederive", "ddpm", "fixed-large"],
 )
-def test_every_walk_ends_at_the_only_image(compile_, steps, schedule):
+def test_every_sampler_ends_at_the_only_image(compile_, steps, schedule):
     x = draws(0, (3, 1, 2, 2))()
     end = machine.run(GaussianEps(schedule, -0.4, 0), compile_(schedule, steps), x, noise=draws(1, x.shape))
     # x̂0 is a difference of numbers up to 1/α: 157 for linear, 2e4 for cosine; by the last hop, of numbers near 1.
@@ -239,7 +239,7 @@ def test_an_unknown_variance_is_refused():
         ddpm(LINEAR, 10, variance="fixed_huge")
 
 
-def test_without_a_spacing_the_walk_covers_the_noise():
+def test_without_a_spacing_the_hops_cover_the_noise():
     assert [hop.t for hop in hops(LINEAR, 10)] == list(range(900, -1, -100))
     assert [hop.t for hop in hops(LINEAR, 4)] == [999, 749, 499, 249]
     assert hops(LINEAR, 4, "quadratic")[0].t == 800
@@ -263,11 +263,11 @@ def test_without_a_spacing_the_walk_covers_the_noise():
     ],
     ids=["defaults", "free", "range-2", "threshold", "threshold-3", "trailing", "small-log", "large", "learned"],
 )
-def test_habits_of_a_checkpoint(config, expected):
+def test_defaults_of_a_checkpoint(config, expected):
     assert SamplingDefaults.from_config(config) == expected
 
 
-def test_a_variance_that_nobody_can_walk_with_is_refused():
+def test_an_unsupported_variance_is_refused():
     with pytest.raises(ScheduleError, match=r"^variance_type = 'learned'"):
         SamplingDefaults.from_config({"variance_type": "learned"})
 

@@ -2,17 +2,18 @@ import pytest
 import torch
 
 from model.checkpoint import load
-from model.diffusion import machine, samplers
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, machine, samplers
 from model.diffusion.schedule import NoiseSchedule
 from tests.fakes import GaussianEps
+from tests.oracles import guided
+from tests.plans import guide
 
 LINEAR = NoiseSchedule.from_config({})
 NULL = 3
 
 
 class Shifted:
-    """ε = u + y, and a second half of channels that is 10 y; it notes how many rows each forward had."""
+    """ε = u + y, and a second half of channels that is 10 y; ``rows`` are those of each forward."""
 
     def __init__(self, learned=False):
         self.learned = learned
@@ -31,27 +32,28 @@ def inputs(count=4):
     return u, torch.arange(count).float(), torch.arange(count) % NULL
 
 
-def test_rows_that_ask_get_the_blend_and_the_others_their_own_bits():
+def test_guided_rows_get_the_combination_and_the_others_their_own_bits():
     u, t, y = inputs()
     net = Shifted()
-    scale = torch.tensor([1.0, 2.5, 1.0, 0.0])
-    out = machine.guided(net, scale, NULL)(u, t, y)
-    plain, nobody = net(u, t, y), net(u, t, torch.full_like(y, NULL))
-    assert torch.equal(out[[0, 2]], plain[[0, 2]])
-    assert torch.allclose(out[1], nobody[1] + 2.5 * (plain[1] - nobody[1]))
-    assert torch.equal(out[3], nobody[3])
-    assert net.rows == [6, 4, 4]  # four rows, and one more for each of the two that ask
+    out = guide(net, [1.0, 2.5, 1.0, 0.0], NULL)(u, t, y)
+    conditional, unconditional = net(u, t, y), net(u, t, torch.full_like(y, NULL))
+    assert torch.equal(out[[0, 2]], conditional[[0, 2]])
+    assert torch.allclose(out[1], unconditional[1] + 2.5 * (conditional[1] - unconditional[1]))
+    assert torch.equal(out[3], unconditional[3])
+    assert net.rows == [6, 4, 4]  # four rows, and a copy of each of the two that are guided
 
 
-def test_without_anybody_asking_it_is_the_network_itself():
+def test_without_guided_rows_nothing_is_added():
+    u, t, y = inputs()
     net = Shifted()
-    assert machine.guided(net, torch.ones(4), NULL) is net
+    assert torch.equal(guide(net, [1.0] * 4, NULL)(u, t, y), net(u, t, y))
+    assert net.rows == [4, 4]
 
 
-def test_a_learned_variance_is_left_as_it_was():
+def test_a_learned_variance_is_not_guided():
     u, t, y = inputs()
     net = Shifted(learned=True)
-    out = machine.guided(net, torch.full((4,), 3.0), NULL)(u, t, y)
+    out = guide(net, [3.0] * 4, NULL)(u, t, y)
     plain = net(u, t, y)
     assert torch.equal(out[:, 2:], plain[:, 2:])
     assert not torch.equal(out[:, :2], plain[:, :2])
@@ -62,7 +64,7 @@ def ckpt(tiny):
     return load(tiny)
 
 
-WALKS = {
+PLANS = {
     **{name: lambda s=sampler: s.compile(LINEAR, 8, spacing="trailing") for name, sampler in samplers.SAMPLERS.items()},
     "ddim, eta 1": lambda: samplers.ddim(LINEAR, 8, eta=1.0, spacing="trailing"),
     "inversion ddim": lambda: inversion.ddim(LINEAR, 8, spacing="trailing"),
@@ -71,18 +73,12 @@ WALKS = {
 }
 
 
-@pytest.mark.parametrize("walk", WALKS)
-def test_every_walk_can_be_guided(ckpt, walk):
-    """Guiding is the same as walking on the blended network, whatever the walk."""
-    plan, y = WALKS[walk](), torch.tensor([1])
-
-    def blended(u, t, y):
-        nobody = ckpt.net(u, t, torch.full_like(y, NULL))
-        return nobody + 2.0 * (ckpt.net(u, t, y) - nobody)
-
-    guided = machine.guided(ckpt.net, torch.tensor([2.0]), NULL)
-    ours, expected = (machine.sample(net, plan, [5], ckpt.shape, y) for net in (guided, blended))
-    unguided = machine.sample(ckpt.net, plan, [5], ckpt.shape, y)
+@pytest.mark.parametrize("name", PLANS)
+def test_every_plan_can_be_guided(ckpt, name):
+    """Guidance in one forward is the paper's combination of two."""
+    plan, y = PLANS[name](), torch.tensor([1])
+    nets = guide(ckpt.net, [2.0], NULL), guided(ckpt.net, [2.0], NULL), ckpt.net
+    ours, expected, unguided = (machine.sample(net, plan, [5], ckpt.shape, y) for net in nets)
     # Forwards of one and of two rows differ by 1e-7; random weights let that grow with the size of the result.
     scale = max(1.0, float(expected.abs().max()))
     assert (ours - expected).abs().max() < 1e-4 * scale
@@ -98,8 +94,8 @@ def by_class(u, t, y):
 def test_a_guided_latent_is_decoded_under_the_same_guidance():
     x_0 = torch.rand(2, 1, 2, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64) - 0.5
     y = torch.tensor([0, 2])
-    guided = machine.guided(by_class, torch.tensor([2.0, 2.0]), NULL)
-    there = machine.run(guided, inversion.fixed_point(LINEAR, 50, refinements=10), x_0, y)
-    back, elsewhere = (machine.run(net, samplers.ddim(LINEAR, 50), there, y) for net in (guided, by_class))
-    assert (back - x_0).abs().max() < 1e-4
-    assert (elsewhere - x_0).abs().max() > 0.1
+    net = guide(by_class, [2.0, 2.0], NULL)
+    x_T = machine.run(net, inversion.fixed_point(LINEAR, 50, refinements=10), x_0, y)
+    same, other = (machine.run(each, samplers.ddim(LINEAR, 50), x_T, y) for each in (net, by_class))
+    assert (same - x_0).abs().max() < 1e-4
+    assert (other - x_0).abs().max() > 0.1

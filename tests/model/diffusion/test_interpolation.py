@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from model.diffusion.interpolation import DegenerateBlend, antipodal, between, blend, corners, path
+from model.diffusion.interpolation import DegenerateBlend, antipodal, between, blend, grid, path
 from model.diffusion.noise import draw_noise, seeded_generator
 
 SHAPE = (3, 8, 8)
@@ -32,11 +32,11 @@ def test_the_ends_are_returned_bit_for_bit(shape, method):
     way = path(ends[0], ends[1], 5, method)
     assert torch.equal(way[0].latent, ends[0])
     assert torch.equal(way[-1].latent, ends[1])
-    grid = corners(ends, 3, 4, method)
+    blends = grid(ends, 3, 4, method)
     for at, end in zip((0, 3, 8, 11), ends, strict=True):
-        assert torch.equal(grid[at].latent, end)
+        assert torch.equal(blends[at].latent, end)
     assert torch.equal(blend(ends, [0, 0, 2, 0], method).latent, ends[2])
-    assert all(frame.latent.dtype == torch.float32 and frame.latent.shape == shape for frame in way + grid)
+    assert all(frame.latent.dtype == torch.float32 and frame.latent.shape == shape for frame in way + blends)
 
 
 def test_slerp_of_orthogonal_latents_is_cosine_and_sine():
@@ -114,10 +114,10 @@ def test_blend_of_what_cancels_is_refused():
 
 def test_the_edges_of_a_grid_are_paths_and_orthogonal_corners_have_product_weights():
     ends = orthonormal(4)
-    grid = corners(ends, 4, 5)
-    assert all(torch.equal(x.latent, y.latent) for x, y in zip(grid[:5], path(ends[0], ends[1], 5), strict=True))
-    assert all(torch.equal(x.latent, y.latent) for x, y in zip(grid[-5:], path(ends[2], ends[3], 5), strict=True))
-    assert all(torch.equal(x.latent, y.latent) for x, y in zip(grid[::5], path(ends[0], ends[2], 4), strict=True))
+    blends = grid(ends, 4, 5)
+    assert all(torch.equal(x.latent, y.latent) for x, y in zip(blends[:5], path(ends[0], ends[1], 5), strict=True))
+    assert all(torch.equal(x.latent, y.latent) for x, y in zip(blends[-5:], path(ends[2], ends[3], 5), strict=True))
+    assert all(torch.equal(x.latent, y.latent) for x, y in zip(blends[::5], path(ends[0], ends[2], 4), strict=True))
     for i in range(4):
         for j in range(5):
             v, u = i / 3, j / 4
@@ -125,8 +125,8 @@ def test_the_edges_of_a_grid_are_paths_and_orthogonal_corners_have_product_weigh
             across = math.cos(u * math.pi / 2), math.sin(u * math.pi / 2)
             shares = (down[0] * across[0], down[0] * across[1], down[1] * across[0], down[1] * across[1])
             expected = sum(s * z for s, z in zip(shares, ends, strict=True))
-            assert (grid[5 * i + j].latent - expected).abs().max() < 1e-12
-            assert grid[5 * i + j].weights == pytest.approx(((1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u))
+            assert (blends[5 * i + j].latent - expected).abs().max() < 1e-12
+            assert blends[5 * i + j].weights == pytest.approx(((1 - v) * (1 - u), (1 - v) * u, v * (1 - u), v * u))
 
 
 def test_slerp_stays_where_noise_lives_and_lerp_does_not():

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 import torch
 
-from model.diffusion import machine, samplers
-from model.diffusion.inversion import methods as inversion
-from model.diffusion.levels import CLEAN, Hop
+from model.diffusion import inversion, machine, samplers
+from model.diffusion.levels import CLEAN
 from model.diffusion.plan import Clip
+from model.diffusion.samplers.ddim import ddim_on
 from model.diffusion.schedule import NoiseSchedule, ScheduleError
 from tests.fakes import GaussianEps, MixtureEps
-from tests.walks import LINEAR, pixels
+from tests.oracles import hops_between
+from tests.plans import LINEAR, pixels
 
 IMAGE = [-0.7, -0.55, 0.2, 0.5, 0.62]
 
@@ -44,8 +45,7 @@ def test_plain_inversion_is_the_textbook_loop(time):
     levels = [(0, 1.0)] + [(t, float(LINEAR.alphas_cumprod[t])) for t in range(0, 1000, 50)]
     x = pixels(IMAGE)
     for (t, abar), (t_next, abar_next) in pairwise(levels):
-        told = torch.full((len(x),), float(t if time == "source" else t_next))
-        eps = net(x, told)
+        eps = net(x, torch.full((len(x),), float(t if time == "source" else t_next)))
         x_0 = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
         x = math.sqrt(abar_next) * x_0 + math.sqrt(1 - abar_next) * eps
     ours = machine.run(net, inversion.ddim(LINEAR, 20, time=time), pixels(IMAGE))
@@ -132,7 +132,7 @@ def test_a_diverging_iteration_falls_back_to_its_best_iterate():
 
     plain = [iterate(k, guarded=False) for k in range(1, 13)]
     kept = [iterate(k, guarded=True) for k in range(1, 13)]
-    assert max(map(failure, plain[6:])) > 0.5  # it wanders, as it must
+    assert max(map(failure, plain[6:])) > 0.5  # it does not converge
     first_guess = 0.6 + 0.8 * float(net(pixels([1.0]), None))
     for k in range(2, 13):
         # All iterates whose failure was measured: the first guess, and those of fewer refinements.
@@ -188,8 +188,8 @@ def test_every_prediction_type_is_inverted(prediction):
         lambda s: inversion.obelm(s, 50),
     ):
         ours = machine.run(MixtureEps(schedule), make(schedule), pixels(IMAGE))
-        # ε is the same function however the network words it, but for the steps that show it an image of another
-        # level than the one it is told: the first guesses, and the clean image.
+        # ε is the same function for every prediction type, but for evaluations with an image of another level than
+        # that of their timestep: the first guesses, and the clean image.
         expected = machine.run(MixtureEps(same), make(same), pixels(IMAGE))
         assert (ours - expected).abs().max() < 0.05
     error = round_trip(MixtureEps(schedule), 50, inversion.fixed_point(schedule, 50, refinements=20))
@@ -204,7 +204,7 @@ def test_no_inversion_clips_or_draws_and_all_go_up(make, spacing):
     assert all(step.clip is None for step in plan.steps)
     times = [step.t for step in plan.steps]
     assert times == sorted(times)
-    assert inversion.upward(LINEAR, 20, spacing)[0] == CLEAN
+    assert inversion.ascending_levels(LINEAR, 20, spacing)[0] == CLEAN
 
 
 def test_evaluations():
@@ -225,9 +225,8 @@ def test_zero_terminal_snr_is_inverted():
     x_0 = pixels(IMAGE)
     x_T = machine.run(net, inversion.fixed_point(schedule, 50, refinements=10, spacing="trailing"), x_0)
     # Down from 2^-24 instead of 0, as the way up went.
-    walk = inversion.upward(schedule, 50, "trailing")[::-1]
-    hops = [Hop(walk[i].t, walk[i].abar, walk[i + 1].abar, noisy=False) for i in range(50)]
-    assert (machine.run(net, samplers.ddim(schedule, 50, walk=hops), x_T) - x_0).abs().max() < 1e-4
+    hops = hops_between(inversion.ascending_levels(schedule, 50, "trailing")[::-1])
+    assert (machine.run(net, ddim_on(schedule, hops), x_T) - x_0).abs().max() < 1e-4
 
 
 def test_clipping_the_way_back_would_not_undo_it():

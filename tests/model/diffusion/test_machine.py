@@ -6,8 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from model.diffusion import machine
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, machine
 from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Clip, Columns, Guard, Plan, Step
 from model.diffusion.samplers import ddim, ddpm
@@ -20,7 +19,7 @@ SHAPE = (2, 3, 3)  # C, H, W
 
 
 def dense(slots, steps, seed, guarded=False):
-    """A plan that no sampler makes: every slot is read and written, and hears noise, and may be guarded."""
+    """A plan that no sampler makes: every slot is read and written, gets noise, and may be guarded."""
     rng = np.random.default_rng(seed)
 
     def some(*shape):
@@ -45,7 +44,7 @@ def dense(slots, steps, seed, guarded=False):
     )
 
 
-# Walks that have as little as possible in common.
+# Plans that have as little as possible in common.
 PLANS = {
     "ddim": ddim(LINEAR, 10),
     "ddim-trailing": ddim(LINEAR, 3, spacing="trailing"),
@@ -76,7 +75,7 @@ def rows_of(picks, slots):
     return np.stack([ALL[name].table(slots)[cursor] for name, cursor in picks])
 
 
-def assert_company_changes_nothing(net, picks, slots, seed):
+def assert_the_batch_changes_nothing(net, picks, slots, seed):
     """Each row of one ``advance`` has the bits that it has alone, in a machine of no more slots than its plan needs."""
     rows, state = rows_of(picks, slots), randn(seed, len(picks), slots, *SHAPE)
     for row, (name, _) in enumerate(picks):
@@ -94,16 +93,16 @@ def assert_company_changes_nothing(net, picks, slots, seed):
 
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("part", [0, 0.5, 1], ids=["first", "middle", "last"])
-def test_a_batch_of_unlike_rows_is_each_of_them_alone(part, net):
+def test_a_batch_of_different_rows_is_each_of_them_alone(part, net):
     picks = [(name, round(part * (plan.nfe - 1))) for name, plan in PLANS.items()]
-    assert_company_changes_nothing(net, picks, slots=3, seed=5)
+    assert_the_batch_changes_nothing(net, picks, slots=3, seed=5)
 
 
 @pytest.mark.parametrize("slots", [6, 8])
 def test_unused_slots_of_a_wide_machine_change_nothing(slots):
     # With six slots an update has more than eight terms, and a sum in another order would have other bits.
     picks = [("ddpm", 4), ("six-slots", 1), ("ddpm-learned", 2), ("two-slots", 0)]
-    assert_company_changes_nothing(NETS["gaussian"], picks, slots, seed=6)
+    assert_the_batch_changes_nothing(NETS["gaussian"], picks, slots, seed=6)
 
 
 picks_of_all_kinds = st.lists(
@@ -118,7 +117,7 @@ picks_of_all_kinds = st.lists(
 @settings(max_examples=60, deadline=None, derandomize=True)
 @given(picks=picks_of_all_kinds, net=st.sampled_from(sorted(NETS)), slots=st.integers(3, 4), seed=st.integers(0, 999))
 def test_any_mix_in_any_order_is_each_row_alone(picks, net, slots, seed):
-    assert_company_changes_nothing(NETS[net], picks, slots, seed)
+    assert_the_batch_changes_nothing(NETS[net], picks, slots, seed)
 
 
 @pytest.mark.parametrize("name", PLANS)
@@ -209,7 +208,7 @@ def test_no_noise_is_drawn_for_a_forward_that_failed():
         machine.advance(broken, randn(1, 1, 1, *SHAPE), rows_of([("ddpm", 0)], 1), noise=lambda: pytest.fail("drawn"))
 
 
-def test_the_network_sees_input_time_and_class_of_its_row():
+def test_the_network_gets_input_time_and_class_of_its_row():
     seen = []
 
     def net(u, t, y):
@@ -234,7 +233,7 @@ def test_fractional_times_reach_the_network():
     assert seen[0].tolist() == [123.5]
 
 
-def test_one_sick_row_stays_alone():
+def test_a_row_of_nan_changes_no_other():
     picks = [("ddim", 5), ("ddpm", 5), ("ddpm-learned", 5), ("two-slots", 5), ("ddpm-thresholded", 5)]
     state, z = randn(5, len(picks), 2, *SHAPE), randn(6, len(picks), *SHAPE)
     net = NETS["gaussian"]
@@ -288,7 +287,7 @@ def test_every_column_matters():
         assert not torch.equal(machine.advance(NETS["gaussian"], state, rows, noise=lambda: z), base), column
 
 
-def test_slots_that_a_walk_is_given_are_those_it_starts_from():
+def test_given_slots_are_those_a_plan_starts_from():
     plan = inversion.fixed_point(LINEAR, 10, refinements=2)
     given = randn(5, 2, 1, *SHAPE)
     found = machine.run_slots(NETS["mixture"], plan, given)

@@ -1,4 +1,4 @@
-"""The row machine's kernels against the machine itself, for rows of every walk."""
+"""The row machine's kernels against the machine itself, for rows of every plan."""
 
 from dataclasses import replace
 
@@ -6,21 +6,20 @@ import numpy as np
 import pytest
 import torch
 
-from model.diffusion import machine
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, machine
 from model.diffusion.plan import Clip, Columns, Guard
 from model.diffusion.samplers import ddim, ddpm, dpmpp_2m, obelm
-from tests.walks import FORMS, LINEAR
+from tests.plans import LINEAR, VARIANTS
 
 pytest.importorskip("triton")
 
-from model.diffusion import machine_triton as rows
+from model.diffusion import machine_triton
 from model.network.kernels.norm import norm
 from model.network.kernels.residual import residual
-from tests.kernels import CUDA, DEVICE, alone_and_in_company, images, long, pick, randn
+from tests.kernels import CUDA, DEVICE, assert_batch_invariant, images, long, pick, randn
 
 PLANS = {
-    **{name: compile_(LINEAR, 6, spacing="trailing") for name, compile_ in FORMS.items()},
+    **{name: compile_(LINEAR, 6, spacing="trailing") for name, compile_ in VARIANTS.items()},
     "clipped": ddim(LINEAR, 6, clip=Clip(0.3), spacing="trailing"),
     "learned": ddpm(LINEAR, 6, variance="learned_range", spacing="trailing", clip=Clip(0.7)),
     "thresholded": dpmpp_2m(LINEAR, 6, spacing="trailing", clip=Clip(1.5, quantile=0.9)),
@@ -51,7 +50,7 @@ def _exp(monkeypatch):
         monkeypatch.setattr(torch, "exp", lambda x: torch.from_numpy(np.exp(x.numpy())))
 
 
-def walked(state, table, output, z):
+def executed(state, table, output, z):
     """(after, u, x̂0) as the machine finds them."""
     seen = []
 
@@ -59,7 +58,7 @@ def walked(state, table, output, z):
         seen.append(u)
         return output
 
-    after = machine.advance(net, state, table, noise=None if z is None else lambda: z, show=seen.append)
+    after = machine.advance(net, state, table, noise=None if z is None else lambda: z, observe=seen.append)
     return after, seen[0].contiguous(), seen[1]
 
 
@@ -78,23 +77,23 @@ def test_update_has_the_bits_of_the_machine(R, learned):
     B, shape = len(table), (3, 20, 20)  # more than a block
     state, z = randn(R, B, R, *shape), randn(20 + R, B, *shape)
     output = randn(10 + R, B, 6 if learned else 3, *shape[1:])
-    expected, u, x_0 = walked(state, table, output, z)
+    expected, u, x_0 = executed(state, table, output, z)
     before, coef = state.clone(), to_device(table)
-    after, found = rows.update(state, u, output, z, coef)
-    rows.guard(after, state, coef)
+    after, found = machine_triton.update(state, u, output, z, coef)
+    machine_triton.guard(after, state, coef)
     assert torch.equal(after, expected)
     assert torch.equal(found, x_0)
-    assert torch.equal(rows.predict(u, output, coef), x_0)
+    assert torch.equal(machine_triton.predict(u, output, coef), x_0)
     assert torch.equal(state, before)
 
 
 def test_update_needs_no_noise_where_none_is_drawn():
     table = lines(5, lambda step: not step.noisy and (step.clip is None or step.clip.quantile is None))
     state, output = randn(1, len(table), 5, 3, 4, 4), randn(2, len(table), 3, 4, 4)
-    expected, u, x_0 = walked(state, table, output, None)
+    expected, u, x_0 = executed(state, table, output, None)
     coef = to_device(table)
-    after, found = rows.update(state, u, output, None, coef)
-    rows.guard(after, state, coef)
+    after, found = machine_triton.update(state, u, output, None, coef)
+    machine_triton.guard(after, state, coef)
     assert torch.equal(after, expected)
     assert torch.equal(found, x_0)
 
@@ -104,28 +103,28 @@ def test_update_goes_on_with_what_was_thresholded():
     table = lines(5)
     at, coef = Columns, to_device(table)
     state, output, z = randn(1, len(table), 5, 3, 4, 4), randn(2, len(table), 6, 4, 4), randn(3, len(table), 3, 4, 4)
-    expected, u, shown = walked(state, table, output, z)
-    x_0 = rows.predict(u, output, coef)
-    asking = np.flatnonzero(table[:, at.QUANTILE])
-    assert len(asking)
-    for i in asking:
+    expected, u, shown = executed(state, table, output, z)
+    x_0 = machine_triton.predict(u, output, coef)
+    thresholded = np.flatnonzero(table[:, at.QUANTILE])
+    assert len(thresholded)
+    for i in thresholded:
         threshold = torch.quantile(x_0[i].abs().flatten(), float(table[i, at.QUANTILE]))
         threshold = threshold.clamp(1, float(table[i, at.CEILING]))
         x_0[i] = torch.minimum(torch.maximum(x_0[i], -threshold), threshold) / threshold
     assert torch.equal(x_0, shown)
-    after, found = rows.update(state, u, output, z, coef, x_0=x_0)
-    rows.guard(after, state, coef)
+    after, found = machine_triton.update(state, u, output, z, coef, x_0=x_0)
+    machine_triton.guard(after, state, coef)
     assert torch.equal(after, expected)
     assert torch.equal(found, x_0)
 
 
-def test_a_term_without_a_coefficient_is_not_heard():
-    # A slot that nobody reads, noise for a row that draws none, and a variance that the plan does not ask for.
+def test_a_term_without_a_coefficient_is_not_read():
+    # A slot that no row reads, noise for a row that draws none, and a variance that the plan does not ask for.
     table = PLANS["ddim"].table(2)[[2]]
     state, output, z = randn(1, 1, 2, 3, 4, 4), randn(2, 1, 6, 4, 4), torch.full((1, 3, 4, 4), torch.nan, device=DEVICE)
     state[:, 1] = output[:, 3:] = torch.nan
-    expected, u, _ = walked(state, table, output, None)
-    after, _ = rows.update(state, u, output, z, to_device(table))
+    expected, u, _ = executed(state, table, output, None)
+    after, _ = machine_triton.update(state, u, output, z, to_device(table))
     assert torch.equal(after, expected)
     assert after.isfinite().all()
 
@@ -134,8 +133,8 @@ def test_clipping_lets_nan_through():
     table = PLANS["clipped"].table(1)[[2]]
     state, output = randn(1, 1, 1, 3, 4, 4), randn(2, 1, 3, 4, 4)
     output[0, 0, 0, 0], output[0, 0, 0, 1] = torch.nan, torch.inf
-    _, u, expected = walked(state, table, output, None)
-    found = rows.predict(u, output, to_device(table))
+    _, u, expected = executed(state, table, output, None)
+    found = machine_triton.predict(u, output, to_device(table))
     assert torch.equal(found.isnan(), expected.isnan())
     assert torch.equal(found.nan_to_num(), expected.nan_to_num())
 
@@ -147,7 +146,7 @@ def guarded(R, watch, instead):
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 3), (3, 64, 48)], ids=["small", "more than a block"])
-def test_guard_chooses_as_the_machine_does(shape):
+def test_guards_decide_as_in_the_machine(shape):
     none = (None,) * 5
     table = np.stack(
         [
@@ -164,43 +163,45 @@ def test_guard_chooses_as_the_machine_does(shape):
     before, after = randn(1, len(table), 5, *shape), randn(2, len(table), 5, *shape)
     for i, watch in enumerate([0, 0, 4, 4, 2, 1, 1, 0]):
         after[i, watch] = before[i, watch] * [0.9, 1.1, 1.1, 0.9, 2.0, 1.0, 0.5, 3.0][i]
-    before[6, 1, 0, 0, 0] = torch.nan  # what is not a number has not fallen
+    before[6, 1, 0, 0, 0] = torch.nan  # NaN has not decreased
     after[7, 3] = torch.nan
-    expected = machine._guarded(after.clone(), before, table)
+    expected = machine._apply_guards(after.clone(), before, table)
     kept = [torch.equal(expected[i].nan_to_num(), after[i].nan_to_num()) for i in range(len(table))]
     assert kept == [True, False, False, True, True, False, False, True]
-    rows.guard(after, before, to_device(table))
+    machine_triton.guard(after, before, to_device(table))
     assert torch.equal(after.isnan(), expected.isnan())
     assert torch.equal(after.nan_to_num(), expected.nan_to_num())
 
 
-def test_a_row_of_the_machine_is_the_same_in_any_company():
+def test_a_row_is_bit_identical_in_any_batch():
     table = lines(5, lambda step: step.log_var or step.guard or step.clip)[::3]
     B, shape = len(table), (3, 20, 20)
     state, u, output, z = randn(1, B, 5, *shape), randn(2, B, *shape), randn(3, B, 6, 20, 20), randn(4, B, *shape)
     coef = to_device(table)
 
     def call(some):
-        after, x_0 = rows.update(state[some], u[some], output[some], z[some], coef[some])
-        rows.guard(after, state[some], coef[some])
-        return torch.cat([after, x_0[:, None], rows.predict(u[some], output[some], coef[some])[:, None]], dim=1)
+        after, x_0 = machine_triton.update(state[some], u[some], output[some], z[some], coef[some])
+        machine_triton.guard(after, state[some], coef[some])
+        return torch.cat(
+            [after, x_0[:, None], machine_triton.predict(u[some], output[some], coef[some])[:, None]], dim=1
+        )
 
-    alone_and_in_company(call, B)
+    assert_batch_invariant(call, B)
 
 
 @pytest.mark.skipif(not CUDA, reason="graphs are captured on a card")
 def test_kernels_can_be_captured():
-    x, weight, told = images(1, 2, 64, 64, 64), randn(2, 64), randn(3, 2, 64)
+    x, weight, added = images(1, 2, 64, 64, 64), randn(2, 64), randn(3, 2, 64)
     table = lines(5, lambda step: step.guard)
     state, output = randn(4, len(table), 5, 3, 8, 8), randn(5, len(table), 3, 8, 8)
     u, coef = state[:, 0].contiguous(), to_device(table)
 
     def call():
         small = norm(pick(x[..., :8, :8], [0, 1]), weight, weight, 32, 1e-5, silu=True)
-        large = norm(x, weight, weight, 32, 1e-5, silu=True, add=told)
-        after, x_0 = rows.update(state, u, output, None, coef)
-        rows.guard(after, state, coef)
-        return small, residual(large, x, weight), after, x_0, rows.predict(u, output, coef)
+        large = norm(x, weight, weight, 32, 1e-5, silu=True, add=added)
+        after, x_0 = machine_triton.update(state, u, output, None, coef)
+        machine_triton.guard(after, state, coef)
+        return small, residual(large, x, weight), after, x_0, machine_triton.predict(u, output, coef)
 
     expected = call()  # and all is compiled
     torch.cuda.synchronize()

@@ -1,4 +1,4 @@
-"""Rows of every sampler, of every inversion and of any age share one forward, and none notices."""
+"""Rows of every sampler, of every inversion and at any step share one forward, and none changes."""
 
 from dataclasses import dataclass, field, replace
 
@@ -6,13 +6,12 @@ import numpy as np
 import pytest
 import torch
 
-from model.diffusion import machine
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion, machine
 from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Clip, Plan
 from model.diffusion.samplers import SAMPLERS, ddpm, dpmpp_2m, obelm
 from tests.fakes import GaussianEps, MixtureEps, WithVariance
-from tests.walks import FORMS, LINEAR
+from tests.plans import LINEAR, VARIANTS
 
 SHAPE = (1, 2, 3)
 
@@ -35,12 +34,12 @@ class Row:
         return draw_noise(self.source, SHAPE)
 
 
-def company():
+def batch():
     """A row of every sampler and of every inversion, of different lengths, arriving one after another."""
     plans = {
         **{
             name: compile_(LINEAR, 4 + 3 * i % 8, spacing="trailing")
-            for i, (name, compile_) in enumerate(FORMS.items())
+            for i, (name, compile_) in enumerate(VARIANTS.items())
         },
         **{
             f"{name} where it prefers": SAMPLERS[name].compile(LINEAR, 7, spacing="karras")
@@ -91,9 +90,9 @@ NETS = {"gaussian": WithVariance(GaussianEps(LINEAR, 0.2, 0.5)), "mixture": With
 
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_all_samplers_and_inversions_in_one_batch_are_each_of_them_alone(net):
-    together = serve(net, company())
-    assert max(row.plan.slots for row in company().values()) == 6
-    for name, row in company().items():
+    together = serve(net, batch())
+    assert max(row.plan.slots for row in batch().values()) == 6
+    for name, row in batch().items():
         alone = machine.run_slots(net, row.plan, row.slots[None], noise=lambda row=row: row.noise()[None])[0]
         assert alone.isfinite().all(), name
         assert torch.equal(together[name], alone), name
@@ -101,7 +100,7 @@ def test_all_samplers_and_inversions_in_one_batch_are_each_of_them_alone(net):
 
 @pytest.mark.parametrize("perturbed", ["dpmpp_2m", "unipc", "pndm-warmup", "inverse fixed point, guarded"])
 def test_another_plan_changes_no_other_row(perturbed):
-    rows, before = company(), serve(NETS["mixture"], company())
+    rows, before = batch(), serve(NETS["mixture"], batch())
     first, *others = rows[perturbed].plan.steps
     rows[perturbed].plan = Plan((replace(first, A=tuple((a[0] + 0.01, *a[1:]) for a in first.A)), *others))
     after = serve(NETS["mixture"], rows)

@@ -7,10 +7,11 @@ from model.diffusion import machine
 from model.diffusion.levels import hops
 from model.diffusion.plan import Clip
 from model.diffusion.samplers import ddim, ddpm
+from model.diffusion.samplers.ddim import ddim_on, ddpm_on
 from model.diffusion.schedule import NoiseSchedule
 from model.network.config import UNetConfig
 from model.network.unet import UNet
-from tests.diffusers_walks import diffusers_sample, diffusers_walk
+from tests.diffusers_levels import diffusers_hops, diffusers_sample
 from tests.fakes import MixtureEps, WithVariance
 
 LINEAR = NoiseSchedule.from_config({})
@@ -27,7 +28,7 @@ def float32_schedule(scheduler):
     return NoiseSchedule(scheduler.alphas_cumprod.double().numpy(), scheduler.config.prediction_type)
 
 
-def against_diffusers(sampler, scheduler, steps, *, net=MixtureEps, step_options=None, **options):
+def against_diffusers(compile_, scheduler, steps, *, net=MixtureEps, step_options=None, **options):
     """max |ours - diffusers'| of the final sample, [4, 3, 4, 4] in float64."""
     schedule = float32_schedule(scheduler)
     seeds = (0, 1, 2, 2**63)
@@ -37,7 +38,7 @@ def against_diffusers(sampler, scheduler, steps, *, net=MixtureEps, step_options
     def noise():
         return torch.stack([torch.randn(3, 4, 4, generator=g, dtype=torch.float64) for g in generators])
 
-    plan = sampler(schedule, steps, walk=diffusers_walk(scheduler, steps), **options)
+    plan = compile_(schedule, diffusers_hops(scheduler, steps), **options)
     ours = machine.run(net(schedule), plan, x, noise=noise)
     theirs = diffusers_sample(scheduler, steps, net(schedule), x, seeds, **(step_options or {}))
     assert theirs.dtype == torch.float64
@@ -57,7 +58,7 @@ def test_ddpm_is_diffusers(variance_type, beta_schedule, spacing, steps):
     learned = variance_type == "learned_range"
     net = (lambda schedule: WithVariance(MixtureEps(schedule))) if learned else MixtureEps
     variance = variance_type.removesuffix("_log")
-    assert against_diffusers(ddpm, scheduler, steps, net=net, clip=Clip(1.0), variance=variance) < PARITY
+    assert against_diffusers(ddpm_on, scheduler, steps, net=net, clip=Clip(1.0), variance=variance) < PARITY
 
 
 CLIPPING = {
@@ -78,13 +79,13 @@ def test_ddpm_of_every_prediction_type_is_diffusers(prediction, clipping):
     config, clip = CLIPPING[clipping]
     scheduler = DDPMScheduler(prediction_type=prediction, **config)
     tolerance = PARITY if prediction == "epsilon" else PARITY_V
-    assert against_diffusers(ddpm, scheduler, 30, clip=clip) < tolerance
+    assert against_diffusers(ddpm_on, scheduler, 30, clip=clip) < tolerance
 
 
 def test_ddpm_with_an_offset_adds_noise_on_the_last_step_as_diffusers():
     scheduler = DDPMScheduler(steps_offset=1, variance_type="fixed_large")
-    assert diffusers_walk(scheduler, 50)[-1].noisy
-    assert against_diffusers(ddpm, scheduler, 50, variance="fixed_large", clip=Clip(1.0)) < PARITY
+    assert diffusers_hops(scheduler, 50)[-1].noisy
+    assert against_diffusers(ddpm_on, scheduler, 50, variance="fixed_large", clip=Clip(1.0)) < PARITY
     assert not hops(LINEAR, 50)[-1].noisy  # ours never does
 
 
@@ -94,7 +95,7 @@ def test_ddpm_with_an_offset_adds_noise_on_the_last_step_as_diffusers():
 @pytest.mark.parametrize("eta", [0.0, 0.5, 1.0])
 def test_ddim_is_diffusers(eta, set_alpha_to_one, spacing, steps):
     scheduler = DDIMScheduler(clip_sample=False, set_alpha_to_one=set_alpha_to_one, timestep_spacing=spacing)
-    assert against_diffusers(ddim, scheduler, steps, step_options={"eta": eta}, eta=eta) < PARITY
+    assert against_diffusers(ddim_on, scheduler, steps, step_options={"eta": eta}, eta=eta) < PARITY
 
 
 @pytest.mark.parametrize("clipping", CLIPPING)
@@ -105,7 +106,7 @@ def test_ddim_clipped_is_diffusers(rederive, prediction, clipping):
     scheduler = DDIMScheduler(prediction_type=prediction, **config)
     step_options = {"eta": 0.5, "use_clipped_model_output": rederive}
     difference = against_diffusers(
-        ddim, scheduler, 30, step_options=step_options, eta=0.5, clip=clip, rederive=rederive
+        ddim_on, scheduler, 30, step_options=step_options, eta=0.5, clip=clip, rederive=rederive
     )
     assert difference < (PARITY if prediction == "epsilon" else PARITY_V)
 
@@ -114,7 +115,7 @@ def test_ddim_clipped_is_diffusers(rederive, prediction, clipping):
 @pytest.mark.parametrize("steps", [30, 50])
 def test_ddim_on_other_schedules_is_diffusers(steps, beta_schedule):
     scheduler = DDIMScheduler(beta_schedule=beta_schedule)
-    assert against_diffusers(ddim, scheduler, steps, clip=Clip(1.0), rederive=False) < PARITY
+    assert against_diffusers(ddim_on, scheduler, steps, clip=Clip(1.0), rederive=False) < PARITY
 
 
 @pytest.mark.parametrize("eta", [0.0, 1.0])
@@ -122,21 +123,23 @@ def test_ddim_from_pure_noise_is_diffusers(eta):
     scheduler = DDIMScheduler(
         rescale_betas_zero_snr=True, prediction_type="v_prediction", timestep_spacing="trailing", clip_sample=False
     )
-    assert diffusers_walk(scheduler, 50)[0].abar == 0
-    assert against_diffusers(ddim, scheduler, 50, step_options={"eta": eta}, eta=eta) < PARITY_V
+    assert diffusers_hops(scheduler, 50)[0].abar == 0
+    assert against_diffusers(ddim_on, scheduler, 50, step_options={"eta": eta}, eta=eta) < PARITY_V
 
 
 @pytest.mark.parametrize("steps", [10, 50, 250])
 @pytest.mark.parametrize(
-    ("sampler", "scheduler_class"), [(ddim, DDIMScheduler), (ddpm, DDPMScheduler)], ids=["ddim", "ddpm"]
+    ("sampler", "on_hops", "scheduler_class"),
+    [(ddim, ddim_on, DDIMScheduler), (ddpm, ddpm_on, DDPMScheduler)],
+    ids=["ddim", "ddpm"],
 )
-def test_our_own_walk_is_diffusers_where_steps_divide_T(sampler, scheduler_class, steps):
+def test_our_own_hops_are_those_of_diffusers_where_steps_divide_T(sampler, on_hops, scheduler_class, steps):
     # What users get. Where N divides T and the spacing is leading, none of diffusers' quirks shows.
     scheduler = scheduler_class()
     schedule = float32_schedule(scheduler)
     ours, theirs = (
         sampler(schedule, steps, clip=Clip(1.0)),
-        sampler(schedule, steps, clip=Clip(1.0), walk=diffusers_walk(scheduler, steps)),
+        on_hops(schedule, diffusers_hops(scheduler, steps), clip=Clip(1.0)),
     )
     assert ours.digest == theirs.digest
     assert np.max(np.abs(np.nan_to_num(ours.table(1) - theirs.table(1)))) == 0
@@ -149,14 +152,14 @@ def test_our_own_walk_is_diffusers_where_steps_divide_T(sampler, scheduler_class
     assert (ends[0] - ends[1]).abs().max() < PARITY
 
 
-def test_the_walk_of_diffusers_differs_where_it_has_quirks():
-    # Without these the parity tests above would prove little: the walks must really be other walks.
+def test_the_hops_of_diffusers_differ_where_it_has_quirks():
+    # Without these the parity tests above would prove little: the hops must really be others.
     linspace = DDIMScheduler(timestep_spacing="linspace")
-    walk = diffusers_walk(linspace, 30)
-    assert walk[0].abar_next == float(linspace.alphas_cumprod[999 - 33])
-    assert walk[1].t == 965  # and not 966, where the first hop landed
-    assert diffusers_walk(DDIMScheduler(set_alpha_to_one=False), 50)[-1].abar_next < 1
-    assert all(hop.noisy for hop in diffusers_walk(DDIMScheduler(), 50))
+    found = diffusers_hops(linspace, 30)
+    assert found[0].abar_next == float(linspace.alphas_cumprod[999 - 33])
+    assert found[1].t == 965  # and not 966, where the first hop ended
+    assert diffusers_hops(DDIMScheduler(set_alpha_to_one=False), 50)[-1].abar_next < 1
+    assert all(hop.noisy for hop in diffusers_hops(DDIMScheduler(), 50))
 
 
 def tiny_unets():

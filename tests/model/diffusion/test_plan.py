@@ -5,7 +5,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from model.diffusion.inversion import methods as inversion
+from model.diffusion import inversion
 from model.diffusion.plan import Clip, Columns, Guard, Plan, Step, conversion
 from model.diffusion.samplers import SAMPLERS, ddim, ddpm, dpmpp_2m, unipc
 from model.diffusion.schedule import NoiseSchedule
@@ -47,7 +47,7 @@ def test_an_empty_plan_is_refused():
     ids=["g", "b", "c", "s", "A-rows", "A-columns", "guard"],
 )
 def test_steps_must_agree_on_the_slots(wrong):
-    with pytest.raises(ValueError, match=r"^step 1 speaks of .* slots, the plan of 2$"):
+    with pytest.raises(ValueError, match=r"^step 1 has .* slots, the plan has 2$"):
         Plan((PAIR, wrong))
 
 
@@ -121,7 +121,7 @@ def test_cost_and_noise():
     assert ddim(LINEAR, 10, eta=0.1).stochastic
     assert ddpm(LINEAR, 10).stochastic
     assert ddpm(LINEAR, 10, variance="learned_range").stochastic
-    assert not ddpm(LINEAR, 1).stochastic  # the only step lands on the clean image
+    assert not ddpm(LINEAR, 1).stochastic  # the only step ends at the clean image
     assert [step.noisy for step in ddpm(LINEAR, 10).steps] == [True] * 9 + [False]
 
 

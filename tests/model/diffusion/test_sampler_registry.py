@@ -8,9 +8,13 @@ import torch
 from model.diffusion import machine
 from model.diffusion.levels import CLEAN, Level
 from model.diffusion.samplers import SAMPLERS, dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, heun, obelm, pndm, unipc
+from model.diffusion.samplers.classical import heun_on
+from model.diffusion.samplers.dpmpp import dpmpp_2m_on, dpmpp_2s_on
+from model.diffusion.samplers.obelm import obelm_on
+from model.diffusion.samplers.unipc import unipc_on
 from model.diffusion.schedule import SPACINGS, ScheduleError
 from tests.fakes import MixtureEps
-from tests.walks import COSINE, FORMS, LINEAR, draws, ends, pixels
+from tests.plans import COSINE, LINEAR, VARIANTS, draws, pixels, sample_each
 
 ALL = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
 
@@ -22,7 +26,7 @@ def test_cost_and_noise_are_as_advertised(sampler, steps):
     plan = sampler.compile(LINEAR, steps, spacing="trailing")
     assert plan.nfe == a * steps + b
     assert plan.stochastic == sampler.stochastic
-    assert sampler.nfe == {"heun": "2N - 1", "pndm": "N + 1"}.get(sampler.name, "N")
+    assert sampler.nfe_formula == {"heun": "2N - 1", "pndm": "N + 1"}.get(sampler.name, "N")
     calls = []
     machine.run(lambda u, t, y: calls.append(t) or u, plan, pixels([0.0]), noise=draws(0, (1, 1, 1, 1)))
     assert len(calls) == plan.nfe
@@ -36,7 +40,7 @@ def test_warmup_costs_nine_evaluations(steps):
 @pytest.mark.parametrize("steps", [1, 2, 5, 10, 50, 333])
 @pytest.mark.parametrize("spacing", SPACINGS)
 @ALL
-def test_every_spacing_walks_or_says_why_not(sampler, spacing, steps):
+def test_every_spacing_works_or_says_why_not(sampler, spacing, steps):
     if spacing not in sampler.spacings:
         assert (sampler.name, spacing) in {("pndm", "quadratic"), ("pndm", "karras")}
         return
@@ -51,7 +55,7 @@ def test_every_spacing_walks_or_says_why_not(sampler, spacing, steps):
 
 
 @ALL
-def test_the_whole_chain_is_walked_timestep_by_timestep(sampler):
+def test_all_steps_take_each_timestep_once(sampler):
     plan = sampler.compile(LINEAR, 1000, spacing="trailing")
     assert sorted({step.t for step in plan.steps}) == list(range(1000))
     end = machine.run(MixtureEps(LINEAR), plan, pixels([-1.0, 0.2, 1.1]), noise=draws(7, (3, 1, 1, 1)))
@@ -96,22 +100,22 @@ def test_a_pair_in_one_step_is_refused():
 @pytest.mark.parametrize("order", [1, 2, 3])
 @pytest.mark.parametrize("steps", [1, 2, 3, 5, 20])
 def test_unipc_to_the_clean_image_is_a_number(steps, order):
-    (end,) = ends(unipc(LINEAR, steps, order=order, spacing="trailing"))
+    (end,) = sample_each(unipc(LINEAR, steps, order=order, spacing="trailing"))
     assert end.abs().max() < 1.5
 
 
-@pytest.mark.parametrize("form", [dpmpp_2m, partial(dpmpp_2m, order=3), dpmpp_2m_sde, dpmpp_2s, unipc, heun, obelm])
+@pytest.mark.parametrize("compile_", [dpmpp_2m, partial(dpmpp_2m, order=3), dpmpp_2m_sde, dpmpp_2s, unipc, heun, obelm])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_the_cosine_schedule_starts_far_out_and_arrives(form, dtype):
+def test_the_cosine_schedule_starts_far_out_and_arrives(compile_, dtype):
     # σ/α = 2e4 at its end; the data lie within 1.2, and Heun in 20 steps brings every x to within 1 of where it should.
     x = draws(6, (4, 1, 2, 2), dtype)()
-    end = machine.run(MixtureEps(COSINE), form(COSINE, 20, spacing="trailing"), x, noise=draws(7, x.shape, dtype))
+    end = machine.run(MixtureEps(COSINE), compile_(COSINE, 20, spacing="trailing"), x, noise=draws(7, x.shape, dtype))
     assert end.abs().max() < 2.2
 
 
 @pytest.mark.parametrize("steps", [61, 103, 121, 122, 201])
 @ALL
-def test_no_walk_leaves_the_chain(sampler, steps):
+def test_no_sampler_leaves_the_timesteps(sampler, steps):
     # Float accumulation gives diffusers N + 1 timesteps here, of which the last is -1.
     for spacing in sampler.spacings:
         plan = sampler.compile(LINEAR, steps, spacing=spacing)
@@ -122,14 +126,20 @@ def test_no_walk_leaves_the_chain(sampler, steps):
 
 def test_no_step_after_the_last_level_adds_noise():
     # steps_offset = 1 makes diffusers' DDPM add noise on its last step.
-    for name, form in FORMS.items():
-        assert not form(LINEAR, 20, spacing="trailing").steps[-1].noisy, name
+    for name, compile_ in VARIANTS.items():
+        assert not compile_(LINEAR, 20, spacing="trailing").steps[-1].noisy, name
 
 
-def test_a_walk_may_end_above_the_clean_image_or_at_it():
-    walk = [Level(999, float(LINEAR.alphas_cumprod[999])), Level(500, float(LINEAR.alphas_cumprod[500]))]
-    for form in (dpmpp_2m, dpmpp_2s, unipc, heun, obelm):
-        to_500, to_clean = form(LINEAR, 1, walk=walk), form(LINEAR, 2, walk=[*walk, CLEAN])
+def test_a_trajectory_may_end_above_the_clean_image_or_at_it():
+    levels = [Level(999, float(LINEAR.alphas_cumprod[999])), Level(500, float(LINEAR.alphas_cumprod[500]))]
+    for compile_ in (
+        lambda *given: dpmpp_2m_on(*given, [1] * 2, slots=2),
+        dpmpp_2s_on,
+        lambda *given: unipc_on(*given, [1] * (len(given[1]) - 1), history=2),
+        heun_on,
+        obelm_on,
+    ):
+        to_500, to_clean = compile_(LINEAR, levels), compile_(LINEAR, [*levels, CLEAN])
         x = draws(8, (1, 1, 2, 2))()
         assert machine.run(MixtureEps(LINEAR), to_500, x).isfinite().all()
         assert machine.run(MixtureEps(LINEAR), to_clean, x).isfinite().all()

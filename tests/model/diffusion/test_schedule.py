@@ -7,7 +7,7 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, covering_spacing, timesteps
-from tests.diffusers_walks import diffusers_grid
+from tests.diffusers_levels import diffusers_grid
 
 GRIDS = ("leading", "trailing", "linspace", "quadratic")
 LINEAR = NoiseSchedule.from_config({})

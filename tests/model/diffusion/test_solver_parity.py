@@ -11,14 +11,16 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 
-from model.diffusion import machine
-from model.diffusion.inversion import methods as inversion
-from model.diffusion.levels import CLEAN, Level, levels
+from model.diffusion import inversion, machine
+from model.diffusion.levels import noise_levels
 from model.diffusion.plan import Clip
-from model.diffusion.samplers import dpmpp_2m, dpmpp_2m_sde, dpmpp_2s, heun, pndm, unipc
+from model.diffusion.samplers.classical import heun_on, pndm_on
+from model.diffusion.samplers.dpmpp import dpmpp_2m_on, dpmpp_2m_sde_on, dpmpp_2s_on, step_orders
+from model.diffusion.samplers.unipc import unipc_on
 from model.diffusion.schedule import NoiseSchedule
-from tests.diffusers_walks import diffusers_levels, diffusers_pndm_levels, diffusers_sample
+from tests.diffusers_levels import diffusers_levels, diffusers_pndm_levels, diffusers_sample
 from tests.fakes import GaussianEps, MixtureEps
+from tests.oracles import rising
 
 # It makes arrays of tensors in a way that numpy 2 will give up.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -40,7 +42,19 @@ def float32_schedule(scheduler):
     return NoiseSchedule(scheduler.alphas_cumprod.double().numpy(), scheduler.config.prediction_type)
 
 
-def against_diffusers(sampler, scheduler, steps, *, net=MixtureEps, walk=diffusers_levels, schedule=None):
+def dpmpp_2m(schedule, levels, order=2, **options):
+    return dpmpp_2m_on(schedule, levels, step_orders(levels, order), slots=order, **options)
+
+
+def dpmpp_2m_sde(schedule, levels, order=2, **options):
+    return dpmpp_2m_sde_on(schedule, levels, step_orders(levels, order), slots=order, **options)
+
+
+def unipc(schedule, levels, order=2, **options):
+    return unipc_on(schedule, levels, step_orders(levels, order, few=len(levels)), history=order, **options)
+
+
+def against_diffusers(compile_, scheduler, steps, *, net=MixtureEps, levels=diffusers_levels, schedule=None):
     """max |ours - diffusers'| of the final sample, [4, 3, 4, 4] in float64."""
     schedule, x = schedule or float32_schedule(scheduler), start()
     generators = [torch.Generator().manual_seed(seed) for seed in SEEDS]
@@ -48,7 +62,7 @@ def against_diffusers(sampler, scheduler, steps, *, net=MixtureEps, walk=diffuse
     def noise():
         return torch.stack([torch.randn(3, 4, 4, generator=g) for g in generators]).double()  # DPM++ draws float32
 
-    plan = sampler(schedule, steps, walk=walk(scheduler, steps))
+    plan = compile_(schedule, levels(scheduler, steps))
     ours = machine.run(net(schedule), plan, x, noise=noise)
     theirs = diffusers_sample(scheduler, steps, net(schedule), x, SEEDS if plan.stochastic else None)
     assert theirs.dtype == torch.float64
@@ -86,17 +100,20 @@ def test_dpmpp_2m_sde_is_diffusers(order, config, steps):
 
 @pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize(
-    ("sampler", "algorithm"), [(dpmpp_2m, "dpmsolver++"), (dpmpp_2m_sde, "sde-dpmsolver++")], ids=["2m", "sde"]
+    ("compile_", "algorithm"), [(dpmpp_2m, "dpmsolver++"), (dpmpp_2m_sde, "sde-dpmsolver++")], ids=["2m", "sde"]
 )
-def test_dpmpp_with_clipped_lambda_is_diffusers(sampler, algorithm, steps):
+def test_dpmpp_with_clipped_lambda_is_diffusers(compile_, algorithm, steps):
     scheduler = DPMSolverMultistepScheduler(lambda_min_clipped=-5.1, algorithm_type=algorithm, **COSINE)
     assert diffusers_levels(scheduler, steps)[0].t == 995  # the clip left four timesteps out
-    assert against_diffusers(sampler, scheduler, steps) < PARITY
+    assert against_diffusers(compile_, scheduler, steps) < PARITY
 
 
 def test_dpmpp_that_keeps_its_order_to_the_end_is_diffusers():
     scheduler = DPMSolverMultistepScheduler(solver_order=3, lower_order_final=False, **SIGMA_MIN)
-    keeping = partial(dpmpp_2m, order=3, lower_order_final=False)
+
+    def keeping(schedule, levels):
+        return dpmpp_2m_on(schedule, levels, rising(3, 10), slots=3)
+
     assert against_diffusers(keeping, scheduler, 10) < PARITY
     assert against_diffusers(partial(dpmpp_2m, order=3), scheduler, 10) > 100 * PARITY
 
@@ -105,12 +122,12 @@ def test_dpmpp_that_keeps_its_order_to_the_end_is_diffusers():
 @pytest.mark.parametrize("config", [{}, KARRAS, COSINE | {"lambda_min_clipped": -5.1}], ids=named)
 def test_dpmpp_2s_is_diffusers(config, steps):
     scheduler = DPMSolverSinglestepScheduler(lower_order_final=True, **config)
-    assert against_diffusers(dpmpp_2s, scheduler, steps) < PARITY
+    assert against_diffusers(dpmpp_2s_on, scheduler, steps) < PARITY
 
 
 def test_dpmpp_2s_that_ends_above_the_clean_image_is_diffusers():
     scheduler = DPMSolverSinglestepScheduler(lower_order_final=False, **SIGMA_MIN)
-    assert against_diffusers(dpmpp_2s, scheduler, 20) < PARITY
+    assert against_diffusers(dpmpp_2s_on, scheduler, 20) < PARITY
 
 
 @pytest.mark.parametrize("steps", [10, 20])
@@ -125,13 +142,13 @@ def test_unipc_is_diffusers(order, config, steps):
 @pytest.mark.parametrize("steps", [10, 20])
 @pytest.mark.parametrize("config", GRIDS, ids=named)
 def test_heun_is_diffusers(config, steps):
-    assert against_diffusers(heun, HeunDiscreteScheduler(**DDPM_BETAS, **config), steps) < PARITY_HEUN
+    assert against_diffusers(heun_on, HeunDiscreteScheduler(**DDPM_BETAS, **config), steps) < PARITY_HEUN
 
 
 def test_heun_clipped_is_diffusers():
     scheduler = HeunDiscreteScheduler(clip_sample=True, clip_sample_range=0.5)
-    assert against_diffusers(partial(heun, clip=Clip(0.5)), scheduler, 20) < PARITY_HEUN
-    assert against_diffusers(heun, scheduler, 20) > 0.05
+    assert against_diffusers(partial(heun_on, clip=Clip(0.5)), scheduler, 20) < PARITY_HEUN
+    assert against_diffusers(heun_on, scheduler, 20) > 0.05
 
 
 @pytest.mark.parametrize("steps", [10, 20, 50])
@@ -141,73 +158,71 @@ def test_heun_clipped_is_diffusers():
 def test_pndm_is_diffusers(warmup, to_clean, spacing, steps):
     # T // N is even: of an odd one diffusers takes the half rounded down, and we the middle of t rounded down.
     scheduler = PNDMScheduler(skip_prk_steps=not warmup, set_alpha_to_one=to_clean, timestep_spacing=spacing)
-    sampler = partial(pndm, warmup=warmup)
-    assert against_diffusers(sampler, scheduler, steps, walk=diffusers_pndm_levels) < PARITY_PNDM
+    compile_ = partial(pndm_on, warmup=warmup)
+    assert against_diffusers(compile_, scheduler, steps, levels=diffusers_pndm_levels) < PARITY_PNDM
     assert len(scheduler.timesteps) == steps + (9 if warmup else 1)
 
 
 @pytest.mark.parametrize("prediction", ["v_prediction", "sample"])
 @pytest.mark.parametrize(
-    ("sampler", "scheduler_class", "config"),
+    ("compile_", "scheduler_class", "config"),
     [
         (dpmpp_2m, DPMSolverMultistepScheduler, {}),
         (dpmpp_2m_sde, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-        (dpmpp_2s, DPMSolverSinglestepScheduler, {"lower_order_final": True}),
+        (dpmpp_2s_on, DPMSolverSinglestepScheduler, {"lower_order_final": True}),
         (unipc, UniPCMultistepScheduler, {}),
-        (heun, HeunDiscreteScheduler, {}),
+        (heun_on, HeunDiscreteScheduler, {}),
     ],
     ids=["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "heun"],
 )
-def test_other_prediction_types_are_diffusers(sampler, scheduler_class, config, prediction):
+def test_other_prediction_types_are_diffusers(compile_, scheduler_class, config, prediction):
     scheduler = scheduler_class(prediction_type=prediction, **config)
-    assert against_diffusers(sampler, scheduler, 20) < PARITY
+    assert against_diffusers(compile_, scheduler, 20) < PARITY
 
 
 @pytest.mark.parametrize(
-    ("sampler", "scheduler_class", "config"),
+    ("compile_", "scheduler_class", "config"),
     [
         (dpmpp_2m, DPMSolverMultistepScheduler, {}),
         (dpmpp_2m_sde, DPMSolverMultistepScheduler, {"algorithm_type": "sde-dpmsolver++"}),
-        (dpmpp_2s, DPMSolverSinglestepScheduler, {"lower_order_final": True}),
+        (dpmpp_2s_on, DPMSolverSinglestepScheduler, {"lower_order_final": True}),
         (unipc, UniPCMultistepScheduler, {}),
     ],
     ids=["dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc"],
 )
-def test_thresholding_is_diffusers(sampler, scheduler_class, config):
+def test_thresholding_is_diffusers(compile_, scheduler_class, config):
     scheduler = scheduler_class(thresholding=True, dynamic_thresholding_ratio=0.9, sample_max_value=1.5, **config)
 
     def wide(schedule):
         return GaussianEps(schedule, 0.4, 1.5)  # whose x̂0 is mostly outside [-1, 1]
 
-    thresholded = partial(sampler, clip=Clip(1.5, quantile=0.9))
+    thresholded = partial(compile_, clip=Clip(1.5, quantile=0.9))
     assert against_diffusers(thresholded, scheduler, 20, net=wide) < PARITY
-    assert against_diffusers(sampler, scheduler, 20, net=wide) > 0.1
+    assert against_diffusers(compile_, scheduler, 20, net=wide) > 0.1
 
 
-@pytest.mark.parametrize("sampler", [dpmpp_2m, unipc])
-def test_from_pure_noise_is_diffusers(sampler):
+@pytest.mark.parametrize("compile_", [dpmpp_2m, unipc])
+def test_from_pure_noise_is_diffusers(compile_):
     # Both replace ᾱ = 0 by 2^-24; so do we in the levels that we make ourselves.
-    scheduler_class = DPMSolverMultistepScheduler if sampler is dpmpp_2m else UniPCMultistepScheduler
+    scheduler_class = DPMSolverMultistepScheduler if compile_ is dpmpp_2m else UniPCMultistepScheduler
     scheduler = scheduler_class(rescale_betas_zero_snr=True, prediction_type="v_prediction")
     ours = NoiseSchedule.from_config({"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"})
-    assert abs(diffusers_levels(scheduler, 20)[0].abar / levels(ours, 20, "trailing")[0].abar - 1) < 1e-6  # float32
-    assert against_diffusers(sampler, scheduler, 20, schedule=ours) < PARITY
-
-
-def inverse_levels(scheduler, steps):
-    """The levels of DDIMInverseScheduler: its timesteps upwards, from the clean image."""
-    scheduler.set_timesteps(steps)
-    abar = scheduler.alphas_cumprod.double()
-    return [CLEAN, *(Level(t, float(abar[t])) for t in scheduler.timesteps.tolist())]
+    assert (
+        abs(diffusers_levels(scheduler, 20)[0].abar / noise_levels(ours, 20, "trailing")[0].abar - 1) < 1e-6
+    )  # float32
+    assert against_diffusers(compile_, scheduler, 20, schedule=ours) < PARITY
 
 
 @pytest.mark.parametrize("steps", [20, 50])
 @pytest.mark.parametrize("spacing", ["leading", "trailing"])
 def test_inversion_by_ddim_is_diffusers(spacing, steps):
     scheduler = DDIMInverseScheduler(clip_sample=False, timestep_spacing=spacing)
-    assert against_diffusers(inversion.ddim, scheduler, steps, walk=inverse_levels) < PARITY_INVERSE
-    at_source = partial(inversion.ddim, time="source")
-    assert against_diffusers(at_source, scheduler, steps, walk=inverse_levels) > 1e-3
+
+    def inverse(time):
+        return lambda schedule, _: inversion.ddim(schedule, steps, time=time, spacing=spacing)
+
+    assert against_diffusers(inverse("target"), scheduler, steps, levels=lambda *_: None) < PARITY_INVERSE
+    assert against_diffusers(inverse("source"), scheduler, steps, levels=lambda *_: None) > 1e-3
 
 
 @pytest.mark.parametrize(
@@ -225,7 +240,7 @@ def test_our_own_levels_are_those_of_diffusers(spacing, steps, scheduler_class, 
     # What users get. linspace and leading differ for DPM++ and UniPC, whose grids are of N + 1 steps less one.
     theirs, ours = (
         diffusers_levels(scheduler_class(**config), steps),
-        levels(NoiseSchedule.from_config({}), steps, spacing),
+        noise_levels(NoiseSchedule.from_config({}), steps, spacing),
     )
     assert len(ours) == len(theirs) == steps + 1
     for mine, other in zip(ours, theirs, strict=True):

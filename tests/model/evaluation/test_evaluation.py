@@ -15,7 +15,7 @@ from model.evaluation import classifier, report, roundtrip, sampling
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import efficientnet
 from model.evaluation.run import evaluate
-from model.evaluation.scope import QUICK, WALKS, Scope, cells
+from model.evaluation.scope import QUICK, VARIANTS, Scope, cells
 
 CPU = torch.device("cpu")
 SMALL = Scope(images=6, budgets=(5, 10), long=None, inverted=3, inversion_steps=(4,), reference=40)
@@ -65,39 +65,39 @@ def shades(n, seed=0):
 
 def test_the_classifier_learns_once_and_is_read_afterwards(tmp_path, monkeypatch):
     path = tmp_path / "sub" / "classifier.safetensors"
-    net = classifier.fitted(path, shades(2000), CPU)
+    net = classifier.load_or_train(path, shades(2000), CPU)
     fresh = shades(100, seed=1)
     features, decisions = classifier.classify(net, fresh.images, CPU)
     assert features.shape == (100, 64)
     assert (decisions == fresh.labels).mean() > 0.95
     monkeypatch.setattr(torch.optim, "AdamW", None)  # a second training would fail
-    again = classifier.fitted(path, shades(10), CPU)
+    again = classifier.load_or_train(path, shades(10), CPU)
     assert np.array_equal(classifier.classify(again, fresh.images, CPU)[0], features)
 
 
-def test_the_second_opinion_sees_1280_things(tmp_path):
+def test_efficientnet_has_1280_features(tmp_path):
     features = efficientnet(CPU, tmp_path / "features")
     images = shades(3).images
-    seen = features(images)
-    assert seen.shape == (3, 1280)
-    assert np.isfinite(seen).all()
-    assert np.ptp(seen, axis=0).max() > 0.01
-    assert np.allclose(features(images[1:]), seen[1:], atol=1e-4)  # float32 sums in another order
-    assert np.array_equal(features(images), seen)
+    found = features(images)
+    assert found.shape == (3, 1280)
+    assert np.isfinite(found).all()
+    assert np.ptp(found, axis=0).max() > 0.01
+    assert np.allclose(features(images[1:]), found[1:], atol=1e-4)  # float32 sums in another order
+    assert np.array_equal(features(images), found)
     assert len(list((tmp_path / "features").iterdir())) == 2  # kept, and read the third time
 
 
 def test_every_sampler_is_compared_within_its_budget(tiny):
     ckpt = load(tiny)
-    habits = SamplingDefaults.from_config(ckpt.scheduler_config)
-    found = list(cells(ckpt.schedule, habits, Scope()))
+    defaults = SamplingDefaults.from_config(ckpt.scheduler_config)
+    found = list(cells(ckpt.schedule, defaults, Scope()))
     assert {cell.sampler for cell in found} == SAMPLERS.keys()
-    assert {cell.walk for cell in found} == WALKS.keys()
+    assert {cell.variant for cell in found} == VARIANTS.keys()
     for cell in found:
         assert cell.plan.nfe <= cell.budget < cell.plan.nfe + SAMPLERS[cell.sampler].evaluations[0]
-    assert [cell.walk for cell in found if cell.budget == 1000] == ["ddpm"]
+    assert [cell.variant for cell in found if cell.budget == 1000] == ["ddpm"]
     assert len({cell.plan.digest for cell in found}) == len(found)
-    assert sum(cell.plan.nfe for cell in cells(ckpt.schedule, habits, QUICK)) <= 35 * len(WALKS)
+    assert sum(cell.plan.nfe for cell in cells(ckpt.schedule, defaults, QUICK)) <= 35 * len(VARIANTS)
 
 
 def test_drawing_continues_where_it_was_and_gives_what_the_server_would(tiny, tmp_path, monkeypatch):
@@ -127,7 +127,7 @@ def test_drawing_continues_where_it_was_and_gives_what_the_server_would(tiny, tm
 
 def test_round_trips_are_measured_once(tiny, tmp_path, monkeypatch):
     ckpt = load(tiny)
-    todo = list(roundtrip.trips(ckpt.schedule, (4, 50)))
+    todo = list(roundtrip.round_trips(ckpt.schedule, (4, 50)))
     assert {trip.method for trip in todo} >= {"ddim", "ddim, source time", "fixed_point, 10 refinements", "obelm, pair"}
     todo = [trip for trip in todo if trip.steps == 4]
     rows = roundtrip.measure(ckpt, todo, shades(9), 5, tmp_path, CPU)
@@ -140,22 +140,28 @@ def test_round_trips_are_measured_once(tiny, tmp_path, monkeypatch):
     assert roundtrip.measure(ckpt, todo, shades(9), 5, tmp_path, CPU) == rows
 
 
-def test_the_floor_has_the_classes_of_the_walks():
+def test_the_floor_has_the_classes_of_the_samples():
     real, labels = shades(60), np.arange(7) % 3
-    draws = sampling.alike(real, labels, 7)
+    draws = sampling.balanced_draws(real, labels, 7)
     assert len(draws) == 4
     assert len(set(np.concatenate(draws))) == 28
     for index in draws:
         assert np.bincount(real.labels[index]).tolist() == [3, 2, 2]
-    assert [len(index) for index in sampling.alike(real, labels[:1].repeat(9), 9)] == [9, 9]  # some 20 are dark
-    for plain in (sampling.alike(real, None, 20), sampling.alike(Dataset(real.images, None, ()), labels, 20)):
+    assert [len(index) for index in sampling.balanced_draws(real, labels[:1].repeat(9), 9)] == [
+        9,
+        9,
+    ]  # some 20 are dark
+    for plain in (
+        sampling.balanced_draws(real, None, 20),
+        sampling.balanced_draws(Dataset(real.images, None, ()), labels, 20),
+    ):
         assert sorted(np.concatenate(plain)) == list(range(60))
 
 
 def test_psnr_and_exactness_mean_what_they_say(monkeypatch, tiny):
     """A round trip that is off by 0.001 in every pixel has 20 log10(2 / 0.001) dB, and rounds to the same bytes."""
     ckpt = load(tiny)
-    trip = next(roundtrip.trips(ckpt.schedule, (4,)))
+    trip = next(roundtrip.round_trips(ckpt.schedule, (4,)))
     x_0 = images.from_uint8(shades(2).images)
     monkeypatch.setattr(machine, "run_slots", lambda net, plan, slots, y: slots + 0.0005)
     found = roundtrip._round_trip(ckpt, trip, x_0, None)
@@ -177,43 +183,43 @@ def test_the_whole_evaluation(tiny, tmp_path):
     page = evaluate(tiny, source, tmp_path / "out", tmp_path / "work", SMALL, CPU, command="unstir evaluate …")
     facts = json.loads((tmp_path / "out" / "quality.json").read_text())
     assert facts["checkpoint"]["name"] == "tiny"
-    assert len(facts["samplers"]["walks"]) == 2 * len(WALKS)
-    assert all(row["frechet"].keys() == {"classifier", "efficientnet"} for row in facts["samplers"]["walks"])
-    assert all(0 <= row["accuracy"] <= 1 for row in facts["samplers"]["walks"])
+    assert len(facts["samplers"]["cells"]) == 2 * len(VARIANTS)
+    assert all(row["frechet"].keys() == {"classifier", "efficientnet"} for row in facts["samplers"]["cells"])
+    assert all(0 <= row["accuracy"] <= 1 for row in facts["samplers"]["cells"])
     floor = facts["samplers"]["floor"]["classifier"]
     # A network with random weights draws nothing like the data, and real images are much like each other.
-    assert all(row["frechet"]["classifier"] > 2 * floor["mean"] for row in facts["samplers"]["walks"])
+    assert all(row["frechet"]["classifier"] > 2 * floor["mean"] for row in facts["samplers"]["cells"])
     assert (tmp_path / "out" / "quality.md").read_text() == page
-    for walk in WALKS:
-        assert f"| {walk} |" in page
+    for variant in VARIANTS:
+        assert f"| {variant} |" in page
     for name in ("quality-samplers.png", "quality-inversion.png"):
         assert name in page
         assert images.read(tmp_path / "out" / name, 3).std() > 5
-    assert "that training never saw" in page
+    assert "that training did not see" in page
     only = evaluate(tiny, source, tmp_path / "out2", tmp_path / "work", SMALL, CPU, parts=("inversion",))
-    assert "There and back" in only
-    assert "One network" not in only
+    assert "Round trips" in only
+    assert "## Samples" not in only
 
 
-def test_without_held_out_images_some_of_the_training_set_are_set_apart(tiny, tmp_path):
+def test_without_held_out_images_a_part_of_the_training_set_is_set_apart(tiny, tmp_path):
     source = save(tmp_path / "shades.npz")
     page = evaluate(tiny, source, tmp_path / "out", tmp_path, SMALL, CPU, parts=("inversion",))
     assert "3 images of the training set, which has no others" in page
 
 
-def test_images_without_labels_need_the_second_opinion(tiny, tmp_path, monkeypatch):
+def test_images_without_labels_need_efficientnet(tiny, tmp_path, monkeypatch):
     np.savez(tmp_path / "plain.npz", images=shades(40).images)
     monkeypatch.setattr("model.evaluation.run.efficientnet", lambda device, folder: None)
-    with pytest.raises(DataError, match="second opinion"):
+    with pytest.raises(DataError, match="EfficientNet only"):
         evaluate(tiny, tmp_path / "plain.npz", tmp_path / "out", tmp_path, SMALL, CPU, parts=("samplers",))
 
 
 def test_a_page_without_plots_has_no_images():
-    row = {"walk": "ddim", "budget": 5, "nfe": 5, "frechet": {"classifier": 123.4}}
-    found = {"images": 2, "reference": 3, "floor": {"classifier": {"mean": 0.5, "spread": 0.01}}, "walks": [row]}
+    row = {"variant": "ddim", "budget": 5, "nfe": 5, "frechet": {"classifier": 123.4}}
+    found = {"images": 2, "reference": 3, "floor": {"classifier": {"mean": 0.5, "spread": 0.01}}, "cells": [row]}
     page = report.page(
         {"checkpoint": {"name": "x", "sha256": "0" * 64}, "command": "c", "unseen": True, "samplers": found}, {}
     )
     assert "![" not in page
     assert "| ddim | 123 |" in page
-    assert "takes for the class" not in page
+    assert "assigns to the requested class" not in page

@@ -193,7 +193,6 @@ def test_an_image_is_turned_as_its_exif_says(form, orientation):
     assert off(found, TURNS[orientation](np.asarray(stored))) <= 6 * (form == "JPEG")
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")  # as model.images.decode has it, which pytest undoes
 @pytest.mark.parametrize(
     "exif",
     [
@@ -239,7 +238,6 @@ BOMBS = {
 }
 
 
-@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")  # as model.images.decode has it
 @pytest.mark.parametrize("content", BOMBS.values(), ids=BOMBS)
 def test_bombs_are_refused_by_their_header(content, monkeypatch):
     def decoded(*_):

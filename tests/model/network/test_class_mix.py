@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from model.checkpoint import load
-from model.diffusion import machine
+from tests.plans import guide
 
 
 @pytest.fixture(scope="module")
@@ -45,5 +45,6 @@ def test_half_and_half_is_the_mean_of_two_embeddings(net, inputs):
 def test_guidance_takes_weights_as_it_takes_classes(net, inputs):
     y = torch.tensor([2, 0, 1, 1])
     one_hot = torch.nn.functional.one_hot(y, net.config.num_class_embeds).float()
-    guided = machine.guided(net, torch.tensor([1.0, 2.0, 3.5, 1.0]), null=3)
-    assert torch.equal(guided(*inputs, y), guided(*inputs, one_hot))
+    scale, null = [1.0, 2.0, 3.5, 1.0], 3
+    by_class, by_weights = guide(net, scale, null), guide(net, scale, torch.eye(net.config.num_class_embeds)[null])
+    assert torch.equal(by_class(*inputs, y), by_weights(*inputs, one_hot))

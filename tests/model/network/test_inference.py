@@ -1,11 +1,11 @@
-"""The folded network against the plain one, over the shapes that a UNet can have."""
+"""The inference network against the UNet, over the shapes that a UNet can have."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from model.network import inference as folded
+from model.network import inference
 from model.network.config import UNetConfig
 from model.network.inference import InferenceUNet
 from model.network.unet import UNet
@@ -65,37 +65,37 @@ def test_it_is_the_same_function(shape, layout):
 @torch.inference_mode()
 def test_what_is_not_in_the_table_is_computed_row_by_row():
     net = network(num_class_embeds=4)
-    fold = InferenceUNet(net, 1000)
+    fast = InferenceUNet(net, 1000)
     x, _, _ = rows(net)
     t = torch.tensor([0.0, 3.5, 999, 500.25, 7])
     y = torch.eye(4)[[0, 1, 2, 3, 0]]
     y[4] = torch.tensor([0.5, 0.25, 0.25, 0])
-    together = fold(x, t, y)
+    together = fast(x, t, y)
     assert (together - net(x, t, y)).abs().max() < 1e-5
-    # A row of its own kind has the same bits in any company of the same width.
+    # A row has the same bits among any other rows at the same width.
     others = torch.full_like(t, 100.0)
     for i in range(5):
-        company, classes = others.clone(), torch.eye(4)[[3] * 5]
-        company[i], classes[i] = t[i], y[i]
+        timesteps, classes = others.clone(), torch.eye(4)[[3] * 5]
+        timesteps[i], classes[i] = t[i], y[i]
         z = torch.randn_like(x)
         z[i] = x[i]
-        assert torch.equal(fold(z, company, classes)[i], together[i])
-    assert torch.equal(fold(x[:1], t[:1], torch.tensor([0])), fold(x[:1], t[:1], y[:1]))  # an index or its weight
+        assert torch.equal(fast(z, timesteps, classes)[i], together[i])
+    assert torch.equal(fast(x[:1], t[:1], torch.tensor([0])), fast(x[:1], t[:1], y[:1]))  # an index or its weight
 
 
 @torch.inference_mode()
 def test_a_table_that_would_be_too_large_is_left_out(monkeypatch):
     net = network(num_class_embeds=4)
-    monkeypatch.setattr(folded, "LARGEST_TABLE", 1000)
-    fold = InferenceUNet(net, 1000)
-    assert fold._table is None
-    assert (fold(*rows(net)) - net(*rows(net))).abs().max() < 1e-5
+    monkeypatch.setattr(inference, "MAX_TABLE", 1000)
+    fast = InferenceUNet(net, 1000)
+    assert fast._table is None
+    assert (fast(*rows(net)) - net(*rows(net))).abs().max() < 1e-5
 
 
 @torch.inference_mode()
-def test_bfloat16_stays_near():
+def test_bfloat16_is_close():
     net = network(num_class_embeds=4)
-    said, half = net(*rows(net)), InferenceUNet(net, 1000, torch.bfloat16)(*rows(net))
+    expected, half = net(*rows(net)), InferenceUNet(net, 1000, torch.bfloat16)(*rows(net))
     assert half.dtype == torch.float32
-    error = ((half - said).square().mean() / said.square().mean()).sqrt()
+    error = ((half - expected).square().mean() / expected.square().mean()).sqrt()
     assert 0 < error < 0.02  # eight bits of mantissa, 0.004 each operation at worst

@@ -18,7 +18,7 @@ pytest.importorskip("triton")
 
 from model.network.kernels.norm import norm, tiling
 from model.network.kernels.residual import residual
-from tests.kernels import CUDA, DEVICE, alone_and_in_company, images, long, pick, randn
+from tests.kernels import CUDA, DEVICE, assert_batch_invariant, images, long, pick, randn
 
 FLOAT = torch.finfo(torch.float32).eps  # an ulp of 1: two roundings
 # Of the result's magnitude. A card rounds to the nearest bfloat16; the interpreter cuts off.
@@ -92,24 +92,24 @@ def test_the_shapes_below_take_both_ways():
 def test_norm_is_that_of_torch(shape, dtype):
     C, H, W, groups = shape
     x, weight, bias = images(1, 2, C, H, W, dtype=dtype), randn(2, C), randn(3, C)
-    told = randn(4, 2, 5 * C, dtype=dtype)
+    given = randn(4, 2, 5 * C, dtype=dtype)
     assert_normalized(norm(x, weight, bias, groups, 1e-5, silu=False), x, weight, bias, groups, 1e-5, False)
-    more = {"add": told[:, C : 2 * C], "scale_shift": told[:, 3 * C :]}
+    more = {"add": given[:, C : 2 * C], "scale_shift": given[:, 3 * C :]}
     found = norm(x, weight, bias, groups, 1e-5, silu=True, **more)
     assert_normalized(found, x, weight, bias, groups, 1e-5, True, **more)
 
 
 @pytest.mark.parametrize("shape", [(64, 4, 4, 32), (64, 40, 40, 16)], ids=["one launch", "two"])
 @pytest.mark.parametrize("silu", [False, True])
-@pytest.mark.parametrize("told", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("given", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize(("added", "scaled"), [(0, 2), (1, 0), (2, 0), (2, 1)])
-def test_what_is_told_comes_in_every_form(shape, silu, told, added, scaled):
+def test_addition_and_scale_shift_come_in_every_form(shape, silu, given, added, scaled):
     """``added`` and ``scaled``: how many rows they have, 0 for none, 1 for all alike."""
     C, H, W, groups = shape
     x, weight, bias = images(1, 2, C, H, W, dtype=torch.bfloat16), randn(2, C), randn(3, C)
     more = {
-        "add": randn(4, added, 3 * C, dtype=told)[:, C : 2 * C] if added else None,
-        "scale_shift": randn(5, scaled, 3 * C, dtype=told)[:, C:] if scaled else None,
+        "add": randn(4, added, 3 * C, dtype=given)[:, C : 2 * C] if added else None,
+        "scale_shift": randn(5, scaled, 3 * C, dtype=given)[:, C:] if scaled else None,
     }
     found = norm(x, weight, bias, groups, 1e-3, silu=silu, **more)
     assert_normalized(found, x, weight, bias, groups, 1e-3, silu, **more)
@@ -172,25 +172,25 @@ def test_residual_is_that_of_torch(shape, scale, dtype):
     ],
     ids=str,
 )
-def test_a_row_of_norm_is_the_same_in_any_company(shape, dtype):
+def test_a_row_of_norm_is_bit_identical_in_any_batch(shape, dtype):
     C, H, W, groups = shape
-    x, told = images(1, 3, C, H, W, dtype=dtype), randn(2, 3, 4 * C, dtype=dtype)
+    x, given = images(1, 3, C, H, W, dtype=dtype), randn(2, 3, 4 * C, dtype=dtype)
     weight, bias = randn(3, C), randn(4, C)
 
     def call(indices):
         # Gathered, and, where it is one row only, a view into the others' memory.
         some = x[indices[0] : indices[0] + 1] if len(indices) == 1 else x[indices]
-        some, of = some.contiguous(memory_format=torch.channels_last), told[indices]
+        some, of = some.contiguous(memory_format=torch.channels_last), given[indices]
         more = {"add": of[:, C : 2 * C], "scale_shift": of[:, 2 * C :]}
         return norm(some, weight, bias, groups, 1e-5, silu=True, **more)
 
-    alone_and_in_company(call, 3)
+    assert_batch_invariant(call, 3)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
 def test_a_row_of_a_residual_is_the_same_in_any_company(dtype):
     h, skip, bias = images(1, 5, 21, 5, 7, dtype=dtype), images(2, 5, 21, 5, 7, dtype=dtype), randn(3, 21)
-    alone_and_in_company(lambda some: residual(pick(h, some), pick(skip, some), bias, 2**0.5), 5)
+    assert_batch_invariant(lambda some: residual(pick(h, some), pick(skip, some), bias, 2**0.5), 5)
 
 
 def test_usable_says_where_kernels_run(monkeypatch):

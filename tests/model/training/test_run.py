@@ -12,11 +12,8 @@ from safetensors.torch import load_file
 
 from model import checkpoint
 from model.diffusion import machine, samplers
-from model.training import batches
-from model.training import run as training_run
-from model.training import trainer as training
 from model.training.recipe import TrainingError
-from model.training.run import train
+from model.training.run import grid, train
 from model.training.trainer import Trainer
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
 
@@ -30,9 +27,8 @@ def source(tmp_path):
 
 @pytest.fixture(autouse=True)
 def _few_samples(monkeypatch):
-    """The sheets that a run draws as it goes: two columns instead of ten."""
-    grid = training_run.grid
-    monkeypatch.setattr(training_run, "grid", lambda net, classes: grid(net, classes, columns=2))
+    """The sheets that a run draws: two columns instead of ten."""
+    monkeypatch.setattr("model.training.run.grid", lambda net, classes: grid(net, classes, columns=2))
 
 
 @pytest.mark.parametrize("killed_after", [1, 4])
@@ -67,14 +63,14 @@ def after(monkeypatch, step, what):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_a_run_that_is_told_to_stop_and_resumed_is_the_uninterrupted_run(tmp_path, source, monkeypatch, number):
+def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_run(tmp_path, source, monkeypatch, number):
     whole = train(source, tmp_path / "whole", TINY, CPU)
     handlers = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
     with monkeypatch.context() as patch:
         after(patch, 3, lambda: os.kill(os.getpid(), number))
         stopped = train(source, tmp_path / "parts", TINY, CPU)
     assert stopped.step == 3
-    assert not (tmp_path / "parts" / "samples").exists()  # who is told to stop does not draw first
+    assert not (tmp_path / "parts" / "samples").exists()  # a stop signal does not wait for samples
     assert checkpoint.load(tmp_path / "parts").card.training["steps"] == 3
     assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == handlers
     resumed = train(source, tmp_path / "parts", TINY, CPU, resume=True)
@@ -84,7 +80,7 @@ def test_a_run_that_is_told_to_stop_and_resumed_is_the_uninterrupted_run(tmp_pat
     assert cards[0].sha256 == cards[1].sha256
 
 
-def test_a_run_that_is_told_to_stop_before_its_first_step_can_be_resumed(tmp_path, source, monkeypatch):
+def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, source, monkeypatch):
     """While it times precisions, say, or compiles."""
     whole = train(source, tmp_path / "whole", TINY, CPU)
     start = Trainer.start
@@ -129,7 +125,7 @@ def test_compilation_takes_nothing_of_the_minutes(tmp_path, source, monkeypatch)
         late += 3600
 
     clock = SimpleNamespace(perf_counter=lambda: time.perf_counter() + late)
-    monkeypatch.setattr(training, "time", clock)
+    monkeypatch.setattr("model.training.trainer.time", clock)
     monkeypatch.setattr(Trainer, "compile", an_hour)
     run = train(source, tmp_path / "out", replace(TINY, minutes=30.0, compile="on"), CPU)
     assert late == 3600
@@ -138,7 +134,7 @@ def test_compilation_takes_nothing_of_the_minutes(tmp_path, source, monkeypatch)
 
 def test_a_compiler_that_fails_costs_a_line_and_not_the_run(tmp_path, source, monkeypatch, capsys):
     def broken(graph, _):
-        raise RuntimeError("no such compiler\nand a page of what it said")
+        raise RuntimeError("no such compiler\nand a page of details")
 
     compile_ = Trainer.compile
     monkeypatch.setattr(Trainer, "compile", lambda self: compile_(self, broken))
@@ -149,15 +145,15 @@ def test_a_compiler_that_fails_costs_a_line_and_not_the_run(tmp_path, source, mo
 
 
 @pytest.mark.parametrize("compile_", ["auto", "off"])
-def test_a_cpu_compiles_only_when_told_to(tmp_path, source, monkeypatch, compile_):
+def test_a_cpu_compiles_only_if_asked(tmp_path, source, monkeypatch, compile_):
     monkeypatch.setattr(Trainer, "compile", lambda self: pytest.fail("it compiled"))
     train(source, tmp_path / "out", replace(TINY, steps=1, compile=compile_), CPU)
 
 
-def test_images_that_are_sent_batch_by_batch_are_worth_a_line(tmp_path, source, monkeypatch, capsys):
+def test_images_that_are_copied_batch_by_batch_are_logged(tmp_path, source, monkeypatch, capsys):
     whole = train(source, tmp_path / "there", TINY, CPU)
     assert "batch by batch" not in capsys.readouterr().out
-    monkeypatch.setattr(batches, "_fits", lambda size, device: False)
+    monkeypatch.setattr("model.training.batches._fits", lambda size, device: False)
     sent = train(source, tmp_path / "sent", TINY, CPU)
     assert "batch by batch" in capsys.readouterr().out
     assert_equal_states(whole, sent)
@@ -253,12 +249,12 @@ def test_sheets_are_drawn_on_the_way(tmp_path, source):
     assert sorted(p.name for p in (tmp_path / "out" / "samples").iterdir()) == ["step-0000001.png", "step-0000002.png"]
 
 
-def test_a_sheet_is_repeatable_and_leaves_no_trace():
+def test_a_sheet_is_reproducible_and_changes_no_state():
     trainer = Trainer.start(TINY, shades(4), CPU)
     trainer.advance()
     twin = Trainer.start(TINY, shades(4), CPU)
     twin.advance()
-    sheets = [training_run.grid(trainer.ema, ("dark", "light")) for _ in range(2)]
+    sheets = [grid(trainer.ema, ("dark", "light"), columns=2) for _ in range(2)]
     assert np.array_equal(*sheets)
     trainer.advance()
     twin.advance()

@@ -7,8 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from model.diffusion.schedule import NoiseSchedule
-from model.training import batches as batches_module
-from model.training.batches import Batches
+from model.training.batches import Batches, _fits
 from model.training.recipe import TrainingError, network
 from model.training.trainer import AHEAD, Trainer, denoising_loss
 from tests.fakes import GaussianEps
@@ -40,7 +39,7 @@ def test_loss_of_a_perfect_a_lazy_and_a_biased_predictor():
 
 
 @pytest.mark.parametrize("t", [50, 300, 700])
-def test_loss_of_the_best_predictor_is_what_cannot_be_known(t):
+def test_loss_of_the_best_predictor_is_the_posterior_variance(t):
     # Data N(μ, s²): the posterior variance of ε is ᾱ s² / v, and no predictor falls below it.
     n, s, generator = 100_000, 0.5, torch.Generator().manual_seed(1)
     x_0 = 0.3 + s * torch.randn(n, 1, 1, 1, generator=generator)
@@ -88,7 +87,7 @@ def test_the_average_starts_short_and_grows_longer(ema, decays):
         for old, new, average in zip(before, trainer.net.parameters(), trainer.ema.parameters(), strict=True):
             # float32: a few roundings of weights below 2.
             assert (average - (decay * old + (1 - decay) * new)).abs().max() < 1e-6
-    # Otherwise each step would hang one more node on a graph that nobody ever walks, and memory would grow with it.
+    # Otherwise each step would add a node to a graph that is never used, and memory would grow with it.
     assert all(p.is_leaf and not p.requires_grad for p in trainer.ema.parameters())
 
 
@@ -138,8 +137,8 @@ def test_where_the_images_are_changes_nothing():
 def test_images_that_would_take_over_half_of_a_cuda_device_stay_on_the_host(monkeypatch):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (1000, 9000))
     cuda = torch.device("cuda")
-    assert [batches_module._fits(size, cuda) for size in (500, 501)] == [True, False]
-    assert batches_module._fits(1 << 60, CPU)  # they are in its memory already
+    assert [_fits(size, cuda) for size in (500, 501)] == [True, False]
+    assert _fits(1 << 60, CPU)  # they are in its memory already
 
 
 class NobodyReads(TorchDispatchMode):
@@ -256,10 +255,10 @@ def test_noise_and_timesteps_change_from_step_to_step():
 
 
 @pytest.mark.parametrize("batch", [4, 10, 25], ids=["small", "an-epoch", "two-and-a-half"])
-def test_every_epoch_visits_every_image_once(batch):
+def test_every_epoch_has_every_image_once(batch):
     count = 100 // batch
-    visited = [i for x_0, *_ in batches(replace(TINY, batch=batch), shades(10), count) for i in index_of(x_0)]
-    epochs = [visited[k : k + 10] for k in range(0, 100, 10)]
+    indices = [i for x_0, *_ in batches(replace(TINY, batch=batch), shades(10), count) for i in index_of(x_0)]
+    epochs = [indices[k : k + 10] for k in range(0, 100, 10)]
     assert all(sorted(epoch) == list(range(10)) for epoch in epochs)
     assert len(set(map(tuple, epochs))) == 10  # in another order each time
 

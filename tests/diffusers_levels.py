@@ -1,4 +1,4 @@
-"""The walks of diffusers' schedulers, quirks and all."""
+"""The noise levels of diffusers' schedulers, quirks included, and sampling with them."""
 
 from __future__ import annotations
 
@@ -11,9 +11,6 @@ import torch
 from torch import Tensor
 
 from model.diffusion.levels import Hop, Level
-
-Predict = Callable[[Tensor, float], Tensor]  # ε from (x_t, t)
-Visited = Sequence[tuple[float, float]]  # (t, ᾱ), noisiest first; ᾱ = 1 at the end of a walk to the clean image
 
 
 def diffusers_grid(config: Mapping[str, Any], steps: int) -> list[int]:
@@ -32,7 +29,7 @@ def diffusers_grid(config: Mapping[str, Any], steps: int) -> list[int]:
     return [int(t) for t in grid]
 
 
-def diffusers_walk(scheduler: Any, steps: int) -> list[Hop]:
+def diffusers_hops(scheduler: Any, steps: int) -> list[Hop]:
     """The hops that this DDPMScheduler or DDIMScheduler takes, which are not always those of its own grid."""
     config = scheduler.config
     T, grid = config.num_train_timesteps, diffusers_grid(config, steps)
@@ -60,7 +57,7 @@ def diffusers_sample(
     seeds: Sequence[int] | None = None,
     **options: Any,
 ) -> Tensor:
-    """Walk ``x`` with diffusers itself, each image's noise from its own generator; ``options`` go to step.
+    """Sample from ``x`` with diffusers itself, each image's noise from its own generator; ``options`` go to step.
 
     Args:
         seeds: None for schedulers that draw no noise.
@@ -69,7 +66,7 @@ def diffusers_sample(
         options["generator"] = [torch.Generator().manual_seed(seed) for seed in seeds]
     scheduler.set_timesteps(steps)
     if type(scheduler).__name__ == "HeunDiscreteScheduler":
-        x = x * (scheduler.sigmas[0] ** 2 + 1) ** 0.5  # it walks x / α
+        x = x * (scheduler.sigmas[0] ** 2 + 1) ** 0.5  # its state is x / α
     for t in scheduler.timesteps:
         output = net(scheduler.scale_model_input(x, t), t.expand(len(x)), None)
         x = scheduler.step(output, t, x, **options).prev_sample
@@ -77,16 +74,16 @@ def diffusers_sample(
 
 
 def diffusers_levels(scheduler: Any, steps: int) -> list[Level]:
-    """The levels that a solver of diffusers visits: its own timesteps, and ᾱ from its own σ/α, float32 as they are.
+    """The levels of a solver of diffusers: its own timesteps, and ᾱ from its own σ/α, float32 as they are.
 
     HeunDiscreteScheduler lists every level but the first twice.
     """
     scheduler.set_timesteps(steps)
     every = 2 if type(scheduler).__name__ == "HeunDiscreteScheduler" else 1
     *ratios, last = scheduler.sigmas.double().tolist()
-    walk = zip(scheduler.timesteps[::every].tolist(), ratios[::every], strict=True)
-    # The network never sees the last level, so its t says nothing.
-    return [Level(t, 1 / (1 + ratio**2)) for t, ratio in [*walk, (0, last)]]
+    levels = zip(scheduler.timesteps[::every].tolist(), ratios[::every], strict=True)
+    # The network is not evaluated at the last level, so its t does not matter.
+    return [Level(t, 1 / (1 + ratio**2)) for t, ratio in [*levels, (0, last)]]
 
 
 def diffusers_pndm_levels(scheduler: Any, steps: int) -> list[Level]:
@@ -96,6 +93,6 @@ def diffusers_pndm_levels(scheduler: Any, steps: int) -> list[Level]:
     stride = config.num_train_timesteps // steps
     assert all(after == t - stride for t, after in itertools.pairwise(grid)), "its hops would leave the grid"
     abar = scheduler.alphas_cumprod.double()
-    walk = [Level(t, float(abar[t])) for t in grid]
+    levels = [Level(t, float(abar[t])) for t in grid]
     # Without set_alpha_to_one the last step leads to the level of t = 0, and from t = 0 nowhere.
-    return [*walk, Level(0, 1.0 if config.set_alpha_to_one else float(abar[0]))]
+    return [*levels, Level(0, 1.0 if config.set_alpha_to_one else float(abar[0]))]
