@@ -36,7 +36,7 @@ LOW_PSNR = 40.0
 
 
 @dataclass(frozen=True)
-class RoundTrip:
+class Reconstruction:
     """How near the decoded latent comes to the image, on [-1, 1].
 
     Attributes:
@@ -75,7 +75,7 @@ class Encoding:
     slots: Tensor
     residual: float | None
     norm: float
-    round_trip: RoundTrip | None
+    round_trip: Reconstruction | None
     trajectory: Tensor | None
     usage: Usage
 
@@ -184,13 +184,13 @@ def _decode_request(request: InvertRequest, inversion: Inversion, label: str | N
 
 def _compare(
     image: Tensor, decode: ResolvedRequest[SampleRequest], slots: Tensor, result: Result, usage: Usage
-) -> RoundTrip:
+) -> Reconstruction:
     latent = Latent(npy=files.to_npy(squeeze_slots(slots)))
     resolved = ResolvedRequest(decode.request.model_copy(update={"latent": latent}), decode.plan, decode.paired)
     samples = Samples(resolved, [], [slots], result, usage, [])
     x = samples.images[0]
     mse = float((x - image).double().square().mean())
-    return RoundTrip(
+    return Reconstruction(
         samples,
         psnr=float(10 * torch.log10(torch.tensor(4 / max(mse, 1e-20)))),  # pixels span -1..1, so the peak is 2
         mse=mse,
