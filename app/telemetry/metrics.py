@@ -99,13 +99,13 @@ class Metrics:
         )
         self.queue_time = histogram(
             "queue_time_seconds",
-            "Of requests that ended well: from the engine taking the job to its first step.",
+            "Of requests that ended well: from submission to the engine to the first step.",
             milliseconds,
             "endpoint",
         )
         self.first_step_time = histogram(
             "time_to_first_step_seconds",
-            "Of requests that ended well: from their arrival to the first step, uploads included.",
+            "Of requests that ended well: from arrival to the first step, with uploads.",
             milliseconds,
         )
         self.encode_time = histogram("image_encode_seconds", "Encoding the body of a response.", milliseconds)
