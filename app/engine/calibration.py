@@ -95,6 +95,7 @@ def calibrate(
     file = None if cache is None else cache / f"calibration-{_cache_key(checkpoint, device, options)}.json"
     calibration = _read(file)
     if calibration is None:
+        log.info("calibrating, once for this checkpoint on this machine")
         began = time.perf_counter()
         with torch.inference_mode():
             calibration = _measure(checkpoint, device, options)

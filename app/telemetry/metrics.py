@@ -71,7 +71,7 @@ class Metrics:
         )
         self.finished = counter(
             "requests_finished_total",
-            "Valid requests to an operation, by how they ended: ok, client_gone or the code of an error.",
+            "Requests with a valid body, by how they ended: ok, client_gone or the code of an error.",
             "endpoint",
             "outcome",
         )
@@ -98,10 +98,15 @@ class Metrics:
             "sampler",
         )
         self.queue_time = histogram(
-            "queue_time_seconds", "From submission to the first step.", milliseconds, "endpoint"
+            "queue_time_seconds",
+            "Of requests that ended well: from the engine taking the job to its first step.",
+            milliseconds,
+            "endpoint",
         )
         self.first_step_time = histogram(
-            "time_to_first_step_seconds", "From a request's arrival to its first step.", milliseconds
+            "time_to_first_step_seconds",
+            "Of requests that ended well: from their arrival to the first step, uploads included.",
+            milliseconds,
         )
         self.encode_time = histogram("image_encode_seconds", "Encoding the body of a response.", milliseconds)
         self.cancel_time = histogram(

@@ -55,9 +55,11 @@ async def test_the_latent_is_that_of_the_plain_loop(client, tiny, method):
     found = INVERSIONS[method]
     plan = found.compile(ckpt.schedule, 12, spacing="leading")
     x_0 = images.from_uint8(PIXELS)[None, None]
-    exact, most = rounding.bound(
-        ckpt.net, lambda net, dtype: machine.run_slots(net, plan, x_0.to(dtype), torch.tensor([1]))
-    )
+
+    def run_plan(net, dtype, copies):
+        return machine.run_slots(net, plan, x_0.to(dtype).repeat(copies, 1, 1, 1, 1), torch.tensor([1] * copies))
+
+    exact, most = rounding.bound(ckpt.net, run_plan)
     told = await invert(client, steps=12, label="square", method=method)
     latent = decoded(told["latent"])
     expected = exact[0, : found.slots].numpy()

@@ -154,10 +154,10 @@ async def test_every_sampler_answers_as_the_plain_loop_does(client, tiny):
     for sampler in samplers.SAMPLERS.values():
         plan = sampler.compile(ckpt.schedule, 12, **habits.options(sampler, 12, 1000))
 
-        def walk(net, dtype, plan=plan):
-            return rounding.sampled(net, plan, [3], torch.tensor([1]), (1, 8, 8), dtype)
+        def run_plan(net, dtype, copies, plan=plan):
+            return rounding.run_plan(net, plan, [3] * copies, torch.tensor([1] * copies), (1, 8, 8), dtype)
 
-        exact, most = rounding.bound(ckpt.net, walk)
+        exact, most = rounding.bound(ckpt.net, run_plan)
         response = await sample(client, NPY, sampler=sampler.name, label="square", seed=3, steps=12)
         served = np.load(io.BytesIO(response.content))
         assert np.abs(served - exact.numpy()).max() < most, sampler.name
