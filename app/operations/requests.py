@@ -10,7 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import WithJsonSchema as Described
 
 from app.engine.jobs import SnapshotKind
-from model.diffusion.interpolation import Interpolation
+from model.diffusion.interpolation import InterpolationMethod
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
 from model.diffusion.schedule import Spacing
@@ -237,7 +237,7 @@ class InterpolateRequest(SamplingRequest):
     frames: int | None = Field(
         None, ge=2, description="Images from a to b, both included; default 8, up to `max_images`."
     )
-    method: Interpolation = Field(
+    method: InterpolationMethod = Field(
         "slerp",
         description="slerp follows the sphere that latents lie on; lerp cuts across it, and washes images out.",
     )

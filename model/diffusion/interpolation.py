@@ -1,4 +1,4 @@
-"""Interpolation between latents.
+"""InterpolationMethod between latents.
 
 A latent is [C, H, W], or [2, C, H, W] for the pair of states with which an exact inversion ends; the two states are
 interpolated separately. The arithmetic is float64; where one latent has all the weight, it is returned bit for bit.
@@ -18,7 +18,7 @@ from torch import Tensor
 
 from model.diffusion.noise import draw_noise, seeded_generator
 
-Interpolation = Literal["slerp", "lerp"]
+InterpolationMethod = Literal["slerp", "lerp"]
 PARALLEL = 1e-4  # radians; below, the arc is its chord to within float32
 ANTIPODAL = 1e-2  # radians short of π; beyond, the two directions do not determine the arc
 
@@ -39,12 +39,12 @@ class Blend:
     weights: tuple[float, ...]
 
 
-def path(a: Tensor, b: Tensor, frames: int, method: Interpolation = "slerp") -> list[Blend]:
+def path(a: Tensor, b: Tensor, frames: int, method: InterpolationMethod = "slerp") -> list[Blend]:
     """``frames`` latents from a to b, evenly spaced, both included; at least 2."""
     return [Blend(between(a, b, u, method), (1 - u, u)) for u in (i / (frames - 1) for i in range(frames))]
 
 
-def grid(corners: Sequence[Tensor], rows: int, columns: int, method: Interpolation = "slerp") -> list[Blend]:
+def grid(corners: Sequence[Tensor], rows: int, columns: int, method: InterpolationMethod = "slerp") -> list[Blend]:
     """A grid between four corners, row by row (DDIM, appendix D.5).
 
     Interpolated along the upper and the lower edge first, then between the two.
@@ -64,7 +64,7 @@ def grid(corners: Sequence[Tensor], rows: int, columns: int, method: Interpolati
     return blends
 
 
-def blend(latents: Sequence[Tensor], weights: Sequence[float], method: Interpolation = "slerp") -> Blend:
+def blend(latents: Sequence[Tensor], weights: Sequence[float], method: InterpolationMethod = "slerp") -> Blend:
     """The weighted mean of several latents.
 
     ``slerp`` gives the sum the weighted mean of the norms, as Bodin et al. 2024 (LOL) do by Σ w z / √(Σ w²) for
@@ -95,7 +95,7 @@ def blend(latents: Sequence[Tensor], weights: Sequence[float], method: Interpola
     return Blend(_combine(mean, latents), shares)
 
 
-def between(a: Tensor, b: Tensor, u: float, method: Interpolation = "slerp") -> Tensor:
+def between(a: Tensor, b: Tensor, u: float, method: InterpolationMethod = "slerp") -> Tensor:
     """The latent at u in [0, 1] from a to b.
 
     ``slerp`` follows the great circle (DDIM, eq. 67), with a norm that is interpolated linearly. Equal directions give

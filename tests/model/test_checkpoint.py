@@ -212,12 +212,12 @@ BROKEN = {
     "bin-only": (pickle_only, "must first be converted to safetensors"),
     "truncated": (truncate, r"model\.safetensors: "),
     "nan": (spoil, r"conv_in\.weight is not finite"),
-    "shape": (set_tensor("conv_out.bias", torch.zeros(2)), r"conv_out\.bias is \[2\], the config asks for \[1\]"),
+    "shape": (set_tensor("conv_out.bias", torch.zeros(2)), r"conv_out\.bias is \[2\], in the config \[1\]"),
     "missing-tensor": (
         lambda f: rewrite_weights(f, lambda state: state.pop("conv_in.bias")),
-        r"lacks 1 tensors that the config asks for, as conv_in\.bias",
+        r"lacks 1 tensors of the config, such as conv_in\.bias",
     ),
-    "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensors that the config knows nothing of, as logvar"),
+    "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensors that are not in the config, such as logvar"),
     "hash": (
         lambda f: edit(f / "card.json", sha256="0" * 64),
         r"the weights' sha256 is [0-9a-f]{64}, the card says 0{64}",
