@@ -18,7 +18,7 @@ GAUGES = {
     "unstir_draining": "1 while admitted work is finished before the process ends.",
     "unstir_requests_waiting": "Admitted requests before their first step.",
     "unstir_requests_running": "Requests between their first step and their last.",
-    "unstir_requests_promised": "Refused requests that will be admitted if they are sent again when they were told to.",
+    "unstir_requests_promised": "Refused requests that will be admitted if they return after their Retry-After.",
     "unstir_jobs": "Stored asynchronous jobs and results under a key, done or not.",
     "unstir_job_bytes": "Memory that their results take.",
     "unstir_images_waiting": "Admitted images before their first step.",

@@ -46,6 +46,13 @@ def test_newcomers_do_not_take_promised_capacity():
     admission.admit(5, waiting=9.9, now=after, sender="a")
 
 
+def test_newcomers_fill_the_queue_up_to_the_promised_capacity():
+    admission = Admission(10)
+    after = refused(admission, 5, waiting=12, now=0, sender="a")
+    refused(admission, 4.01, waiting=6, now=after)
+    admission.admit(4, waiting=6, now=after, sender="c")  # a would find 10 s ahead, which is what may wait
+
+
 def test_newcomers_are_admitted_where_they_are_done_before_promises_are_due():
     admission = Admission(10)
     after = refused(admission, 5, waiting=20, now=0, sender="a")
@@ -72,6 +79,19 @@ def test_promises_that_are_not_claimed_expire():
     refused(admission, 1, waiting=6, now=2 + GRACE - 1, sender="c")
     admission.admit(1, waiting=6, now=2 + GRACE + 0.5, sender="d")
     assert [promise.sender for promise in admission.promises] == ["b", "c"]
+
+
+def test_promises_are_counted_until_they_expire():
+    admission = two_promises()
+    assert [admission.count_open(now) for now in (0, 1.9 + GRACE, 2.1 + GRACE, 10.1 + GRACE)] == [2, 2, 1, 0]
+
+
+def test_a_promise_is_kept_where_the_work_is_refused_for_other_reasons():
+    admission = two_promises()
+    admission.admit(8, waiting=0, now=5, sender="a", claim=False)
+    assert [promise.sender for promise in admission.promises] == ["a", "b"]
+    admission.admit(8, waiting=0, now=5, sender="a")
+    assert [promise.sender for promise in admission.promises] == ["b"]
 
 
 def test_promises_are_bounded(monkeypatch):

@@ -99,7 +99,16 @@ def test_one_kind_stays_one_kind_and_two_stay_two():
     assert exact.bit_identical == (2, 4)
 
 
-def test_the_wider_half_is_given_up_and_the_pace_kept():
+def test_a_tick_of_a_width_that_was_given_up_is_ignored():
+    model = shared()
+    model.update(False, 4, 0.05)
+    assert model.halve()
+    before, ratio = model.forwards, model.ratio
+    model.update(False, 8, 60.0)
+    assert (model.forwards, model.ratio) == (before, ratio)
+
+
+def test_the_wider_half_is_given_up_and_the_ratio_kept():
     model = shared()
     followed(model, {1: 0.020, 8: 0.096}, 200)
     assert model.halve()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -42,6 +43,8 @@ async def test_cancelled_lanes_leave_before_the_next_tick():
         await asyncio.sleep(0)
         device.gate.release(2)  # the forward that was under way, and the other's
         assert (await other).images.mean() == 3
+        [latency] = engine.worker._observer.cancellations
+        assert 0 <= latency < 5
     assert all(lane.seed == 3 for lane in device.seen[-1])
     assert len(device.seen) <= 3
 
@@ -299,3 +302,104 @@ async def test_a_stalled_device_is_not_ready(monkeypatch):
         device.gate.release()
         await job
         assert engine.unready is None
+
+
+async def test_gauges_tell_lanes_and_requests_before_and_after_their_first_step():
+    device = FakeDevice(gated=True)
+    async with engine_on(device) as engine:
+        with engine.reserve(3, 8, options=SubmitOptions(endpoint="/sample")) as reservation:
+            assert (engine.lanes, engine.requests) == ((3, 0), {("/sample", False): 1})
+            assert not reservation.running
+            job = asyncio.create_task(reservation.run([Lane(plan(2), 1), Lane(plan(4), 2)]))
+            await until(lambda: device.entered)
+            assert (engine.lanes, engine.requests) == ((3, 0), {("/sample", False): 1})
+            device.gate.release()
+            await until(lambda: device.entered == 2)
+            assert (engine.lanes, engine.requests) == ((1, 2), {("/sample", True): 1})
+            assert reservation.running
+            device.gate.release()
+            await until(lambda: device.entered == 3)
+            assert engine.lanes == (1, 1)  # one is done, and one of the three was never submitted
+            device.gate.release(2)
+            await job
+            assert (engine.lanes, reservation.remaining) == ((1, 0), 2)  # of the work that was reserved
+
+
+async def test_a_request_can_submit_one_job_after_another():
+    async with engine_on(FakeDevice()) as engine:
+        submitted = []
+        with engine.reserve(2, 30) as reservation:
+            reservation.on_submit = lambda: submitted.append(reservation.job)
+            assert (reservation.total, reservation.remaining) == (30, 30)
+            await reservation.run([Lane(plan(10), 1)])
+            assert reservation.remaining == 20
+            await reservation.run([Lane(plan(10), 1), Lane(plan(10), 2)])
+            assert reservation.remaining == 0
+        assert [len(job.lanes) for job in submitted] == [1, 2]
+
+
+async def test_position_and_time_left_count_the_work_that_goes_first():
+    """A forward takes 1 ms, at any width, and a row of a full one 1/8 ms."""
+    async with engine_on(FakeDevice()) as engine:
+        with engine.reserve(1, 10) as small, engine.reserve(2, 10) as equal, engine.reserve(50, 1000) as large:
+            assert [engine.position(each) for each in (small, equal, large)] == [1, 1, 2]
+            assert engine.seconds_left(small) == pytest.approx(10 * 0.001)  # ten forwards, one after another
+            assert engine.seconds_left(equal) == pytest.approx(5 * 0.001)
+            assert engine.seconds_left(large) == pytest.approx((10 + 10 + 1000) * 0.001 / 8)
+
+
+async def test_a_request_that_runs_is_the_first_in_its_queue():
+    device = FakeDevice(gated=True)
+    async with engine_on(device) as engine:
+        with engine.reserve(1, 1), engine.reserve(1, 3) as running:
+            assert engine.position(running) == 1
+            job = asyncio.create_task(running.run([Lane(plan(3), 1)]))
+            device.gate.release()
+            await until(lambda: device.entered == 2)
+            assert engine.position(running) == 0
+            device.gate.release(2)
+            await job
+
+
+async def test_work_that_is_due_earlier_counts_against_a_deadline(monkeypatch):
+    """Each request is 80 row-steps of 1/8 ms: 10 ms of work."""
+    monkeypatch.setattr("app.engine.engine.time", SimpleNamespace(monotonic=lambda: 1000.0))
+    async with engine_on(FakeDevice()) as engine:
+
+        def reserve(milliseconds: float | None, priority: int = 0):
+            deadline = None if milliseconds is None else 1000.0 + milliseconds / 1e3
+            return engine.reserve(8, 80, options=SubmitOptions(deadline, priority))
+
+        with pytest.raises(TooLate, match="on an idle device"):
+            reserve(9.9)
+        reserve(10.1)
+        with reserve(15):
+            reserve(20.1)
+            with pytest.raises(TooLate, match="20 ms are needed"):
+                reserve(19.9)
+            reserve(14.9)  # the other is due later
+            reserve(19.9, priority=1)  # the other is less important
+        with reserve(15, priority=1), pytest.raises(TooLate):
+            reserve(19.9)
+        with reserve(None):
+            reserve(19.9)
+
+
+async def test_a_crowd_waits_for_as_long_as_its_share_of_the_work():
+    """80 row-steps of 1/8 s, of 8 images of at most 10: 4 more must wait until two of them are done."""
+    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=10) as engine:
+        with engine.reserve(8, 80):
+            engine.reserve(2, 1)
+            with pytest.raises(Overloaded, match="8 images are in progress, and 4 more would exceed 10") as refused:
+                engine.reserve(4, 1)
+            assert refused.value.headers["Retry-After"] == "3"  # 2/8 of 10 s
+        engine.reserve(11, 1)  # nothing else is in progress
+
+
+async def test_a_refused_request_is_promised_its_place_unless_it_is_refused_for_its_size():
+    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=10, max_queue_seconds=1) as engine:
+        with engine.reserve(8, 80):
+            for sender in ("a", "b"):
+                with pytest.raises(Overloaded):
+                    engine.reserve(1, 1, options=SubmitOptions(sender=sender))
+            assert engine.promised == 2

@@ -296,6 +296,62 @@ def test_every_decision_is_sound(lanes, forwards):
         assert batch[0].priority == max(lane.priority for lane in lanes)
 
 
+def fill(lanes: list[Toy], width: int) -> list[Toy]:
+    batch: list[Toy] = []
+    for each in lanes:
+        if sum(other.rows for other in batch) + each.rows <= width:
+            batch.append(each)
+    return batch
+
+
+def best_value(lanes: list[Toy], widths: Widths, now: float) -> tuple[float, dict[int, float]]:
+    """The formulas of docs/scheduler.md, by brute force: the most value per second, and the value of each lane by id.
+
+    No lane has a deadline or is overdue.
+    """
+    row = widths.seconds[-1] / widths.cap
+    slowdown = {id(each): 1 + max(0.0, now - each.since) / (each.total * row) for each in lanes}
+    merit = {id(each): slowdown[id(each)] ** scheduler.AGEING / each.work for each in lanes}
+    weighed = {id(each): merit[id(each)] * 2**each.priority for each in lanes}
+    rows = sum(each.rows for each in lanes)
+    pressure = scheduler.PRESSURE * (rows / widths.cap) ** scheduler.PRESSURE_POWER
+    value = {key: each / max(weighed.values()) + pressure for key, each in weighed.items()}
+    order = sorted(lanes, key=lambda each: (-each.priority, -merit[id(each)]))
+    plain = fill([each for each in order if not each.reproducible], widths.cap)
+    options = [(plain[:count], widths.pad(sum(each.rows for each in plain[:count]))[0]) for count in range(1, 9)]
+    options += [(fill(order, width), width) for width in widths.bit_identical]
+    return max(
+        sum(value[id(each)] for each in batch) / widths.time(width)
+        for batch, width in options
+        if batch and batch[0].priority == order[0].priority and (batch == plain[: len(batch)] or reproducible(batch))
+    ), value
+
+
+def reproducible(batch: list[Toy]) -> bool:
+    return any(each.reproducible for each in batch)
+
+
+plain_lane = st.builds(
+    Toy,
+    st.integers(1, 60),
+    st.booleans(),
+    rows=st.integers(1, 2),
+    priority=st.integers(-1, 1),
+    since=st.floats(-100, 1),
+    others=st.integers(0, 200),
+)
+
+
+@given(st.lists(plain_lane, min_size=2, max_size=20), forwards(), st.floats(0, 10))
+@settings(max_examples=300, deadline=None)
+def test_the_batch_has_the_most_value_per_second(lanes, forwards, now):
+    widths = forwards.fast
+    best, value = best_value(lanes, widths, now)
+    choice = choose(lanes, one(widths), now)
+    found = sum(value[id(each)] for each in choice.batch) / widths.time(choice.width)
+    assert found == pytest.approx(best, rel=1e-9)
+
+
 @given(st.lists(lane, min_size=2, max_size=12), forwards(), st.integers(1, 10))
 @settings(max_examples=200, deadline=None)
 def test_a_decision_depends_on_nothing_but_its_arguments(lanes, forwards, now):
