@@ -99,6 +99,14 @@ def test_one_kind_stays_one_kind_and_two_stay_two():
     assert exact.bit_identical == (2, 4)
 
 
+def test_each_kind_of_forward_is_compared_with_its_own_times():
+    model = CostModel(Forwards(LINE, EXACT))
+    model.update(True, 4, EXACT.time(4))
+    model.update(False, 4, LINE.time(4))
+    assert model.ratio == pytest.approx(1)
+    assert (model.widths(True).sizes, model.widths(False).sizes) == (EXACT.sizes, LINE.sizes)
+
+
 def test_a_tick_of_a_width_that_was_given_up_is_ignored():
     model = shared()
     model.update(False, 4, 0.05)
