@@ -26,10 +26,10 @@ def page(parts: Parts) -> str:
     fields = {
         "cores": peers["cores"],
         "checkpoint": peers["checkpoint"],
-        "mix": " or ".join(f"{steps} ({_percent(share)})" for steps, share in Mix.parse(peers["mix"]).weights.items()),
+        "mix": ", ".join(f"{steps} ({_percent(share)})" for steps, share in Mix.parse(peers["mix"]).weights.items()),
         "rate": _range(round(each, 2) for each in peers["requests_per_second"]),
         "seconds": ", ".join(f"{seconds:g} s at {_percent(load)}" for load, seconds in peers["seconds"].items()),
-        "repeats": f"in up to {repeats} repeats",
+        "repeats": repeats,
         "mixed": _mixed(peers),
         **{name: side[name] for name in ("starts", "rounds")},
         "turn_seconds": f"{side['turn_seconds']:g}",
