@@ -128,7 +128,7 @@ def running(settings: Settings) -> Iterator[Server]:
 def busy(server: Server) -> Iterator[None]:
     """Clients that keep the server busy, all of them admitted."""
     url = f"http://127.0.0.1:{server.config.port}/sample"
-    command = ["-m", "app", "bench", "--url", url, "--mix", "50:1", "--seconds", "100000", "--clients", str(CLIENTS)]
+    command = ["-m", "app", "loadtest", "--url", url, "--mix", "50:1", "--seconds", "100000", "--clients", str(CLIENTS)]
     clients = subprocess.Popen(
         [sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )

@@ -6,9 +6,8 @@ import asyncio
 
 import httpx
 import pytest
-from app.bench import load
-from app.bench.command import MIX
-from app.bench.mix import Mix, poisson
+from app.cli.loadtest import load
+from app.cli.mix import MIX, Mix, poisson
 
 from tests.stress import serve, size
 
