@@ -14,7 +14,7 @@
     │   ├── KeyReused            409
     │   ├── Cancelled            410
     │   ├── BodyTooLarge         413
-    │   ├── ImageTooLarge      413
+    │   ├── ImageTooLarge        413
     │   └── UnsupportedMedia     415
     ├── TryLater                 the request is fine, the moment is not; has Retry-After
     │   ├── Overloaded           429

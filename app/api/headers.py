@@ -13,12 +13,12 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
+from app.engine.jobs import PRIORITIES
 from app.engine.reservation import SubmitOptions
 from app.errors import InvalidHeader
 
 MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000
-DEFAULT_URGENCY = 3  # of requests without a Priority (RFC 9218, section 4.1)
-MOST_URGENT, LEAST_URGENT = 0, 7
+DEFAULT_URGENCY = PRIORITIES[-1]  # of requests without a Priority: 3 of 0..7, 0 first (RFC 9218, section 4.1)
 _KEY = re.compile(r"[\x21-\x7e]{1,200}")
 
 
@@ -86,7 +86,7 @@ def digest_request(path: str, body: BaseModel) -> str:
 def _urgency(headers: Headers) -> int:
     urgency, _ = _dictionary(headers, "priority").get("u", (DEFAULT_URGENCY, {}))
     whole = isinstance(urgency, int) and not isinstance(urgency, bool)
-    return urgency if whole and MOST_URGENT <= urgency <= LEAST_URGENT else DEFAULT_URGENCY
+    return urgency if whole and DEFAULT_URGENCY - urgency in PRIORITIES else DEFAULT_URGENCY
 
 
 def _dictionary(headers: Headers, name: str) -> dict[str, Any]:

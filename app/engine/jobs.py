@@ -10,6 +10,7 @@ from torch import Generator, Tensor
 
 from model.diffusion.plan import Plan
 
+PRIORITIES = range(-4, 4)  # of requests; higher goes first, 0 is usual
 SnapshotKind = Literal["x_0", "x_t"]
 
 
@@ -93,7 +94,7 @@ class Job:
     """Lanes that are submitted, and answered, together.
 
     Attributes:
-        priority: -4..3, higher goes first.
+        priority: one of ``PRIORITIES``.
         deadline: when it must be done, in seconds on the engine's clock.
         total: row-steps at the start.
         work: row-steps still to be done; the device thread counts it down.

@@ -25,10 +25,8 @@ from app.engine.widths import Forwards, Widths
 PRESSURE = 3.0  # higher makes forwards wider, which is better for long jobs and worse for short ones
 PRESSURE_POWER = 0.75  # of rows waiting / cap; lower widens forwards earlier as lanes accumulate
 AGEING = 0.25  # 0 is shortest job first; higher favours jobs that were slowed down, at the cost of the mean
-PATIENCE, PATIENCE_PER_LANE = (
-    64,
-    8,
-)  # ticks; the second part keeps a long backlog from becoming first come, first served
+PATIENCE = 64  # ticks that a lane is passed over before it goes first
+PATIENCE_PER_LANE = 8  # ticks more for each lane, lest a long backlog become first come, first served
 URGENCY = 1.5  # a deadline is urgent when less than this many times the time needed in the widest forwards is left
 
 

@@ -74,11 +74,12 @@ def train(
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
     dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
     with _stop_signals() as stopping, _tensor_cores(device):
-        if recipe.precision == "auto" and device.type == "cpu":
-            tqdm.write("timing a few steps in bf16 and in fp32, to take the faster")
         trainer = Trainer.start(recipe, dataset, device)
         if resume:
             trainer.load_state(state)
+        if trainer.precision == "auto" and device.type == "cpu":
+            tqdm.write("timing a few steps in bf16 and in fp32, to take the faster; they do not count as training")
+        trainer.choose_precision(stopping)
         out.mkdir(parents=True, exist_ok=True)
         parameters = sum(p.numel() for p in trainer.net.parameters())
         tqdm.write(f"{len(dataset.images)} images, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")

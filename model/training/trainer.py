@@ -59,8 +59,8 @@ class Trainer:
             the first step and knows no growing decay, and its state would not be a UNet's.
         forward: the network, or its compiled form.
         smoothed: the loss over about a hundred steps: float64, of no dimension, on the device.
-        seconds: of training, including those before a resumption; without compilation, saving and samples, so that a
-            limit of minutes gives the same training however often the run is resumed.
+        seconds: of training, including those before a resumption; without the choice of precision, compilation, saving
+            and samples, so that a limit of minutes gives the same training however often the run is resumed.
     """
 
     recipe: Recipe
@@ -82,7 +82,7 @@ class Trainer:
         """A run at step 0, on ``device``; ``resident`` as :class:`model.training.batches.Batches` has it."""
         net = network(recipe, dataset).to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         schedule = NoiseSchedule.from_config(SCHEDULER_CONFIG)
-        trainer = cls(
+        return cls(
             recipe=recipe,
             dataset=dataset,
             batches=Batches(recipe, dataset, schedule.T, device, resident),
@@ -94,9 +94,29 @@ class Trainer:
             forward=net,
             smoothed=torch.ones((), dtype=torch.float64, device=device),
         )
-        if recipe.precision == "auto":
-            trainer.precision = _faster_precision(trainer)
-        return trainer
+
+    def choose_precision(self, stopping: Callable[[], bool] = lambda: False) -> None:
+        """Replace ``auto``: by bf16 if the CUDA device has it; on a CPU by whichever is faster for three gradients.
+
+        Args:
+            stopping: asked before each gradient; once it is true, the precision stays ``auto``.
+        """
+        if self.precision != "auto":
+            return
+        if self.device.type == "cuda":
+            self.precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
+            return
+        batch = self.batches.at(0)
+        seconds = {"fp32": 0.0, "bf16": 0.0}
+        for precision in seconds:
+            for attempt in range(4):
+                if stopping():
+                    self.precision = "auto"
+                    return
+                self.precision, began = precision, time.perf_counter()
+                self._gradient(batch)
+                seconds[precision] += (time.perf_counter() - began) * (attempt > 0)  # the first one also allocates
+        self.precision = min(seconds, key=lambda precision: seconds[precision])
 
     @property
     def device(self) -> torch.device:
@@ -206,19 +226,3 @@ class Trainer:
         self.optimizer.load_state_dict(state["optimizer"])
         for key in ("precision", "step", "seconds", "loss"):
             setattr(self, key, state[key])
-
-
-def _faster_precision(trainer: Trainer) -> str:
-    """bf16 autocast if the CUDA device supports it; on a CPU, whichever is faster for three gradients."""
-    if trainer.device.type == "cuda":
-        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp32"
-    batch = trainer.batches.at(0)
-    seconds = {}
-    for precision in ("fp32", "bf16"):
-        trainer.precision = precision
-        trainer._gradient(batch)
-        began = time.perf_counter()
-        for _ in range(3):
-            trainer._gradient(batch)
-        seconds[precision] = time.perf_counter() - began
-    return min(seconds, key=lambda precision: seconds[precision])

@@ -6,9 +6,9 @@ import asyncio
 
 import httpx
 import pytest
+
 from app.cli.loadtest import load
 from app.cli.mix import MIX, Mix, poisson
-
 from tests.stress import serve, size
 
 pytestmark = pytest.mark.stress

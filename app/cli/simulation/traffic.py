@@ -12,6 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from app.cli.mix import Mix
 from app.cli.terminal import describe
+from app.engine.jobs import PRIORITIES
 from app.engine.widths import Widths
 
 MOST_IMAGES = 64  # of one request, as the service's own limit
@@ -35,7 +36,7 @@ class SimulatedRequest:
     at: Annotated[float, Field(allow_inf_nan=False)]
     steps: Annotated[int, Field(ge=1, le=100_000)]
     n: Annotated[int, Field(ge=1, le=MOST_IMAGES)] = 1
-    priority: Annotated[int, Field(ge=-10, le=10)] = 0
+    priority: Annotated[int, Field(ge=PRIORITIES[0], le=PRIORITIES[-1])] = 0
     timeout_ms: Annotated[float, Field(ge=0, allow_inf_nan=False)] | None = None
 
     @property

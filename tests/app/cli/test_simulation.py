@@ -21,6 +21,7 @@ from app.cli.simulation.traffic import (
     read_trace,
     scale_arrivals,
 )
+from app.engine.jobs import PRIORITIES
 from app.engine.widths import Widths
 
 SIZES = (1, 2, 4, 8)
@@ -37,7 +38,7 @@ requests_of = st.lists(
         at=st.floats(0, 5),
         steps=st.integers(1, 30),
         n=st.integers(1, 11),
-        priority=st.integers(-10, 10),
+        priority=st.sampled_from(PRIORITIES),
         timeout_ms=st.none() | st.floats(0, 5000),
     ),
     min_size=1,
@@ -187,7 +188,7 @@ def test_a_trace_is_read_sorted_and_begins_at_zero(tmp_path):
         ('{"at": 0, "steps": 2.5}', "steps = 2.5: should be a valid integer"),
         ('{"at": 0, "steps": true}', "steps = true: should be a valid integer"),
         ('{"at": 0, "steps": 3, "n": 65}', "n = 65: should be less than or equal to 64"),
-        ('{"at": 0, "steps": 3, "priority": 11}', "priority = 11: should be less than or equal to 10"),
+        ('{"at": 0, "steps": 3, "priority": 4}', "priority = 4: should be less than or equal to 3"),
         ('{"at": 0, "steps": 3, "timeout_ms": -1}', "timeout_ms = -1: should be greater than or equal to 0"),
     ],
 )

@@ -96,6 +96,27 @@ def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, so
     assert_equal_states(whole, resumed)
 
 
+def test_a_run_that_is_stopped_while_precisions_are_timed_ends_before_the_next_gradient(tmp_path, source, monkeypatch):
+    recipe = replace(TINY, precision="auto")
+    whole = train(source, tmp_path / "whole", replace(recipe, precision="fp32"), CPU)
+    gradient, timed = Trainer._gradient, []
+
+    def interrupted(trainer, batch):
+        timed.append(trainer.precision)
+        os.kill(os.getpid(), signal.SIGTERM)
+        return gradient(trainer, batch)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Trainer, "_gradient", interrupted)
+        stopped = train(source, tmp_path / "parts", recipe, CPU)
+    assert timed == ["fp32"]
+    assert stopped.step == 0
+    assert stopped.precision == "auto"
+    monkeypatch.setattr(Trainer, "choose_precision", lambda trainer, _: setattr(trainer, "precision", "fp32"))
+    resumed = train(source, tmp_path / "parts", recipe, CPU, resume=True)
+    assert_equal_states(whole, resumed)
+
+
 @pytest.fixture
 def traced(monkeypatch):
     """A compiler that needs none: it runs what was traced."""
@@ -208,6 +229,7 @@ def test_whichever_bound_comes_first_counts(tmp_path, source):
 
 def test_precision_is_measured_when_left_open_and_kept_on_resume(tmp_path):
     trainer = Trainer.start(replace(TINY, precision="auto"), shades(10), CPU)
+    trainer.choose_precision()
     assert trainer.precision in ("fp32", "bf16")
     fixed = Trainer.start(TINY, shades(10), CPU)
     for run in (trainer, fixed):
