@@ -13,8 +13,8 @@ from fastapi import Request
 from pydantic import BaseModel
 from starlette.datastructures import Headers
 
-from app.engine.jobs import PRIORITIES
 from app.engine.reservation import SubmitOptions
+from app.engine.scheduler import PRIORITIES
 from app.errors import InvalidHeader
 
 MAX_TIMEOUT_MS = 7 * 24 * 3600 * 1000

@@ -10,7 +10,6 @@ from torch import Generator, Tensor
 
 from model.diffusion.plan import Plan
 
-PRIORITIES = range(-4, 4)  # of requests; higher goes first, 0 is usual
 SnapshotKind = Literal["x_0", "x_t"]
 
 
@@ -94,7 +93,7 @@ class Job:
     """Lanes that are submitted, and answered, together.
 
     Attributes:
-        priority: one of ``PRIORITIES``.
+        priority: one of the scheduler's ``PRIORITIES``.
         deadline: when it must be done, in seconds on the engine's clock.
         total: row-steps at the start.
         work: row-steps still to be done; the device thread counts it down.

@@ -41,7 +41,7 @@ class SubmitOptions:
 
     Attributes:
         deadline: when it must be done, on the engine's clock; None if never.
-        priority: one of ``PRIORITIES`` of :mod:`app.engine.jobs`.
+        priority: one of the scheduler's ``PRIORITIES``.
         sender: equal for a request that is sent again, and seldom for another; None if it will not be.
         endpoint: the path, as a label of gauges.
     """

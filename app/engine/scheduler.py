@@ -22,6 +22,7 @@ from typing import Generic, NamedTuple, Protocol, TypeVar
 
 from app.engine.widths import Forwards, Widths
 
+PRIORITIES = range(-4, 4)  # higher goes first, 0 is usual
 PRESSURE = 3.0  # higher makes forwards wider, which is better for long jobs and worse for short ones
 PRESSURE_POWER = 0.75  # of rows waiting / cap; lower widens forwards earlier as lanes accumulate
 AGEING = 0.25  # 0 is shortest job first; higher favours jobs that were slowed down, at the cost of the mean

@@ -12,7 +12,7 @@ from pydantic import Field, TypeAdapter, ValidationError
 
 from app.cli.mix import Mix
 from app.cli.terminal import describe
-from app.engine.jobs import PRIORITIES
+from app.engine.scheduler import PRIORITIES
 from app.engine.widths import Widths
 
 MOST_IMAGES = 64  # of one request, as the service's own limit

@@ -21,7 +21,7 @@ from app.cli.simulation.traffic import (
     read_trace,
     scale_arrivals,
 )
-from app.engine.jobs import PRIORITIES
+from app.engine.scheduler import PRIORITIES
 from app.engine.widths import Widths
 
 SIZES = (1, 2, 4, 8)
