@@ -267,7 +267,7 @@ def _three_digits(value: float) -> str:
 
 
 def inversion_table(steps: Collection[int] = ()) -> str:
-    head = ("method", "steps", "NFE", "NFE of decoding", "median PSNR", "5th percentile", "exact", "norm", "residual")
+    head = ("method", "steps", "NFE", "NFE of decoding", "median PSNR", "5th percentile", "whole", "norm", "residual")
     rows = []
     for row in _quality()["inversion"]:
         if not steps or row["steps"] in steps:

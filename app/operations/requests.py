@@ -42,7 +42,7 @@ def _from_base64(value: Any) -> Any:
     try:
         return base64.b64decode(value, validate=True)
     except (binascii.Error, ValueError):
-        raise ValueError("send the file's bytes in base64, or the file itself in a form") from None
+        raise ValueError("send the file itself in a form, as curl -F name=@file does, or its bytes in base64") from None
 
 
 def _to_base64(content: bytes) -> str:
@@ -154,7 +154,7 @@ class SampleRequest(SamplingRequest):
         json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
     )
 
-    n: int = Field(1, ge=1, description="How many images, up to `max_images`.")
+    n: int = Field(1, ge=1, description="How many images, up to `UNSTIR_MAX_IMAGES` (64).")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Image i uses seed + i; left out, a seed is drawn and reported."
     )
@@ -235,7 +235,7 @@ class InterpolateRequest(SamplingRequest):
         description="[rows, columns] between four corners: top left, top right, bottom left, bottom right.",
     )
     frames: int | None = Field(
-        None, ge=2, description="Images from a to b, both included; default 8, up to `max_images`."
+        None, ge=2, description="Images from a to b, both included; default 8, up to `UNSTIR_MAX_IMAGES` (64)."
     )
     method: InterpolationMethod = Field(
         "slerp",
