@@ -46,7 +46,7 @@ def test_train_then_resume_then_load(data, tmp_path, capsys):
         (["--steps", "1", "--device", "tpu"], "--device = tpu: choose auto, cpu, cuda or cuda:N"),
         (["--steps", "1", "--groups", "3"], "--groups = 3: must divide all channels, 8, 8"),
         (["--steps", "1", "--groups", "0"], "--groups = 0: should be greater than or equal to 1"),
-        (["--steps", "1", "--head-dim", "3"], "--head-dim = 3: must divide the channels of the levels that attend, 8"),
+        (["--steps", "1", "--head-dim", "3"], "--head-dim = 3: must divide the channels of levels with attention, 8"),
         (["--steps", "1", "--size", "9"], "--size = 9: must be a multiple of 2"),
         (["--steps", "1", "--precision", "fp8"], "--precision = fp8: should be 'auto', 'fp32' or 'bf16'"),
         (["--steps", "1", "--channels", "8;8"], "--channels = '8;8': should be a valid integer"),
