@@ -86,6 +86,13 @@ def test_promises_are_counted_until_they_expire():
     assert [admission.count_open(now) for now in (0, 1.9 + GRACE, 2.1 + GRACE, 10.1 + GRACE)] == [2, 2, 1, 0]
 
 
+def test_a_promise_that_counts_no_more_is_kept_no_more():
+    admission = two_promises()
+    assert admission.count_open(2 + GRACE) == 1  # a's has just expired
+    refused(admission, 8, waiting=6, now=2 + GRACE, sender="a")
+    assert [promise.sender for promise in admission.promises] == ["b", "a"]  # a new one, behind b's
+
+
 def test_a_promise_is_kept_where_the_work_is_refused_for_other_reasons():
     admission = two_promises()
     admission.admit(8, waiting=0, now=5, sender="a", claim=False)
@@ -143,6 +150,8 @@ def test_clients_that_return_in_time_are_admitted(load, speed):
 
 def test_deadlines():
     check_deadline(1.0, lambda: 0.9, left=2.0)
+    check_deadline(1.0, lambda: 1.0, left=2.0)  # just in time
+    check_deadline(2.0, lambda: 0.0, left=2.0)
     with pytest.raises(TooLate, match="2000 ms are left, and this takes 2100 ms on an idle device; allow more"):
         check_deadline(2.1, lambda: 0.0, left=2.0)
     with pytest.raises(TooLate, match="with what is due before, 2500 ms are needed"):
