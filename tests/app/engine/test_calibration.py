@@ -89,6 +89,39 @@ def test_no_room_for_the_reproducible_width(tiny_ckpt, monkeypatch):
         probe.time_widths(tiny_ckpt.net, 16, 4)
 
 
+def test_forwards_on_a_card_are_timed_by_its_own_clock_but_for_the_first(tiny_ckpt, monkeypatch):
+    class Event:
+        now = 0.0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = Event.now
+
+        def synchronize(self):
+            assert self.at == Event.now, "not the last event"
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    class Net:
+        def __init__(self):
+            self.milliseconds = iter([0.5, 3.0, 1.0, 2.0])
+
+        def conditioning(self, t, y):
+            return t
+
+        def forward(self, x, conditioning):
+            Event.now += next(self.milliseconds)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert Probe._time_on_card(Net(), torch.zeros(1), torch.zeros(1), 3) == pytest.approx([0.003, 0.001, 0.002])
+    probe = Probe(tiny_ckpt, CARD)
+    monkeypatch.setattr(probe, "inputs", lambda width: (torch.zeros(width), torch.zeros(width), None))
+    assert probe.time_forward(Net(), 2) == pytest.approx(0.001)
+
+
 def test_probes_have_rows_of_every_noise_level(tiny_ckpt):
     """One in each eighth of the timesteps; the rows of a narrower forward are the first of a wider one."""
     probe = Probe(tiny_ckpt, CPU)

@@ -54,6 +54,10 @@ def test_exact_forwards_are_those_of_the_exact_network(tiny_ckpt):
     assert (fast.forwards, exact.forwards) == (1, 1)
 
 
+def test_the_host_waits_for_each_tick_where_it_computes_them_itself(tiny_ckpt):
+    assert Runner(tiny_ckpt, CPU).ahead == 0  # on a card 1: see test_pretend_card.py
+
+
 def test_the_update_is_computed_by_the_kernels_that_are_given(tiny_ckpt):
     class Kernels:
         @staticmethod
