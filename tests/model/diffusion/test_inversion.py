@@ -142,6 +142,10 @@ def test_a_diverging_iteration_falls_back_to_its_best_iterate():
         best = int(np.argmin(measured))
         trusted = plain[k - 1] if best == k - 1 else [first_guess, *plain][best]
         assert kept[k - 1] == trusted
+        slots = machine.run_slots(net, inversion.fixed_point(schedule, 1, refinements=k), pixels([1.0])[:, None])
+        assert float(inversion.residual(slots)) == pytest.approx(
+            measured[best], rel=1e-12
+        )  # and says what it misses by
     assert failure(kept[-1]) <= min(map(failure, plain[:-1]))
 
 
