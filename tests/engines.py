@@ -46,6 +46,7 @@ class FakeDevice:
         self.fail = fail
         self.gate = threading.Semaphore(0) if gated else None
         self.seen: list[list[Lane]] = []
+        self.kinds: list[tuple[int, bool]] = []  # (width, exact) of each forward
         self.entered = 0
 
     def advance(self, lanes: list[Lane], width: int, exact: bool) -> PendingTick:
@@ -54,6 +55,7 @@ class FakeDevice:
         if self.gate:
             assert self.gate.acquire(timeout=10)
         self.seen.append(list(lanes))
+        self.kinds.append((width, exact))
         if self.fail:
             self.fail(lanes, width)
         for lane in lanes:
@@ -109,10 +111,9 @@ class _Handle:
 
 
 @contextlib.asynccontextmanager
-async def engine_on(device, widths: Widths = WIDTHS, max_queue_seconds: float = 10.0, max_lanes: int = 100):
-    engine = Engine(
-        device, Forwards(widths, widths), max_queue_seconds=max_queue_seconds, max_lanes=max_lanes, observer=Log()
-    )
+async def engine_on(device, widths: Widths | Forwards = WIDTHS, max_queue_seconds: float = 10.0, max_lanes: int = 100):
+    forwards = widths if isinstance(widths, Forwards) else Forwards(widths, widths)
+    engine = Engine(device, forwards, max_queue_seconds=max_queue_seconds, max_lanes=max_lanes, observer=Log())
     engine.open()
     threading.Thread(target=engine.work, daemon=True).start()
     try:

@@ -70,23 +70,34 @@ class OnCard(Tensor):
 
 
 class Event:
-    """As torch.cuda.Event."""
+    """As torch.cuda.Event; from one that is recorded to the next it is a millisecond."""
 
-    def __init__(self, **_: bool) -> None:
+    recorded = 0
+
+    def __init__(self, enable_timing: bool = False, blocking: bool = False) -> None:
         self._copies: list[Callable[[], object]] = []
+        self._number: int | None = None
+        self._timed, self._blocking = enable_timing, blocking
 
     def record(self) -> None:
+        Event.recorded += 1
+        self._number = Event.recorded
         self._copies = list(Card.copies)
 
     @torch.inference_mode()
     def synchronize(self) -> None:
+        insist(self._number is not None, "an event that was never recorded")
+        insist(self._blocking, "a thread that spins while it waits")
         for copy in self._copies:
             if copy in Card.copies:
                 Card.copies.remove(copy)
                 copy()
 
-    def elapsed_time(self, _: Event) -> float:
-        return 1.0
+    def elapsed_time(self, other: Event) -> float:
+        if self._number is None or other._number is None:
+            raise Objection("an event that was never recorded")
+        insist(self._timed and other._timed, "an event without a time")
+        return float(other._number - self._number)
 
 
 class Card:

@@ -86,6 +86,14 @@ def test_promises_are_counted_until_they_expire():
     assert [admission.count_open(now) for now in (0, 1.9 + GRACE, 2.1 + GRACE, 10.1 + GRACE)] == [2, 2, 1, 0]
 
 
+def test_the_promises_that_count_are_those_that_are_kept():
+    for now in (1.9 + GRACE, 2 + GRACE, 2.1 + GRACE):  # a's is due at 2
+        admission = two_promises()
+        counted = admission.count_open(now)
+        refused(admission, 8, waiting=6, now=now)
+        assert len(admission.promises) == counted
+
+
 def test_a_promise_is_kept_where_the_work_is_refused_for_other_reasons():
     admission = two_promises()
     admission.admit(8, waiting=0, now=5, sender="a", claim=False)
@@ -143,6 +151,8 @@ def test_clients_that_return_in_time_are_admitted(load, speed):
 
 def test_deadlines():
     check_deadline(1.0, lambda: 0.9, left=2.0)
+    check_deadline(1.0, lambda: 1.0, left=2.0)  # just in time
+    check_deadline(2.0, lambda: 0.0, left=2.0)
     with pytest.raises(TooLate, match="2000 ms are left, and this takes 2100 ms on an idle device; allow more"):
         check_deadline(2.1, lambda: 0.0, left=2.0)
     with pytest.raises(TooLate, match="with what is due before, 2500 ms are needed"):

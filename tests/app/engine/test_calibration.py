@@ -12,9 +12,10 @@ import torch
 from app.engine import calibration
 from app.engine.calibration import Calibration, CalibrationOptions, _choose_fastest, build_networks, calibrate
 from app.engine.probe import Probe, TooSmallError
+from app.engine.widths import Widths
 from model.checkpoint import load
 
-CPU = torch.device("cpu")
+CPU, CARD, OLD_CARD = torch.device("cpu"), torch.device("cuda", 0), torch.device("cuda", 1)
 FOUND = Calibration(1, "channels_last", "bfloat16", 0.004, {1: 0.01}, {1: 0.02, 4: 0.04}, (1, 4))
 
 
@@ -48,8 +49,9 @@ def test_one_slow_moment_does_not_decide():
         ({1: 1.0, 2: 1.5, 4: 2.5, 8: 4.0, 16: 8.2}, (1, 2, 4, 8)),
         ({1: 1.0, 2: 1.0, 4: 1.0, 8: 1.0, 16: 1.0}, (1, 2, 4, 8, 16)),
         ({1: 1.0, 2: 2.1, 4: 4.2, 8: 8.4, 16: 16.8}, (1, 2, 4)),  # the reproducible width is always kept
+        ({1: 1.0, 2: 1.5, 4: 2.5, 8: 6.3}, (1, 2, 4)),  # a fifth less than the best rows/s: 16 is not tried
     ],
-    ids=["nearly-as-good", "falls", "flat", "never-pays"],
+    ids=["nearly-as-good", "falls", "flat", "never-pays", "saturated"],
 )
 def test_the_cap_is_the_widest_of_the_best_throughput(tiny_ckpt, monkeypatch, seconds, expected):
     probe = Probe(tiny_ckpt, CPU)
@@ -87,6 +89,48 @@ def test_no_room_for_the_reproducible_width(tiny_ckpt, monkeypatch):
         probe.time_widths(tiny_ckpt.net, 16, 4)
 
 
+def test_forwards_on_a_card_are_timed_by_its_own_clock_but_for_the_first(tiny_ckpt, monkeypatch):
+    class Event:
+        now = 0.0
+
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            self.at = Event.now
+
+        def synchronize(self):
+            assert self.at == Event.now, "not the last event"
+
+        def elapsed_time(self, other):
+            return other.at - self.at
+
+    class Net:
+        def __init__(self):
+            self.milliseconds = iter([0.5, 3.0, 1.0, 2.0])
+
+        def conditioning(self, t, y):
+            return t
+
+        def forward(self, x, conditioning):
+            Event.now += next(self.milliseconds)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    assert Probe._time_on_card(Net(), torch.zeros(1), torch.zeros(1), 3) == pytest.approx([0.003, 0.001, 0.002])
+    probe = Probe(tiny_ckpt, CARD)
+    monkeypatch.setattr(probe, "inputs", lambda width: (torch.zeros(width), torch.zeros(width), None))
+    assert probe.time_forward(Net(), 2) == pytest.approx(0.001)
+
+
+def test_probes_have_rows_of_every_noise_level(tiny_ckpt):
+    """One in each eighth of the timesteps; the rows of a narrower forward are the first of a wider one."""
+    probe = Probe(tiny_ckpt, CPU)
+    _, t, _ = wide = probe.inputs(8)
+    assert sorted((8 * t / tiny_ckpt.schedule.T).int().tolist()) == list(range(8))
+    for narrow, first in zip(probe.inputs(3), wide, strict=True):
+        assert torch.equal(narrow, first[:3])
+
+
 @torch.inference_mode()
 def test_widths_with_other_bits_are_found(tiny_ckpt):
     def net(x, t, y):
@@ -104,12 +148,29 @@ def test_widths_with_other_bits_are_found(tiny_ckpt):
         (lambda x: torch.cat([x[:2], x[2:] * (1 + 2e-7)]), (1, 2)),  # the third slot on
         (lambda x: x * (1 + 0.01 * x.mean() * (len(x) > 2)), (1, 2)),  # the other rows
         (lambda x: x.flip(0).cumsum(0).flip(0), (1,)),
+        (lambda x: torch.cat([x[:2], x[2:] * (1 + 2e-7)]) * (1 + 2e-7 * (len(x) == 1)), (2,)),
         (lambda x: x, (1, 2, 4)),
     ],
-    ids=["slots", "batch", "both", "invariant"],
+    ids=["slots", "batch", "both", "slots-and-one-row", "invariant"],
 )
 def test_where_slots_or_the_batch_change_bits_a_narrower_width_takes_its_place(tiny_ckpt, net, found):
     assert Probe(tiny_ckpt, CPU).find_bit_identical(lambda x, t, y: net(x), 4, [1, 2, 4]) == found
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("slot", range(7))
+def test_every_row_of_a_width_is_compared_in_forwards_of_the_reproducible_width(tiny_ckpt, slot):
+    """Also where that is no multiple: the last rows are then compared in a forward that overlaps the one before."""
+    seen = set()
+
+    def net(x, t, y):
+        seen.add(len(x))
+        x = x.clone()
+        x[slot:][:1] *= 1 + 2e-7 * (len(x) == 6)
+        return x
+
+    assert Probe(tiny_ckpt, CPU).find_bit_identical(net, 4, [4, 6]) == ((4, 6) if slot == 6 else (4,))
+    assert seen == {4, 6}
 
 
 @torch.inference_mode()
@@ -149,6 +210,99 @@ def test_bfloat16_must_be_native_near_and_faster(tiny_ckpt, monkeypatch):
     monkeypatch.setattr(Probe, "relative_error", lambda *_: 0.001)
     curves = itertools.cycle([{1: 1.0, 2: 1.8}, {1: 0.99, 2: 1.79}])
     assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    # What counts is the best time of a row, at any width.
+    curves = itertools.cycle([{1: 1.0, 2: 1.0}, {1: 0.5, 2: 1.0}])
+    assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "float32"
+    curves = itertools.cycle([{1: 1.0, 2: 1.0}, {1: 1.0, 2: 0.9}])
+    assert calibrate(tiny_ckpt, CPU, wanted, None).dtype == "bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("threads", "others", "expected"),
+    [
+        (None, (), ("packed", 2)),
+        (None, (("packed", 2),), ("packed", 4)),  # the fastest, but its bits are not those of the usual choice
+        (None, (("packed", 2), ("packed", 4)), ("channels_last", 2)),
+        (4, (), ("packed", 4)),
+    ],
+    ids=["fastest", "other-bits", "other-layout", "threads-given"],
+)
+def test_layout_and_threads_are_the_fastest_with_the_usual_bits(tiny_ckpt, monkeypatch, threads, others, expected):
+    seconds = {("channels_last", 4): 1.0, ("packed", 4): 0.8, ("channels_last", 2): 0.9, ("packed", 2): 0.5}
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(calibration, "build_network", lambda checkpoint, device, layout, dtype, exact: layout)
+    probe = Probe(tiny_ckpt, CPU)
+    monkeypatch.setattr(probe, "compute", lambda net, width, threads: torch.tensor((net, threads) in others))
+    monkeypatch.setattr(probe, "time_forward", lambda net, width: seconds[net, torch.get_num_threads()])
+    torch.set_num_threads(4)
+    options = CalibrationOptions(8, 4, threads)
+    assert calibration._choose_layout_on_cpu(tiny_ckpt, CPU, options, probe) == expected
+    assert torch.get_num_threads() == expected[1]
+
+
+def test_a_calibration_gives_each_kind_of_forward_its_own_widths():
+    assert FOUND.widths(exact=False) == Widths((1,), (0.01,))
+    assert FOUND.widths(exact=True) == Widths((1, 4), (0.02, 0.04), (1, 4))
+
+
+@pytest.mark.parametrize(
+    ("device", "asked", "expected"),
+    [
+        (CARD, None, ["bfloat16", "tf32"]),
+        (CARD, "tf32", ["tf32"]),
+        (CARD, "float32", []),
+        (OLD_CARD, None, []),
+        (OLD_CARD, "bfloat16", ["bfloat16"]),
+        (CPU, None, ["bfloat16"]),
+        (CPU, "float32", []),
+    ],
+    ids=str,
+)
+def test_dtypes_that_are_tried(monkeypatch, device, asked, expected):
+    """Cards have bfloat16 and TF32 from compute capability 8.0 on; this processor is taken to have bfloat16."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0) if device == CARD else (7, 5))
+    monkeypatch.setattr(calibration, "bfloat16_is_native", lambda: True)
+    assert calibration._candidate_dtypes(device, asked) == expected
+
+
+@pytest.mark.parametrize(
+    ("usable", "error", "expected"),
+    [
+        (True, 1e-6, "fused"),
+        (True, 2e-4, "channels_last"),
+        (True, None, "channels_last"),
+        (False, 0.0, "channels_last"),
+    ],
+    ids=["right", "wrong", "fails", "missing"],
+)
+def test_the_fused_layout_is_chosen_where_its_kernels_are_right(tiny_ckpt, monkeypatch, usable, error, expected):
+    def relative_error(self, net, exact):
+        assert (net, exact) == ("fused", "channels_last")
+        if error is None:
+            raise RuntimeError("a compiler's error")
+        return error
+
+    monkeypatch.setattr(calibration.kernels, "usable", lambda device: usable)
+    monkeypatch.setattr(calibration, "build_network", lambda checkpoint, device, layout, dtype, exact: layout)
+    monkeypatch.setattr(Probe, "relative_error", relative_error)
+    assert calibration._choose_layout_on_card(tiny_ckpt, CARD, Probe(tiny_ckpt, CARD)) == expected
+
+
+def test_the_update_has_kernels_on_a_card_with_the_fused_layout_alone():
+    machine_triton = pytest.importorskip("model.diffusion.machine_triton")
+    found = [calibration._update_kernels(*each) for each in ((CARD, "fused"), (CARD, "channels_last"), (CPU, "fused"))]
+    assert found == [machine_triton, None, None]
+
+
+def test_a_card_is_measured_again_when_its_kernels_can_be_used(tiny_ckpt, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a card")
+    keys = []
+    for usable in (False, True, True):
+        monkeypatch.setattr(calibration.kernels, "usable", lambda device, usable=usable: usable)
+        keys.append(calibration._cache_key(tiny_ckpt, CARD, CalibrationOptions(8, 4)))
+    assert keys[0] != keys[1] == keys[2]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "another card")
+    assert calibration._cache_key(tiny_ckpt, CARD, CalibrationOptions(8, 4)) not in keys
 
 
 def test_a_calibration_is_kept_for_the_same_circumstances_alone(tiny_ckpt, tmp_path, monkeypatch):

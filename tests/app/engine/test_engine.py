@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import threading
+import time
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from app.engine.cost_model import CostModel
 from app.engine.jobs import Lane
-from app.engine.reservation import SubmitOptions
+from app.engine.reservation import Close, SubmitOptions
 from app.engine.runner import OutOfMemoryError, Runner
-from app.engine.widths import Widths
+from app.engine.widths import Forwards, Widths
+from app.engine.worker import Worker
 from app.errors import DeviceMemory, Draining, EngineDead, NotFinite, Overloaded, TooLate
 from model.diffusion import machine, samplers
-from tests.engines import SCHEDULE, FakeDevice, ask, engine_on, plan, until
+from tests.engines import SCHEDULE, WIDTHS, FakeDevice, Log, ask, engine_on, plan, until
 
 pytestmark = pytest.mark.anyio
 
@@ -25,6 +29,27 @@ async def test_results_come_in_the_order_of_the_lanes():
     assert result.images[:, 0, 0, 0].tolist() == [3, 1, 2]
     assert result.queue_seconds >= 0
     assert result.device_seconds > 0
+
+
+class Slow(FakeDevice):
+    """A forward takes 5 ms at least."""
+
+    def advance(self, lanes, width, exact):
+        time.sleep(0.005)
+        return super().advance(lanes, width, exact)
+
+
+async def test_a_result_says_how_long_it_waited_and_how_long_it_took():
+    """One row at a time: the longer job begins when the shorter one is done."""
+    async with engine_on(Slow(), Widths((1,), (0.005,))) as engine:
+        began = time.monotonic()
+        short, long = await asyncio.gather(ask(engine, [Lane(plan(4), 1)]), ask(engine, [Lane(plan(8), 2)]))
+        elapsed = time.monotonic() - began
+    for result, steps in ((short, 4), (long, 8)):
+        assert result.device_seconds >= 0.005 * steps
+        assert 0 <= result.queue_seconds <= result.queue_seconds + result.device_seconds <= elapsed
+        assert began <= result.started <= began + elapsed
+    assert long.started >= short.started + short.device_seconds
 
 
 async def test_cancelled_lanes_leave_before_the_next_tick():
@@ -77,6 +102,7 @@ async def test_a_lane_that_turns_nan_fails_its_own_job_only(tiny_ckpt):
         assert results[0].images.isfinite().all()
         assert results[2].images.isfinite().all()
         assert engine.unready is None
+        assert engine.worker._observer.failures == ["nan"]
 
 
 async def test_out_of_memory_halves_the_width_and_changes_no_result(tiny_ckpt):
@@ -91,6 +117,7 @@ async def test_out_of_memory_halves_the_width_and_changes_no_result(tiny_ckpt):
     async with engine_on(Small(tiny_ckpt, torch.device("cpu"))) as engine:
         results = await asyncio.gather(*(ask(engine, job) for job in lanes))
         assert engine.forwards.fast.cap == 2
+        assert engine.worker._observer.failures == ["oom", "oom"]  # of 8 rows and of 4
         with pytest.raises(DeviceMemory, match="UNSTIR_REPRODUCIBLE_WIDTH"):
             await ask(engine, [Lane(plan(), 1, 0, reproducible=True)])
     for result, image in zip(results, expected, strict=True):
@@ -153,6 +180,21 @@ async def test_a_lane_with_guidance_counts_twice():
         assert all(rows == 3 for _, rows in engine.worker._observer.forwards[:10])
 
 
+async def test_a_lane_knows_for_how_many_ticks_it_was_passed_over():
+    device = FakeDevice(gated=True)
+    async with engine_on(device, Widths((1,), (0.001,))) as engine:
+        short, long = Lane(plan(10), 1), Lane(plan(50), 2)
+        jobs = [asyncio.create_task(ask(engine, [short]))]
+        await until(lambda: device.entered == 1)
+        jobs.append(asyncio.create_task(ask(engine, [long])))
+        await asyncio.sleep(0)
+        device.gate.release(4)
+        await until(lambda: device.entered == 5)
+        assert (short.passed_over, long.passed_over) == (0, 3)  # the first tick was before it
+        device.gate.release(100)
+        await asyncio.gather(*jobs)
+
+
 async def test_no_room_for_a_single_row_ends_the_engine():
     def full(lanes, width):
         raise OutOfMemoryError("nothing fits")
@@ -177,6 +219,7 @@ async def test_a_dead_device_fails_all_requests_and_refuses_the_next():
         with pytest.raises(EngineDead):
             engine.reserve(1, 1)
         assert "fell off the bus" in engine.unready
+        assert engine.worker._observer.failures == ["exception"]
         assert engine.lanes == (0, 0)
 
 
@@ -199,6 +242,8 @@ async def test_images_in_progress_are_bounded():
     async with engine_on(FakeDevice(), max_lanes=10) as engine:
         with engine.reserve(8, 1), pytest.raises(Overloaded, match="8 images are in progress, and 3 more"):
             engine.reserve(3, 1)
+        with engine.reserve(1, 1), pytest.raises(Overloaded, match="1 images are in progress, and 10 more"):
+            engine.reserve(10, 1)
         assert not engine.requests
 
 
@@ -215,6 +260,35 @@ async def test_gauges_follow_the_reservations():
         await job
         assert engine.lanes == (0, 0)
         assert not engine.requests
+
+
+async def test_lanes_advance_in_forwards_of_their_own_kind():
+    device = FakeDevice()
+    fast, exact = Widths((1, 8), (0.001, 0.001)), Widths((2, 4), (0.001, 0.001), (4,))
+    async with engine_on(device, Forwards(fast, exact)) as engine:
+        for lane, kind in (
+            (Lane(plan(1), 1), (1, False)),
+            (Lane(plan(1), 1, exact=True), (2, True)),
+            (Lane(plan(1), 1, reproducible=True), (4, True)),
+        ):
+            await ask(engine, [lane])
+            assert device.kinds.pop() == kind
+
+
+async def test_work_is_counted_in_the_seconds_of_its_own_kind_of_forward():
+    """80 row-steps are ten forwards of eight rows."""
+    async with engine_on(FakeDevice(), Forwards(Widths((8,), (1.0,)), Widths((8,), (3.0,), (8,)))) as engine:
+        with engine.reserve(8, 80) as ordinary:
+            assert engine.wait_seconds == pytest.approx(10)
+            with engine.reserve(8, 80, exact=True) as exact:
+                assert engine.wait_seconds == pytest.approx(10 + 30)
+                assert engine.seconds_left(exact) == pytest.approx(10 + 30)
+                assert engine.seconds_left(ordinary) == pytest.approx(10 + 10)  # the shorter half of the other's
+        now = asyncio.get_running_loop().time()
+        options = SubmitOptions(deadline=now + 20)
+        engine.reserve(8, 80, options=options)
+        with pytest.raises(TooLate):
+            engine.reserve(8, 80, exact=True, options=options)
 
 
 async def test_draining_finishes_what_was_accepted_and_takes_nothing_new():
@@ -290,6 +364,23 @@ async def test_who_has_a_place_and_reads_his_image_is_not_stalled():
         with engine.reserve(1, 10):
             assert engine.lanes == (1, 0)
             assert engine.unready is None
+
+
+@pytest.mark.parametrize("slower", ["fast", "exact"])
+async def test_a_device_may_be_as_slow_as_its_widest_forwards_before_it_is_stalled(slower):
+    """30 s, and 20 times the 2 s that its widest forward takes."""
+    quick, slow = Widths((1, 8), (0.5, 1.0)), Widths((1, 8), (0.5, 2.0))
+    device = FakeDevice(gated=True)
+    async with engine_on(device, Forwards(quick, slow) if slower == "exact" else Forwards(slow, quick)) as engine:
+        job = asyncio.create_task(ask(engine, [Lane(plan(1), 1)]))
+        await until(lambda: device.entered)
+        assert engine.unready is None
+        engine.worker.last_tick -= 60
+        assert engine.unready is None
+        engine.worker.last_tick -= 11
+        assert "no forward has ended for 71 s" in engine.unready
+        device.gate.release()
+        await job
 
 
 async def test_a_stalled_device_is_not_ready(monkeypatch):
@@ -403,3 +494,30 @@ async def test_a_refused_request_is_promised_its_place_unless_it_is_refused_for_
                 with pytest.raises(Overloaded):
                     engine.reserve(1, 1, options=SubmitOptions(sender=sender))
             assert engine.promised == 2
+
+
+async def test_a_promise_outlives_a_refusal_for_want_of_places(monkeypatch):
+    clock = SimpleNamespace(monotonic=lambda: 1000.0)
+    monkeypatch.setattr("app.engine.engine.time", clock)
+    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=10, max_queue_seconds=1) as engine:
+        with engine.reserve(8, 80):
+            options = SubmitOptions(sender="a")
+            with pytest.raises(Overloaded, match="are promised to others") as refused:
+                engine.reserve(4, 1, options=options)
+            clock.monotonic = lambda: 1000.0 + int(refused.value.headers["Retry-After"])
+            with pytest.raises(Overloaded, match="8 images are in progress, and 4 more would exceed 10"):
+                engine.reserve(4, 1, options=options)
+            assert engine.promised == 1
+            engine.reserve(2, 1, options=options)
+            assert engine.promised == 0
+
+
+async def test_the_device_thread_sleeps_while_there_is_nothing_to_do():
+    worker = Worker(FakeDevice(), CostModel(Forwards(WIDTHS, WIDTHS)), Log(), publish=print, on_death=print)
+    thread = threading.Thread(target=worker.tick, daemon=True)
+    thread.start()
+    thread.join(0.05)
+    assert thread.is_alive()
+    worker.inbox.put(Close())
+    thread.join(5)
+    assert not thread.is_alive()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pytest
@@ -17,6 +17,7 @@ from app.engine.widths import Forwards, Widths
 SIZES = (1, 2, 4, 8)
 CPU = Widths(SIZES, (0.0265, 0.044, 0.079, 0.149), (4,))  # 9 + 17.5 w ms: nearly linear
 GPU = Widths(SIZES, (0.010, 0.010, 0.010, 0.0101), (4,))  # flat
+LINE = Widths(SIZES, (1.0, 2.0, 4.0, 8.0), (4,))  # a row costs the same at every width
 EXACT = Widths(SIZES, (0.030, 0.030, 0.030, 0.031), (4,))
 TWO = Forwards(GPU, EXACT)
 
@@ -77,6 +78,7 @@ def remaining(batch: list[Toy]) -> list[int]:
         pytest.param([100, 10], GPU, [10, 100], 2, id="all-lanes-advance-where-width-is-free"),
         pytest.param([50, 50, 50], GPU, [50, 50, 50], 4, id="padded-to-the-next-size"),
         pytest.param([20] * 8, CPU, [20] * 8, 8, id="equal-lanes-fill-the-width"),
+        pytest.param([20] * 8, LINE, [20] * 8, 8, id="all-advance-where-a-row-costs-the-same-at-every-width"),
         pytest.param([90] * 20 + [5] * 3, GPU, [5, 5, 5] + [90] * 5, 8, id="shortest-first-up-to-the-cap"),
         pytest.param([400] * 30, CPU, [400] * 8, 8, id="a-backlog-fills-the-width"),
         pytest.param([400] * 29 + [1], CPU, [1] + [400] * 7, 8, id="and-long-lanes-fill-the-rest"),
@@ -197,6 +199,12 @@ def test_the_deadline_with_least_slack_goes_first_and_priority_before_it():
     assert choose([later, sooner, high], one(CPU)).batch[0] is high
 
 
+def test_slack_is_what_the_rest_of_the_job_leaves_of_the_time_and_not_the_time_itself():
+    """In forwards of 0.149 s, 5 steps until 0.9 leave 0.155 s, and 10 until 1.6 leave 0.11 s."""
+    sooner, longer = Toy(5, deadline=0.9), Toy(10, deadline=1.6)
+    assert choose([sooner, longer], one(CPU)).batch[0] is longer
+
+
 def test_a_deadline_is_kept_that_shortest_first_would_miss():
     due = Toy(20, deadline=1.0)
     lanes = [due]
@@ -239,6 +247,9 @@ def test_halving_gives_up_the_widest_first_and_ends():
     assert CPU.halve().halve().bit_identical == ()
     assert one(CPU).halve().shared
     assert not TWO.halve().shared
+    narrow = Widths((1,), (0.01,))
+    assert Forwards(CPU, narrow).halve() is None  # lanes of either kind would be stuck
+    assert Forwards(narrow, CPU).halve() is None
 
 
 def test_the_page_gives_the_constants_as_they_are():
@@ -356,6 +367,25 @@ def test_the_batch_has_the_most_value_per_second(lanes, forwards, now):
 @settings(max_examples=200, deadline=None)
 def test_a_decision_depends_on_nothing_but_its_arguments(lanes, forwards, now):
     assert choose(lanes, forwards, now) == choose(list(lanes), forwards, now)
+
+
+@given(st.lists(lane, min_size=2, max_size=12), forwards(), st.floats(0, 10))
+@settings(max_examples=60, deadline=None)
+def test_a_device_that_is_slower_throughout_decides_the_same(lanes, forwards, now):
+    """With all times 4096 times as long; a power of two, so that no rounding differs."""
+
+    def slow(seconds):
+        return None if seconds is None else 4096 * seconds
+
+    def slowed(widths):
+        return Widths(widths.sizes, tuple(map(slow, widths.seconds)), widths.bit_identical)
+
+    others = [replace(each, since=slow(each.since), deadline=slow(each.deadline)) for each in lanes]
+    fast = slowed(forwards.fast)
+    kinds = Forwards(fast, fast if forwards.shared else slowed(forwards.exact))
+    choice, other = choose(lanes, forwards, now), choose(others, kinds, slow(now))
+    assert [lanes.index(each) for each in choice.batch] == [others.index(each) for each in other.batch]
+    assert (choice.width, choice.exact) == (other.width, other.exact)
 
 
 arrival = st.tuples(

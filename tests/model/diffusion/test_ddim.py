@@ -267,6 +267,25 @@ def test_defaults_of_a_checkpoint(config, expected):
     assert SamplingDefaults.from_config(config) == expected
 
 
+@pytest.mark.parametrize(
+    ("sampler", "steps", "asked", "spacing"),
+    [
+        ("ddim", 50, "linspace", "linspace"),  # the checkpoint's, where the sampler prefers none
+        ("ddim", 5, "leading", "trailing"),  # which would leave the noise out
+        ("unipc", 50, "linspace", "karras"),  # the sampler's own
+        ("pndm", 50, "quadratic", "leading"),  # the checkpoint's is not among pndm's
+        ("ddpm", 50, "leading", "leading"),
+    ],
+)
+def test_options_that_a_request_leaves_open(sampler, steps, asked, spacing):
+    entry = SAMPLERS[sampler]
+    options = SamplingDefaults(clip=Clip(0.5), spacing=asked, variance="fixed_large").options(entry, steps, 1000)
+    variance = {"variance": "fixed_small"} if sampler == "ddpm" else {}
+    assert options == {"spacing": spacing, "clip": Clip(0.5)} | variance
+    plan = entry.compile(LINEAR, steps, **options)
+    assert all(step.clip == Clip(0.5) for step in plan.steps)
+
+
 def test_an_unsupported_variance_is_refused():
     with pytest.raises(ScheduleError, match=r"^variance_type = 'learned'"):
         SamplingDefaults.from_config({"variance_type": "learned"})

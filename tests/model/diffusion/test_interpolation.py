@@ -85,6 +85,27 @@ def test_opposite_ends_have_a_way_of_the_right_norm_without_jumps(tilt):
     assert not antipodal(a, gaussian(6))
 
 
+def test_opposite_ends_meet_a_direction_that_is_orthogonal_to_both():
+    a = gaussian(4).double()
+    middle = between(a, -a, 0.5)
+    # float64 all the way; a cosine of rounding, where that of two random directions is about 1/√192.
+    assert abs(float((middle * a).sum() / middle.norm() / a.norm())) < 1e-14
+    assert float(middle.norm()) == pytest.approx(float(a.norm()), rel=1e-14)
+    for u in (0.1, 0.4, 0.7):
+        angle = torch.arccos((between(a, -a, u) * a).sum() / a.norm() ** 2)
+        assert float(angle) == pytest.approx(u * math.pi, rel=1e-12)
+
+
+@pytest.mark.parametrize("method", ["slerp", "lerp"])
+def test_the_states_of_a_pair_are_interpolated_separately(method):
+    pairs = [gaussian(k, (2, *SHAPE)) * (1 + k) for k in range(3)]
+    found = between(pairs[0], pairs[1], 0.3, method), blend(pairs, [5, 3, 2], method).latent
+    for k in range(2):
+        states = [pair[k] for pair in pairs]
+        assert torch.equal(found[0][k], between(states[0], states[1], 0.3, method))
+        assert torch.equal(found[1][k], blend(states, [5, 3, 2], method).latent)
+
+
 def test_zero_has_no_direction_and_is_met_in_a_straight_line():
     a = gaussian(1)
     assert torch.equal(between(a, torch.zeros_like(a), 0.5), (a.double() / 2).float())

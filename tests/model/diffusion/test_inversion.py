@@ -1,3 +1,4 @@
+import inspect
 import math
 from dataclasses import dataclass
 from itertools import pairwise
@@ -7,6 +8,7 @@ import pytest
 import torch
 
 from model.diffusion import inversion, machine, samplers
+from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.levels import CLEAN
 from model.diffusion.plan import Clip
 from model.diffusion.samplers.ddim import ddim_on
@@ -140,6 +142,10 @@ def test_a_diverging_iteration_falls_back_to_its_best_iterate():
         best = int(np.argmin(measured))
         trusted = plain[k - 1] if best == k - 1 else [first_guess, *plain][best]
         assert kept[k - 1] == trusted
+        slots = machine.run_slots(net, inversion.fixed_point(schedule, 1, refinements=k), pixels([1.0])[:, None])
+        assert float(inversion.residual(slots)) == pytest.approx(
+            measured[best], rel=1e-12
+        )  # and says what it misses by
     assert failure(kept[-1]) <= min(map(failure, plain[:-1]))
 
 
@@ -211,6 +217,27 @@ def test_evaluations():
     assert inversion.ddim(LINEAR, 50).nfe == 50
     assert inversion.obelm(LINEAR, 50).nfe == 50
     assert [inversion.fixed_point(LINEAR, 50, refinements=k).nfe for k in (1, 3, 10)] == [100, 200, 550]
+
+
+@pytest.mark.parametrize("entry", INVERSIONS.values(), ids=INVERSIONS)
+def test_the_table_says_how_each_latent_is_decoded_and_what_it_costs(entry):
+    net, x_0 = MixtureEps(LINEAR), pixels(IMAGE)
+    plan = entry.compile(LINEAR, 50)
+    assert plan.nfe == {"N": 50, "N(K + 1)": 200}[entry.nfe_formula]  # K is 3 unless a request says otherwise
+    assert entry.summary.endswith(f" ({entry.nfe_formula} evaluations for N steps)")
+    fields = inspect.signature(entry.compile).parameters.keys() - {"schedule", "steps", "spacing"}
+    assert entry.options == fields - {"time"}  # which requests do not have
+    slots = machine.run_slots(net, plan, x_0[:, None])
+    latent = slots[:, : entry.slots]
+    assert latent.shape[1] == entry.slots
+    paired = {"paired": True} if entry.slots == 2 else {}
+    decoded = machine.run_slots(net, samplers.SAMPLERS[entry.sampler].compile(LINEAR, 50, **paired), latent)[:, 0]
+    error = (decoded - x_0).abs().flatten()
+    # Rounding for the exact one; for the others the errors of their methods, of which fixed_point's is known.
+    assert error.max() < {"obelm": 1e-12, "fixed_point": 1e-3, "ddim": 0.05}[entry.name]
+    assert (entry.residual is not None) == ("refinements" in entry.options)
+    if entry.residual is not None:
+        assert entry.residual(slots).max() < 0.01
 
 
 @pytest.mark.parametrize("refinements", [0, -1])

@@ -114,6 +114,14 @@ def test_pure_noise_is_lifted_for_formulas_in_lambda_only(spacing):
         assert noise_levels(PURE_NOISE, 10, spacing, min_abar=0)[0].abar == 0
 
 
+@pytest.mark.parametrize("spacing", ["trailing", "linspace", "karras"])
+def test_pure_noise_stays_the_noisiest_level_where_the_next_has_hardly_more_signal(spacing):
+    schedule = NoiseSchedule(np.array([0.5, 1e-9, 0.0]), "v_prediction")
+    levels = noise_levels(schedule, 3, spacing)
+    assert levels[0].abar == pytest.approx(1e-9 / 4, rel=1e-9)
+    assert all(here.abar < there.abar for here, there in pairwise(levels))
+
+
 @SCHEDULES
 @pytest.mark.parametrize("spacing", [None, *SPACINGS])
 def test_hops_lead_from_level_to_level(spacing, schedule):

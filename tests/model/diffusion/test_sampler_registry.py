@@ -1,5 +1,6 @@
 """What holds for every line of the table of samplers, and what went wrong elsewhere."""
 
+import inspect
 from functools import partial
 
 import pytest
@@ -14,6 +15,7 @@ from model.diffusion.samplers.obelm import obelm_on
 from model.diffusion.samplers.unipc import unipc_on
 from model.diffusion.schedule import SPACINGS, ScheduleError
 from tests.fakes import MixtureEps
+from tests.oracles import mixture_flow
 from tests.plans import COSINE, LINEAR, VARIANTS, draws, pixels, sample_each
 
 ALL = pytest.mark.parametrize("sampler", SAMPLERS.values(), ids=SAMPLERS)
@@ -32,6 +34,36 @@ def test_cost_and_noise_are_as_advertised(sampler, steps):
     assert len(calls) == plan.nfe
 
 
+@ALL
+def test_the_table_says_what_a_sampler_is_and_takes(sampler):
+    plan = sampler.compile(LINEAR, 20, spacing="trailing")
+    kind = "stochastic" if plan.stochastic else "deterministic"
+    assert f"({kind}; {sampler.nfe_formula} evaluations for N steps; good with {sampler.good_steps})" in sampler.summary
+    fields = inspect.signature(sampler.compile).parameters.keys() - {"schedule", "steps", "spacing", "clip"}
+    assert sampler.options == fields - {"rederive"}  # which requests do not have
+
+
+@pytest.mark.parametrize("name", ["dpmpp_2m", "unipc"])
+def test_a_spacing_is_preferred_that_is_better_than_those_of_checkpoints(name):
+    sampler, starts = SAMPLERS[name], (-2, -1, -0.3, 0.1, 0.4, 1.2, 2.1)
+
+    def error(spacing):
+        """The largest distance from the exact flow."""
+        plan = sampler.compile(LINEAR, sampler.default_steps, spacing=spacing)
+        ends = machine.run(MixtureEps(LINEAR), plan, pixels(starts)).flatten().tolist()
+        first = LINEAR.alphas_cumprod[int(plan.steps[0].t)]
+        return max(abs(end - mixture_flow(x, first)) for x, end in zip(starts, ends, strict=True))
+
+    assert error(sampler.spacing) < min(error("leading"), error("trailing")) / 2
+    assert SAMPLERS["dpmpp_2m_sde"].spacing == SAMPLERS["dpmpp_2m"].spacing
+
+
+@pytest.mark.parametrize("steps", [10, 20, 50])
+def test_heun_prefers_a_spacing_that_evaluates_nothing_without_noise(steps):
+    plan = heun(LINEAR, steps, spacing=SAMPLERS["heun"].spacing)
+    assert all(step.t > 0 for step in plan.steps)
+
+
 @pytest.mark.parametrize("steps", [4, 10, 50])
 def test_warmup_costs_nine_evaluations(steps):
     assert pndm(LINEAR, steps, warmup=True, spacing="trailing").nfe == steps + 9
@@ -41,8 +73,9 @@ def test_warmup_costs_nine_evaluations(steps):
 @pytest.mark.parametrize("spacing", SPACINGS)
 @ALL
 def test_every_spacing_works_or_says_why_not(sampler, spacing, steps):
+    even = spacing not in ("quadratic", "karras")
+    assert (spacing in sampler.spacings) == (even or sampler.name != "pndm")  # whose extrapolation assumes it
     if spacing not in sampler.spacings:
-        assert (sampler.name, spacing) in {("pndm", "quadratic"), ("pndm", "karras")}
         return
     refused = (spacing == "leading" and steps < 10) or (spacing in ("linspace", "quadratic") and steps == 1)
     if refused:

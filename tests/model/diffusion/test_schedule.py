@@ -65,6 +65,13 @@ def test_betas_come_back_out_of_the_levels():
     assert np.max(np.abs(1 - abar[1:] / abar[:-1] - betas)) < 1e-6
 
 
+def test_levels_of_float32_betas_are_computed_in_float64():
+    betas = DDPMScheduler().betas.numpy()
+    assert betas.dtype == np.float32
+    exact = np.cumprod(1 - betas.astype(np.float64))
+    assert NoiseSchedule.from_betas(betas).alphas_cumprod.tolist() == exact.tolist()
+
+
 def test_zero_terminal_snr():
     config = {"rescale_betas_zero_snr": True, "prediction_type": "v_prediction"}
     ours = NoiseSchedule.from_config(config).alphas_cumprod
@@ -201,6 +208,10 @@ def test_a_grid_that_leaves_the_noise_out_is_refused(steps, spacing, top):
     assert f"steps = {steps}" in message
     assert f"t = {top} of 1000" in message
     assert "use trailing" in message
+
+
+def test_a_grid_that_just_reaches_the_last_tenth_is_accepted():
+    assert timesteps(10, 5, "leading") == [8, 6, 4, 2, 0]
 
 
 def test_ten_leading_steps_are_accepted():
