@@ -66,7 +66,7 @@ class Runner:
     """Its ticks are computed when they are waited for."""
 
     def __init__(self, ahead):
-        self.ahead, self.pending, self.most, self.ended = ahead, deque(), 0, []
+        self.ahead, self.pending, self.most, self.read = ahead, deque(), 0, []
 
     def advance(self, lanes, width, exact):
         tick = Tick(self)
@@ -76,9 +76,9 @@ class Runner:
             lane.cursor += 1
         return tick
 
-    def end(self, lane):
+    def read_output(self, lane):
         assert not self.pending
-        self.ended.append(lane)
+        self.read.append(lane)
         return torch.zeros(1)
 
 
@@ -96,7 +96,7 @@ def test_as_many_ticks_are_pending_as_the_runner_takes(ahead):
     runner = Runner(ahead)
     lanes = [Lane(plan(steps), 0) for steps in (5, 7)]
     assert len(engine.LaneLoop(runner).run(lanes, 2)) == 2
-    assert (runner.most, runner.ended, [lane.cursor for lane in lanes]) == (ahead + 1, lanes, [5, 7])
+    assert (runner.most, runner.read, [lane.cursor for lane in lanes]) == (ahead + 1, lanes, [5, 7])
 
 
 def test_a_part_that_takes_too_long_keeps_what_it_found(tmp_path):
