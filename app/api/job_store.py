@@ -36,6 +36,7 @@ class StoredJob:
     asynchronous: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
     created: float = field(default_factory=time.time)
+    _nbytes: int | None = field(default=None, init=False)
 
     @property
     def state(self) -> State:
@@ -48,8 +49,10 @@ class StoredJob:
 
     @property
     def nbytes(self) -> int:
-        """Memory that its result takes."""
-        return self.task.result.nbytes if self.task.result is not None else 0
+        """Memory that its result takes; counted once, as every look into a full store asks all results."""
+        if self._nbytes is None and (result := self.task.result) is not None:
+            self._nbytes = result.nbytes
+        return self._nbytes or 0
 
     def status(self, service: Service) -> JobStatus:
         """What ``GET /jobs/{id}`` shows."""
@@ -92,10 +95,9 @@ class JobStore:
         """
         self._evict(room=1)
         if len(self._kept) >= self._settings.max_jobs:
-            job.task.cancel()
-            raise Overloaded(
-                f"{len(self._kept)} jobs are under way, and no more are kept; try again later", retry_after=1
-            )
+            detail = f"{len(self._kept)} jobs are under way, and no more are kept; try again later"
+            job.task.cancel(Overloaded(detail, retry_after=1))
+            raise Overloaded(detail, retry_after=1)
         self._kept[job.id] = job
         if job.key is not None:
             self._keyed[job.key] = job

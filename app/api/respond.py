@@ -66,7 +66,7 @@ async def respond(request: Request, operation: Operation) -> Response:
     if parsed.headers.respond_async:
         return await accept(service, store, job, headers)
     if parsed.media_type == EVENTS:
-        return await until_disconnect(request, stream(service, job))
+        return await until_disconnect(request, stream(service, job, request.state.request_id))
     # A replayed request waits for the task of another; its deadline is its own.
     async with time_limit(parsed.deadline if replayed else None, parsed.began):
         return send(await until_disconnect(request, render(service, job.task, parsed.media_type)), headers)
@@ -119,8 +119,10 @@ async def run(
 async def render(service: Service, task: RequestTask, media_type: str) -> Rendered:
     """Wait for the result and encode it, off the event loop."""
     result = await task.wait()
-    with service.metrics.encode_time.time():
-        return await run_in_threadpool(formats.render, result, media_type)
+    began = time.perf_counter()
+    rendered = await run_in_threadpool(formats.render, result, media_type)
+    service.metrics.encode_time.observe(time.perf_counter() - began)  # nothing was encoded where this is not reached
+    return rendered
 
 
 def send(rendered: Rendered, headers: dict[str, str] | None = None) -> Response:
@@ -140,12 +142,12 @@ async def accept(service: Service, store: JobStore, job: StoredJob, headers: dic
     return JSONResponse(job.status(service).model_dump(mode="json", exclude_none=True), 202, headers=headers)
 
 
-async def stream(service: Service, job: StoredJob) -> Response:
+async def stream(service: Service, job: StoredJob, request_id: str) -> Response:
     """The events of a job, once the engine has admitted it."""
     await job.task.wait_admitted()
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
-    completion = render(service, job.task, JSON)
-    events = sse.events(service.engine, job.task.context, completion, job.request_id)
+    complete = partial(render, service, job.task, JSON)
+    events = sse.events(service.engine, job.task.context, complete, request_id)
     return EventSourceResponse(events, headers=headers)
 
 

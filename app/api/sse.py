@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any
 
 from fastapi.sse import format_sse_event
@@ -31,14 +31,13 @@ PREVIEWS = 8
 
 
 async def events(
-    engine: Engine, context: RequestContext, completion: Coroutine[Any, Any, Rendered], request_id: str
+    engine: Engine, context: RequestContext, complete: Callable[[], Coroutine[Any, Any, Rendered]], request_id: str
 ) -> AsyncIterator[bytes]:
-    """The events of an admitted request, from now on; ``completion`` gives its JSON response."""
+    """The events of an admitted request, from now on; ``complete`` gives its JSON response."""
     reservation = context.reservation
     if reservation is None:
-        completion.close()
         raise Internal("an event stream without a reservation")
-    response = asyncio.ensure_future(completion)
+    response = asyncio.ensure_future(complete())
     try:
         position, seconds = engine.position(reservation), engine.seconds_left(reservation)
         queued = {"total": reservation.total, "position": position, "eta_ms": round(seconds * 1e3)}

@@ -26,10 +26,10 @@ async def job(request: Request, identifier: str) -> JobStatus:
 )
 async def result(request: Request, identifier: str) -> Response:
     """In the format that `Accept` asks for, as the operation itself responds; as often as it is asked for."""
-    service, found = request.app.state.lifecycle.get_service(), request.app.state.job_store.get(identifier)
+    found, service = request.app.state.job_store.get(identifier), request.app.state.lifecycle.get_service()
     media_type = negotiate(request.headers.get("accept"), found.operation.formats)
     if media_type == EVENTS:
-        return await until_disconnect(request, stream(service, found))
+        return await until_disconnect(request, stream(service, found, found.request_id))
     if not found.task.done:
         left = found.status(service).seconds_left
         raise NotDone(f"job = {found.id}: it is {found.state}; ask again in {left:.1f} s", retry_after=left)
@@ -41,8 +41,8 @@ async def result(request: Request, identifier: str) -> Response:
 @router.delete("/jobs/{identifier}", summary="Cancel a job", responses={404: {"model": Problem}})
 async def cancel(request: Request, identifier: str) -> JobStatus:
     """Its rows are free before the next forward. Of a job that is done, the result is dropped."""
-    service, store = request.app.state.lifecycle.get_service(), request.app.state.job_store
-    found = store.get(identifier)
+    store = request.app.state.job_store
+    found, service = store.get(identifier), request.app.state.lifecycle.get_service()
     if found.task.done:
         store.forget(found)
     else:

@@ -14,6 +14,7 @@ from starlette.datastructures import Headers
 
 from app.api.app import create_app
 from app.api.headers import RequestHeaders
+from app.api.responses.sample import SampleResult
 from app.api.tasks import RequestTask
 from app.engine.runner import Runner
 from app.errors import NotFinite
@@ -187,6 +188,15 @@ async def test_results_are_bounded_in_bytes(settings):
         assert (await client.get(places[-1])).status_code == 200
 
 
+async def test_the_bytes_of_a_result_are_counted_once(client, monkeypatch):
+    counted, nbytes = [], SampleResult.nbytes
+    monkeypatch.setattr(SampleResult, "nbytes", property(lambda self: counted.append(self) or nbytes.fget(self)))
+    await finished(client, await begun(client, {"n": 2, "steps": 2}))
+    found = {await metric(client, "unstir_job_bytes") for _ in range(3)}
+    assert found == {2 * 2 * 256}  # of each image, 8x8 floats at its start and at its end
+    assert len(counted) == 1
+
+
 async def test_the_newest_result_is_kept_however_large(settings):
     async with serving(create_app(settings.model_copy(update={"max_job_bytes": 1}))) as client:
         for seed in range(2):
@@ -213,6 +223,9 @@ async def test_no_room_for_another_job(tiny, held):
         await begun(client, LONG)
     assert_problem(await client.post("/sample", json=BODY, headers=ASYNC), 429, "overloaded", "2 jobs are under way")
     assert await metric(client, "unstir_requests_waiting", endpoint="/sample") == 2
+    await asyncio.sleep(0.05)  # its task ends in the next rounds of the event loop
+    assert await metric(client, "unstir_requests_finished_total", outcome="overloaded") == 1
+    assert await metric(client, "unstir_requests_finished_total") == 1
 
 
 async def test_a_key_makes_a_retry_safe(client):

@@ -77,6 +77,8 @@ async def test_before_the_network_is_there(settings, monkeypatch):
         for response in (await client.post("/sample", json={}), await client.get("/model")):
             assert_problem(response, 503, "starting", "try again")
             assert int(response.headers["retry-after"]) >= 1
+        for method, path in (("GET", "/jobs/a"), ("DELETE", "/jobs/a"), ("GET", "/jobs/a/result")):
+            assert_problem(await client.request(method, path), 404, "no_such_job")  # whatever is still loading
         assert await metric(client, "unstir_ready") == 0
         release.set()
         while app.state.lifecycle.unready:
@@ -144,6 +146,13 @@ async def test_counters_count(client):
     assert await metric(client, "unstir_cancel_latency_seconds_count") == 0
     for kind in ("images", "requests"):
         assert await metric(client, f"unstir_{kind}_waiting") == await metric(client, f"unstir_{kind}_running") == 0
+
+
+async def test_only_what_was_encoded_counts_as_encoded(client):
+    gif = await client.post("/sample", json={"steps": 2}, headers={"accept": "image/gif"})
+    assert_problem(gif, 406, "not_acceptable", "trajectory")
+    assert await metric(client, "unstir_requests_finished_total", outcome="ok") == 1
+    assert await metric(client, "unstir_image_encode_seconds_count") == 0
 
 
 async def test_a_full_queue_answers_429_with_a_computed_wait(settings):

@@ -70,6 +70,14 @@ async def test_previews_are_shown_on_the_way(client):
     assert len(set(previews)) == len(previews)
 
 
+async def test_a_replayed_stream_has_the_id_of_its_own_request(client):
+    body, key = {"seed": 1, "steps": 2}, {"idempotency-key": "k"}
+    await client.post("/sample", json=body, headers={**key, "x-request-id": "first"})
+    response = await client.post("/sample", json=body, headers={**key, **EVENTS, "x-request-id": "second"})
+    (name, queued), *_ = events(response.text)
+    assert (name, queued["request_id"], response.headers["x-request-id"]) == ("queued", "second", "second")
+
+
 async def test_what_is_refused_is_refused_by_status(client):
     assert_problem(await client.post("/sample", json={"steps": 0}, headers=EVENTS), 422, "invalid_field", "steps")
     assert_problem(await client.post("/invert", json={"image": "aaaa"}, headers=EVENTS), 422, "invalid_field", "image")
