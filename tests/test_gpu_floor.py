@@ -40,9 +40,11 @@ def test_operations_are_those_that_torch_counts(name):
         y = None if config.num_class_embeds is None else torch.zeros(rows, dtype=torch.int64)
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         net(x, t, y)
-    told = [module for name, module in net.named_modules() if name.endswith(("time_emb_proj", "linear_1", "linear_2"))]
+    conditioned = [
+        module for name, module in net.named_modules() if name.endswith(("time_emb_proj", "linear_1", "linear_2"))
+    ]
     assert counter.get_total_flops() == floor.work(config).operations(rows) + sum(
-        2 * rows * m.weight.numel() for m in told
+        2 * rows * m.weight.numel() for m in conditioned
     )
 
 

@@ -7,6 +7,7 @@ import json
 import re
 from dataclasses import dataclass
 from typing import Any
+from urllib.request import parse_http_list
 
 import http_sf
 from fastapi import Request
@@ -58,7 +59,7 @@ class RequestHeaders:
             timeout_seconds=_parse_digits(timeout) / 1e3 if timeout else None,
             priority=DEFAULT_URGENCY - _urgency(headers),
             idempotency_key=key,
-            respond_async="respond-async" in _dictionary(headers, "prefer"),
+            respond_async=_prefers(headers, "respond-async"),
         )
 
     def deadline(self, began: float, max_seconds: float | None) -> float | None:
@@ -83,19 +84,25 @@ def digest_request(path: str, body: BaseModel) -> str:
     return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
+def _prefers(headers: Headers, preference: str) -> bool:
+    """Whether a line of ``Prefer`` has it: a token; an empty value is none (RFC 7240, section 2)."""
+    for item in parse_http_list(", ".join(headers.getlist("prefer"))):
+        token, _, value = item.partition(";")[0].partition("=")
+        if token.strip().lower() == preference and value.strip() in ("", '""'):
+            return True
+    return False
+
+
 def _urgency(headers: Headers) -> int:
-    urgency, _ = _dictionary(headers, "priority").get("u", (DEFAULT_URGENCY, {}))
+    """Of ``Priority``, whose lines are together one structured field (RFC 9218, RFC 9651)."""
+    text = ", ".join(headers.getlist("priority"))
+    try:
+        members: dict[str, Any] = dict(http_sf.parse(text.encode("latin-1"), tltype="dictionary"))  # type: ignore[arg-type]
+    except ValueError:
+        return DEFAULT_URGENCY
+    urgency, _ = members.get("u", (DEFAULT_URGENCY, {}))
     whole = isinstance(urgency, int) and not isinstance(urgency, bool)
     return urgency if whole and DEFAULT_URGENCY - urgency in PRIORITIES else DEFAULT_URGENCY
-
-
-def _dictionary(headers: Headers, name: str) -> dict[str, Any]:
-    """A header's lines together, as a structured field (RFC 9651); empty where they are none."""
-    text = ", ".join(headers.getlist(name))
-    try:
-        return dict(http_sf.parse(text.lower().encode("latin-1"), tltype="dictionary"))  # type: ignore[arg-type]
-    except ValueError:
-        return {}
 
 
 def _parse_digits(text: str) -> int:

@@ -79,8 +79,8 @@ class Loaded:
     def plan(self, sampler: str, steps: int, **options: Any) -> Plan:
         """With the defaults of the checkpoint's scheduler config."""
         found, schedule = SAMPLERS[sampler], self.checkpoint.schedule
-        habits = SamplingDefaults.from_config(self.checkpoint.scheduler_config)
-        return found.compile(schedule, steps, **habits.options(found, steps, schedule.T), **options)
+        defaults = SamplingDefaults.from_config(self.checkpoint.scheduler_config)
+        return found.compile(schedule, steps, **defaults.options(found, steps, schedule.T), **options)
 
     def lane(self, plan: Plan, seed: int, **options: Any) -> Lane:
         """Of class ``seed`` modulo their number, where there are classes."""

@@ -106,7 +106,7 @@ async def test_rows_do_not_depend_on_neighbours_slots_or_joins(runner, found):
             assert torch.equal(one.images, other.images)
 
 
-async def test_every_walk_is_as_near_to_the_exact_one_as_a_plain_loop_on_the_cpu(runner, found, tiny_ckpt):
+async def test_every_plan_is_as_near_to_the_exact_result_as_a_plain_loop_on_the_cpu(runner, found, tiny_ckpt):
     async with engine_on(runner, found.widths(exact=True)) as engine:
         requests = mixed_requests(tiny_ckpt)
         results = await asyncio.gather(*(ask(engine, lanes) for lanes in requests))
@@ -117,7 +117,7 @@ async def test_every_walk_is_as_near_to_the_exact_one_as_a_plain_loop_on_the_cpu
 def test_no_tick_waits_for_the_card(runner):
     """Whatever would wait raises. Thresholding by quantile is left out: it reads a quantile of each row."""
     schedule = runner.checkpoint.schedule
-    walks = [
+    plans = [
         samplers.ddim(schedule, 6, clip=Clip(1.0)),
         samplers.ddpm(schedule, 6),
         samplers.dpmpp_2m(schedule, 6, spacing="karras"),
@@ -125,7 +125,7 @@ def test_no_tick_waits_for_the_card(runner):
     ]
     guidance = itertools.cycle([1.0, 3.0])
     lanes = [
-        Lane(walk, i, i % 3, guidance=next(guidance), snapshot_steps=frozenset({1, 3})) for i, walk in enumerate(walks)
+        Lane(plan, i, i % 3, guidance=next(guidance), snapshot_steps=frozenset({1, 3})) for i, plan in enumerate(plans)
     ]
     runner.advance(lanes, 8).wait()
     torch.cuda.synchronize()

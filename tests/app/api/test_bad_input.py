@@ -78,7 +78,7 @@ async def test_impossible_fields(client, request_, field, remedy):
         assert json.dumps(request_[field]) in body["detail"]
 
 
-async def test_several_faults_are_told_together(client):
+async def test_several_faults_are_reported_together(client):
     response = await client.post("/sample", json={"steps": 0, "eta": 7, "colour": "red"})
     body = assert_problem(response, 422, "invalid_field", "steps = 0", "eta = 7", 'colour = "red"')
     assert len(body["errors"]) == 3

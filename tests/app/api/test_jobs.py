@@ -59,9 +59,9 @@ async def begun(client: httpx.AsyncClient, body: dict, path: str = "/sample", **
 
 async def finished(client: httpx.AsyncClient, place: str) -> dict:
     async with asyncio.timeout(30):
-        while (told := (await client.get(place)).json())["state"] in ("waiting", "running"):
+        while (found := (await client.get(place)).json())["state"] in ("waiting", "running"):
             await asyncio.sleep(0.01)
-    return told
+    return found
 
 
 @pytest.mark.parametrize(
@@ -69,16 +69,16 @@ async def finished(client: httpx.AsyncClient, place: str) -> dict:
 )
 async def test_a_job_comes_to_what_the_request_itself_would_have(client, path, body):
     place = await begun(client, body, path)
-    told = await finished(client, place)
-    assert (told["state"], told["progress"], told["seconds_left"]) == ("done", 1, 0)
-    assert told["result"] == f"{place}/result"
+    found = await finished(client, place)
+    assert (found["state"], found["progress"], found["seconds_left"]) == ("done", 1, 0)
+    assert found["result"] == f"{place}/result"
     for accept in ("image/png", "application/x-npy"):
         plain = await client.post(path, json=body, headers={"accept": accept})
         for _ in range(2):  # as often as it is asked for
-            result = await client.get(told["result"], headers={"accept": accept})
+            result = await client.get(found["result"], headers={"accept": accept})
             assert (result.status_code, result.content) == (200, plain.content)
             assert result.headers["x-nfe"] == plain.headers["x-nfe"]
-    events = (await client.get(told["result"], headers={"accept": "text/event-stream"})).text
+    events = (await client.get(found["result"], headers={"accept": "text/event-stream"})).text
     assert re.findall("event: (\\w+)", events)[0] == "queued"
     assert re.findall("event: (\\w+)", events)[-1] == "completed"
 
@@ -88,11 +88,11 @@ async def test_how_it_fares(held):
     first = await begun(client, LONG)
     second = await begun(client, {"steps": 5, "n": 2})
     third = await begun(client, {"steps": 50, "n": 2})
-    told = [(await client.get(place)).json() for place in (first, second, third)]
-    assert [each["state"] for each in told] == ["waiting"] * 3
-    assert [each["position"] for each in told] == [2, 0, 1]  # by the work that they are
-    assert told[1]["total"] == 10
-    assert 0 < told[1]["seconds_left"] < told[2]["seconds_left"] < told[0]["seconds_left"]
+    found = [(await client.get(place)).json() for place in (first, second, third)]
+    assert [each["state"] for each in found] == ["waiting"] * 3
+    assert [each["position"] for each in found] == [2, 0, 1]  # by the work that they are
+    assert found[1]["total"] == 10
+    assert 0 < found[1]["seconds_left"] < found[2]["seconds_left"] < found[0]["seconds_left"]
     waiting = await client.get(f"{first}/result")
     assert_problem(waiting, 409, "not_done", "it is waiting")
     assert int(waiting.headers["retry-after"]) >= 1
@@ -111,9 +111,9 @@ async def test_a_job_is_cancelled_wherever_it_is(held, running):
         async with asyncio.timeout(30):
             while (await client.get(place)).json()["done"] == 0:
                 await asyncio.sleep(0.005)
-    told = (await client.delete(place)).json()
-    assert told["state"] == "cancelled"
-    assert told["error"]["code"] == "cancelled"
+    found = (await client.delete(place)).json()
+    assert found["state"] == "cancelled"
+    assert found["error"]["code"] == "cancelled"
     assert await metric(client, "unstir_estimated_wait_seconds") == 0
     assert await metric(client, "unstir_images_waiting") == await metric(client, "unstir_images_running") == 0
     assert await metric(client, "unstir_requests_finished_total", endpoint="/sample", outcome="cancelled") == 1
@@ -147,8 +147,8 @@ async def test_a_job_that_fails_says_why(tmp_path, settings, monkeypatch):
     monkeypatch.setattr(Runner, "read_output", lambda self, lane: read_output(self, lane) * float("nan"))
     async with serving(create_app(settings)) as client:
         place = await begun(client, BODY)
-        told = await finished(client, place)
-        assert (told["state"], told["error"]["code"], told["error"]["status"]) == ("failed", "not_finite", 500)
+        found = await finished(client, place)
+        assert (found["state"], found["error"]["code"], found["error"]["status"]) == ("failed", "not_finite", 500)
         assert_problem(await client.get(f"{place}/result"), 500, "not_finite")
         assert await metric(client, "unstir_forward_errors_total", kind="nan") == 1
 
@@ -387,7 +387,11 @@ def test_the_range_of_priority(value, priority):
         ('return=minimal, foo="a, b", respond-async', True),
         ("respond-asynchronously", False),
         ('foo="respond-async"', False),
-        ("respond-async=", False),
+        ("respond-async=", True),
+        ('respond-async = ""', True),
+        ("respond-async,", True),
+        (", Respond-Async , wait = 5", True),
+        ("respond-async=0", False),
     ],
 )
 def test_preferences(value, asynchronous):

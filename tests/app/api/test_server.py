@@ -66,8 +66,8 @@ def test_a_log_for_machines(tiny):
     with server(tiny, "--log-format", "json") as (_, client, lines):
         client.post("/sample", json={"steps": 2}, headers={"x-request-id": "mine"})
         wait_for(lambda: any("/sample" in line for line in lines), lines)
-    told = [json.loads(line) for line in lines if line.startswith("{")]
-    [line] = [entry for entry in told if entry.get("path") == "/sample"]
+    entries = [json.loads(line) for line in lines if line.startswith("{")]
+    [line] = [entry for entry in entries if entry.get("path") == "/sample"]
     assert (line["request_id"], line["status"], line["level"], line["sampler"]) == ("mine", 200, "info", "ddim")
     assert line["ms"] > 0
 

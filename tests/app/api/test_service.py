@@ -226,7 +226,7 @@ def test_codes_are_unique_and_every_error_is_explained():
     assert all(kind.meaning and kind.title for kind in kinds)
 
 
-def test_warming_up_takes_every_kind_of_walk(tiny_ckpt, monkeypatch):
+def test_warming_up_takes_every_kind_of_plan(tiny_ckpt, monkeypatch):
     """All slot counts and guards that requests can ask for, so that what they need has been compiled."""
     runner = Runner(tiny_ckpt, torch.device("cpu"))
     advance, seen = runner.advance, []

@@ -1,4 +1,4 @@
-"""Event streams: how a request fares, told while it runs."""
+"""Event streams: the progress of a request, sent while it runs."""
 
 from __future__ import annotations
 
@@ -42,30 +42,30 @@ def events(text: str) -> list[tuple[str, dict]]:
         ("/interpolate", {"a": {"image": PNG}, "b": 2, "steps": 40, "frames": 3}),
     ],
 )
-async def test_a_story_is_told_in_order(client, path, body):
+async def test_events_come_in_order(client, path, body):
     response = await client.post(path, json=body | {"reproducible": True}, headers=EVENTS)
     assert response.headers["content-type"].startswith("text/event-stream")
     assert response.headers["x-accel-buffering"] == "no"  # or nginx would hold the events back
     assert response.headers["cache-control"] == "no-cache"
-    names, told = zip(*events(response.text), strict=True)
+    names, payloads = zip(*events(response.text), strict=True)
     assert names == ("queued", *["step"] * (len(names) - 2), "completed")
-    assert told[0]["request_id"] == response.headers["x-request-id"]
-    steps = told[1:-1]
+    assert payloads[0]["request_id"] == response.headers["x-request-id"]
+    steps = payloads[1:-1]
     done = [step["done"] for step in steps]
     assert done == sorted(set(done))
-    assert done[-1] == told[0]["total"]
+    assert done[-1] == payloads[0]["total"]
     previews = [step["preview"] for step in steps if "preview" in step]
     assert all(Image.open(io.BytesIO(base64.b64decode(preview))).size == (8, 8) for preview in previews)
     plain = (await client.post(path, json=body | {"reproducible": True}, headers=JSON)).json()
-    for answer in (told[-1], plain):
+    for answer in (payloads[-1], plain):
         del answer["timing"]
-    assert told[-1] == plain
+    assert payloads[-1] == plain
     assert await metric(client, "unstir_requests_finished_total", endpoint=path, outcome="ok") == 2
 
 
 async def test_previews_are_shown_on_the_way(client):
     response = await client.post("/sample", json={"sampler": "ddpm", "seed": 1}, headers=EVENTS)
-    previews = [told["preview"] for name, told in events(response.text) if "preview" in told]
+    previews = [payloads["preview"] for name, payloads in events(response.text) if "preview" in payloads]
     assert 1 <= len(previews) <= 8
     assert len(set(previews)) == len(previews)
 
@@ -90,9 +90,9 @@ async def test_a_failure_on_the_way_is_an_event(tmp_path):
         for parameter in app.state.lifecycle.get_service().model.checkpoint.net.parameters():
             parameter.fill_(float("nan"))
         response = await client.post("/sample", json={"steps": 200}, headers=EVENTS)
-        *_, (name, told) = events(response.text)
-        assert (response.status_code, name, told["code"]) == (200, "error", "not_finite")
-        assert told["request_id"] == response.headers["x-request-id"]
+        *_, (name, payloads) = events(response.text)
+        assert (response.status_code, name, payloads["code"]) == (200, "error", "not_finite")
+        assert payloads["request_id"] == response.headers["x-request-id"]
         assert await metric(client, "unstir_requests_finished_total", outcome="not_finite") == 1
 
 

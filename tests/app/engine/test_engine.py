@@ -395,7 +395,7 @@ async def test_a_stalled_device_is_not_ready(monkeypatch):
         assert engine.unready is None
 
 
-async def test_gauges_tell_lanes_and_requests_before_and_after_their_first_step():
+async def test_gauges_count_lanes_and_requests_before_and_after_their_first_step():
     device = FakeDevice(gated=True)
     async with engine_on(device) as engine:
         with engine.reserve(3, 8, options=SubmitOptions(endpoint="/sample")) as reservation:

@@ -49,28 +49,28 @@ async def numbers(client, path: str = "/interpolate", **request) -> np.ndarray:
     return np.load(io.BytesIO((await ask(client, NPY, path, **request)).content))
 
 
-async def test_the_ends_are_the_images_of_their_seeds(client):
+async def test_first_and_last_are_the_images_of_their_seeds(client):
     way = await numbers(client, a=7, b={"seed": 8}, frames=5, steps=6, label="circle", reproducible=True)
     assert way.shape == (5, 1, 8, 8)
     for end, seed in ((0, 7), (-1, 8)):
         alone = await numbers(client, "/sample", seed=seed, steps=6, label="circle", reproducible=True)
         assert np.array_equal(way[end], alone[0])
-    told = (await ask(client, JSON, a=7, b=8, frames=5, steps=6)).json()
+    shown = (await ask(client, JSON, a=7, b=8, frames=5, steps=6)).json()
     for end, seed in ((0, 7), (-1, 8)):
         x_T = draw_noise(seeded_generator(seed), (1, 8, 8)).numpy()
-        assert np.array_equal(decoded(told["latents"][end]), x_T)
-    assert told["weights"] == [[1, 0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0, 1]]
-    assert (told["nfe"], told["method"], len(told["images"]), told["warnings"]) == (6, "slerp", 5, [])
+        assert np.array_equal(decoded(shown["latents"][end]), x_T)
+    assert shown["weights"] == [[1, 0], [0.75, 0.25], [0.5, 0.5], [0.25, 0.75], [0, 1]]
+    assert (shown["nfe"], shown["method"], len(shown["images"]), shown["warnings"]) == (6, "slerp", 5, [])
 
 
 async def test_a_latent_from_a_file_goes_on_bit_for_bit(client):
     x = draw_noise(seeded_generator(1), (1, 8, 8)).numpy() * 1.5
-    told = (await ask(client, JSON, a={"npy": encoded(x)}, b=2, frames=3, steps=3)).json()
-    assert np.array_equal(decoded(told["latents"][0]), x)
+    shown = (await ask(client, JSON, a={"npy": encoded(x)}, b=2, frames=3, steps=3)).json()
+    assert np.array_equal(decoded(shown["latents"][0]), x)
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "obelm"])
-async def test_images_are_encoded_first_and_come_back_at_the_ends(client, sampler):
+async def test_images_are_encoded_first_and_returned_first_and_last(client, sampler):
     method = {"ddim": "fixed_point", "obelm": "obelm"}[sampler]
     parts = {"a": ("a.png", PNGS[0]), "b": ("b.png", PNGS[1])}
     fields = {"steps": 8, "frames": 3, "label": "square", "sampler": sampler, "reproducible": "true"}
@@ -79,16 +79,16 @@ async def test_images_are_encoded_first_and_come_back_at_the_ends(client, sample
     way = np.load(io.BytesIO(response.content))
     for end, content in ((0, PNGS[0]), (-1, PNGS[1])):
         options = {"steps": 8, "label": "square", "method": method, "reproducible": "true"}
-        told = (await client.post("/invert", files={"image": content}, data=options)).json()
-        back = await numbers(client, "/sample", **told["decode"], latent={"npy": told["latent"]})
+        shown = (await client.post("/invert", files={"image": content}, data=options)).json()
+        back = await numbers(client, "/sample", **shown["decode"], latent={"npy": shown["latent"]})
         assert np.array_equal(way[end], back[0])
     if sampler == "obelm":
         # This untrained network magnifies what is lost in rounding to 0.003, and half a step of 8 bits is 0.004.
         pixels = [images.to_uint8(torch.from_numpy(way[0])), images.decode(PNGS[0], 1)]
         assert np.abs(np.subtract(*pixels, dtype=int)).max() <= 1
-    told = (await client.post("/interpolate", files=parts, data=fields, headers=JSON)).json()
-    assert told["encode_nfe"] == {"ddim": 32, "obelm": 8}[sampler]
-    assert told["clip"] is False
+    shown = (await client.post("/interpolate", files=parts, data=fields, headers=JSON)).json()
+    assert shown["encode_nfe"] == {"ddim": 32, "obelm": 8}[sampler]
+    assert shown["clip"] is False
 
 
 async def test_a_strip_says_how_it_is_made_again(client):
@@ -158,7 +158,7 @@ async def test_forms_hold_several_latents(client):
 
 
 @pytest.mark.parametrize("kind", ["gif", "webp", "apng"])
-async def test_animations_rest_at_their_ends(client, kind):
+async def test_animations_rest_at_first_and_last(client, kind):
     request = {"a": 1, "b": 2, "frames": 6, "steps": 4}
     frames = images.to_uint8(torch.from_numpy(await numbers(client, **request)))
     answer = await ask(client, {"accept": f"image/{kind}"}, **request)
@@ -187,10 +187,10 @@ async def test_an_archive_replays_itself(client):
         assert opened(archive.read("001.png")).size == (8, 8)
 
 
-async def test_opposite_ends_are_told_of(client):
+async def test_opposite_latents_give_a_warning(client):
     x = draw_noise(seeded_generator(1), (1, 8, 8)).numpy()
-    told = (await ask(client, JSON, a=1, b={"npy": encoded(-x)}, frames=3, steps=3)).json()
-    assert "opposite directions" in told["warnings"][0]
+    shown = (await ask(client, JSON, a=1, b={"npy": encoded(-x)}, frames=3, steps=3)).json()
+    assert "opposite directions" in shown["warnings"][0]
 
 
 PAIR = {"npy": encoded(np.zeros((2, 1, 8, 8), np.float32))}

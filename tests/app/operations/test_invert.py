@@ -60,66 +60,66 @@ async def test_the_latent_is_that_of_the_plain_loop(client, tiny, method):
         return machine.run_slots(net, plan, x_0.to(dtype).repeat(copies, 1, 1, 1, 1), torch.tensor([1] * copies))
 
     exact, most = rounding.bound(ckpt.net, run_plan)
-    told = await invert(client, steps=12, label="square", method=method)
-    latent = decoded(told["latent"])
+    inverted = await invert(client, steps=12, label="square", method=method)
+    latent = decoded(inverted["latent"])
     expected = exact[0, : found.slots].numpy()
     assert latent.shape == ((1, 8, 8) if found.slots == 1 else (2, 1, 8, 8))
     assert np.abs(latent.reshape(expected.shape) - expected).max() < most
-    assert (told["nfe"], told["plan"], told["label"]) == (plan.nfe, plan.digest, "square")
-    assert told["norm"] == pytest.approx(float(np.square(expected[0]).mean()), rel=1e-3)
+    assert (inverted["nfe"], inverted["plan"], inverted["label"]) == (plan.nfe, plan.digest, "square")
+    assert inverted["norm"] == pytest.approx(float(np.square(expected[0]).mean()), rel=1e-3)
     if method == "fixed_point":
-        assert told["residual"] == pytest.approx(float(inversion.residual(exact)), rel=1e-2)
+        assert inverted["residual"] == pytest.approx(float(inversion.residual(exact)), rel=1e-2)
     else:
-        assert "residual" not in told
+        assert "residual" not in inverted
 
 
 @pytest.mark.parametrize("method", INVERSIONS)
 async def test_latent_and_decode_give_the_reconstruction_bit_for_bit(client, method):
-    told = await invert(client, steps=9, method=method, label="Big star")
-    sent = {**told["decode"], "latent": {"npy": told["latent"]}}
+    inverted = await invert(client, steps=9, method=method, label="Big star")
+    sent = {**inverted["decode"], "latent": {"npy": inverted["latent"]}}
     again = await client.post("/sample", json=sent)
     assert again.status_code == 200, again.text
-    assert again.content == base64.b64decode(told["reconstruction"])
-    assert int(again.headers["x-nfe"]) == told["decode_nfe"]
+    assert again.content == base64.b64decode(inverted["reconstruction"])
+    assert int(again.headers["x-nfe"]) == inverted["decode_nfe"]
     assert "x-seed" not in again.headers
 
     image = images.from_uint8(PIXELS).numpy()
     back = np.load(io.BytesIO((await client.post("/sample", json=sent, headers=NPY)).content))[0]
     error = (back - image).astype(np.float64)
     mse = float(np.square(error).mean())
-    assert told["mse"] == pytest.approx(mse, rel=1e-5)  # told in six digits
-    assert told["psnr"] == pytest.approx(10 * np.log10(4 / mse), rel=1e-5)
-    assert told["max_error"] == pytest.approx(np.abs(error).max(), rel=1e-5)
+    assert inverted["mse"] == pytest.approx(mse, rel=1e-5)  # told in six digits
+    assert inverted["psnr"] == pytest.approx(10 * np.log10(4 / mse), rel=1e-5)
+    assert inverted["max_error"] == pytest.approx(np.abs(error).max(), rel=1e-5)
     shown = np.asarray(Image.open(io.BytesIO(again.content)))[..., None]
-    assert told["exact"] == pytest.approx((shown == PIXELS).mean(), rel=1e-5)
+    assert inverted["exact"] == pytest.approx((shown == PIXELS).mean(), rel=1e-5)
     if method == "obelm":
-        assert told["exact"] == 1
+        assert inverted["exact"] == 1
 
 
 async def test_other_forms_of_the_answer(client):
-    told = await invert(client, steps=4)
+    inverted = await invert(client, steps=4)
     for accept in ("image/png", "image/webp"):
         form = await client.post("/invert", files={"image": PNG}, data={"steps": 4}, headers={"accept": accept})
         assert form.headers["content-type"] == accept
         shown = Image.open(io.BytesIO(form.content)).convert("L")
-        expected = Image.open(io.BytesIO(base64.b64decode(told["reconstruction"])))
+        expected = Image.open(io.BytesIO(base64.b64decode(inverted["reconstruction"])))
         assert np.array_equal(np.asarray(shown), np.asarray(expected))
 
 
 async def test_without_check_nothing_is_decoded(client):
-    told = await invert(client, steps=4, check="false")
-    assert not {"psnr", "mse", "max_error", "exact", "reconstruction"} & told.keys()
-    assert told["decode"]["steps"] == 4
+    inverted = await invert(client, steps=4, check="false")
+    assert not {"psnr", "mse", "max_error", "exact", "reconstruction"} & inverted.keys()
+    assert inverted["decode"]["steps"] == 4
     response = await client.post(
         "/invert", files={"image": PNG}, data={"steps": 4, "check": "false"}, headers={"accept": "image/png"}
     )
     assert_problem(response, 406, "not_acceptable", "check = false", "application/x-npy")
 
 
-async def test_fields_are_honoured_and_told(client):
-    told = await invert(client, steps=10, refinements=5, spacing="trailing", reproducible="true")
-    assert (told["steps"], told["refinements"], told["nfe"], told["spacing"]) == (10, 5, 60, "trailing")
-    assert told["decode"] == {
+async def test_fields_are_honoured_and_returned(client):
+    inverted = await invert(client, steps=10, refinements=5, spacing="trailing", reproducible="true")
+    assert (inverted["steps"], inverted["refinements"], inverted["nfe"], inverted["spacing"]) == (10, 5, 60, "trailing")
+    assert inverted["decode"] == {
         "sampler": "ddim", "steps": 10, "spacing": "trailing", "clip": False, "reproducible": True,
     }  # fmt: skip
     assert "refinements" not in await invert(client, steps=3, method="ddim")
@@ -130,16 +130,16 @@ async def test_fields_are_honoured_and_told(client):
 
 
 async def test_what_is_odd_is_said_in_words(client, monkeypatch):
-    told = await invert(client, steps=10)
-    assert any(warning.startswith("psnr = ") for warning in told["warnings"])  # a random network
+    inverted = await invert(client, steps=10)
+    assert any(warning.startswith("psnr = ") for warning in inverted["warnings"])  # a random network
     monkeypatch.setattr("app.operations.invert.HIGH_RESIDUAL", 0.0)
     monkeypatch.setattr("app.operations.invert.LOW_PSNR", -1e9)
-    told = await invert(client, steps=10)
-    assert any(warning.startswith("residual = ") for warning in told["warnings"])
-    assert not any(warning.startswith("psnr = ") for warning in told["warnings"])
+    inverted = await invert(client, steps=10)
+    assert any(warning.startswith("residual = ") for warning in inverted["warnings"])
+    assert not any(warning.startswith("psnr = ") for warning in inverted["warnings"])
     low, high = INVERSIONS["fixed_point"].ordinary
-    norm = told["norm"]
-    assert any(warning.startswith("norm = ") for warning in told["warnings"]) == (not low < norm < high)
+    norm = inverted["norm"]
+    assert any(warning.startswith("norm = ") for warning in inverted["warnings"]) == (not low < norm < high)
 
 
 @pytest.mark.parametrize(
@@ -175,8 +175,8 @@ async def test_no_image_at_all(client):
 
 @pytest.mark.parametrize(("k", "of"), [(2, "x_0"), (5, "x_0"), (5, "x_t")])
 async def test_the_way_up_can_be_watched(client, k, of):
-    told = await invert(client, steps=4, trajectory=k, trajectory_of=of)
-    assert len(told["trajectory"]) == k
+    inverted = await invert(client, steps=4, trajectory=k, trajectory_of=of)
+    assert len(inverted["trajectory"]) == k
     fields = {"steps": 4, "trajectory": k, "trajectory_of": of}
     strip = await client.post("/invert", files={"image": PNG}, data=fields, headers={"accept": "image/png"})
     assert Image.open(io.BytesIO(strip.content)).size == (k * 8 + (k - 1) * 2, 8)
@@ -184,9 +184,9 @@ async def test_the_way_up_can_be_watched(client, k, of):
         moving = await client.post("/invert", files={"image": PNG}, data=fields, headers={"accept": f"image/{kind}"})
         assert Image.open(io.BytesIO(moving.content)).n_frames == k
     if of == "x_t":  # from the image to its latent
-        first, last = (np.asarray(Image.open(io.BytesIO(base64.b64decode(told["trajectory"][i])))) for i in (0, -1))
+        first, last = (np.asarray(Image.open(io.BytesIO(base64.b64decode(inverted["trajectory"][i])))) for i in (0, -1))
         assert np.array_equal(first[..., None], PIXELS)
-        latent = torch.from_numpy(decoded(told["latent"]))
+        latent = torch.from_numpy(decoded(inverted["latent"]))
         assert np.array_equal(last[..., None], images.to_uint8(latent))
 
 

@@ -24,8 +24,8 @@ SAMPLERS = ["ddim", "ddpm", "dpmpp_2m", "dpmpp_2m_sde", "dpmpp_2s", "unipc", "he
 class Moody(InferenceUNet):
     """Its last bits depend on the width of the forward, on every processor."""
 
-    def forward(self, x, told):
-        return super().forward(x, told) * (1 + 3e-7 * len(x))
+    def forward(self, x, conditioning):
+        return super().forward(x, conditioning) * (1 + 3e-7 * len(x))
 
 
 @pytest.fixture

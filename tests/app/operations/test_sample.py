@@ -61,7 +61,7 @@ async def test_result_is_that_of_the_plain_loop(client, tiny):
     assert np.abs(served - expected.numpy()).max() < FOLDED
 
 
-async def test_ddpm_is_another_walk(client):
+async def test_ddpm_is_another_sampler(client):
     a = await pixels(client, sampler="ddim", seed=1, steps=10)
     b = await pixels(client, sampler="ddpm", seed=1, steps=10)
     assert np.abs(a - b).max() > 0.01
@@ -149,10 +149,10 @@ async def test_clip_can_be_turned_off(client, sampler):
 
 async def test_every_sampler_answers_as_the_plain_loop_does(client, tiny):
     ckpt = load(tiny)
-    habits = SamplingDefaults.from_config(ckpt.scheduler_config)
+    defaults = SamplingDefaults.from_config(ckpt.scheduler_config)
     answers = {}
     for sampler in samplers.SAMPLERS.values():
-        plan = sampler.compile(ckpt.schedule, 12, **habits.options(sampler, 12, 1000))
+        plan = sampler.compile(ckpt.schedule, 12, **defaults.options(sampler, 12, 1000))
 
         def run_plan(net, dtype, copies, plan=plan):
             return rounding.run_plan(net, plan, [3] * copies, torch.tensor([1] * copies), (1, 8, 8), dtype)

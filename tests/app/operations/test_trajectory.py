@@ -69,10 +69,10 @@ async def test_strips_and_animations(client):
         assert np.array_equal(
             np.asarray(moving.convert("L"))[..., None], images.sheet(images.to_uint8(torch.from_numpy(last)))
         )
-    told = (await client.post("/sample", json=request, headers={"accept": "application/json"})).json()
-    assert [len(row) for row in told["trajectory"]] == [5, 5]
-    last = Image.open(io.BytesIO(base64.b64decode(told["trajectory"][1][-1])))
-    image = Image.open(io.BytesIO(base64.b64decode(told["images"][1])))
+    shown = (await client.post("/sample", json=request, headers={"accept": "application/json"})).json()
+    assert [len(row) for row in shown["trajectory"]] == [5, 5]
+    last = Image.open(io.BytesIO(base64.b64decode(shown["trajectory"][1][-1])))
+    image = Image.open(io.BytesIO(base64.b64decode(shown["images"][1])))
     assert np.array_equal(np.asarray(last), np.asarray(image))
 
 

@@ -40,14 +40,14 @@ async def test_a_request_is_a_span_of_its_callers_trace(client, spans):
     while root in above:
         root = above[root]
     assert f"{root:016x}" == PARENT.split("-")[2]
-    told = dict(span.attributes)
-    assert (told["unstir.request_id"], told["unstir.nfe"], told["unstir.samplers"]) == ("mine", 6, ("ddim",))
-    assert told["unstir.device_seconds"] > 0
+    seen = dict(span.attributes)
+    assert (seen["unstir.request_id"], seen["unstir.nfe"], seen["unstir.samplers"]) == ("mine", 6, ("ddim",))
+    assert seen["unstir.device_seconds"] > 0
 
 
 async def test_a_refusal_is_on_the_span(client, spans):
     spans.clear()
-    body = {"steps": 3, "sampler": "ddpm", "eta": 0.5}  # found to be impossible by the story, not by the form
+    body = {"steps": 3, "sampler": "ddpm", "eta": 0.5}  # impossible for this sampler, which only the operation knows
     assert (await client.post("/sample", json=body)).status_code == 422
     [span] = ours(spans)
     assert not span.status.is_ok

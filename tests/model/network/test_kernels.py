@@ -188,7 +188,7 @@ def test_a_row_of_norm_is_bit_identical_in_any_batch(shape, dtype):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def test_a_row_of_a_residual_is_the_same_in_any_company(dtype):
+def test_a_row_of_a_residual_is_the_same_in_any_batch(dtype):
     h, skip, bias = images(1, 5, 21, 5, 7, dtype=dtype), images(2, 5, 21, 5, 7, dtype=dtype), randn(3, 21)
     assert_batch_invariant(lambda some: residual(pick(h, some), pick(skip, some), bias, 2**0.5), 5)
 
