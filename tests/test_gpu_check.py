@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import re
 import subprocess
 import sys
@@ -23,6 +24,8 @@ from bench.server import ROOT
 from tests.cuda.test_networks import LEAST_PSNR, least_psnr, outputs_of_a_lane
 from tests.engines import plan
 
+pytestmark = pytest.mark.xdist_group("gpu-check")  # one process has the facts
+
 
 def bench_on(tmp_path, seconds=60.0):
     return Bench(torch.device("cpu"), True, tmp_path, time.monotonic() + seconds, lambda _: None)
@@ -33,7 +36,8 @@ def facts(tmp_path_factory):
     """Of the script as it is called, from end to end."""
     path = tmp_path_factory.mktemp("gpu") / "gpu.json"
     command = [sys.executable, "-m", "bench.gpu", "--device", "cpu", "--tiny", "--seconds", "240", "--out", str(path)]
-    run = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}  # other tests run beside it
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     assert run.returncode == 0, run.stderr
     assert "mean nothing" in run.stdout
     return json.loads(path.read_text())

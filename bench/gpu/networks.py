@@ -7,7 +7,7 @@ google/ddpm-celebahq-256 (Ho et al. 2020, appendix B), as diffusers writes them 
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -77,12 +77,16 @@ def shipped_config() -> UNetConfig:
 
 def networks(*, tiny: bool = False) -> dict[str, Network]:
     """All by name; ``tiny`` ones take milliseconds on a CPU."""
-    cifar, celebahq = (TINY, TINY) if tiny else (CIFAR, CELEBAHQ)
-    each = (
-        Network(MAIN, "DDPM for CIFAR-10", cifar, 4 if tiny else 512, seed=0),
-        Network("celebahq-256", "DDPM for CelebA-HQ", celebahq, 2 if tiny else 32, seed=1),
-        Network(SHIPPED_NAME, SHIPPED_NAME, shipped_config(), 2 if tiny else 1024),
-    )
+    each = [
+        Network(MAIN, "DDPM for CIFAR-10", CIFAR, 512, seed=0),
+        Network("celebahq-256", "DDPM for CelebA-HQ", CELEBAHQ, 32, seed=1),
+        Network(SHIPPED_NAME, SHIPPED_NAME, shipped_config(), 1024),
+    ]
+    if tiny:
+        configs = [replace(TINY, num_class_embeds=network.config.num_class_embeds) for network in each]
+        each = [
+            replace(network, config=config, max_width=4, seed=0) for network, config in zip(each, configs, strict=True)
+        ]
     return {network.name: network for network in each}
 
 
