@@ -17,12 +17,11 @@ install: .venv/.dev  ## Create the environment in .venv, with everything for dev
 serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000; UNSTIR_PORT=8001 make serve takes another
 	$(BIN)/unstir serve
 
-# Tests of signals and connections have time limits, and run alone; all others in two processes, the longest first.
+# Tests of signals and connections have time limits, and run alone; all others in two processes.
 ALONE := tests/app/api/test_server.py
-LONGEST := tests/test_readme.py tests/test_gpu_check.py
 
 test: .venv/.dev  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow and not stress' -n 2 --dist loadgroup --ignore $(ALONE) $(LONGEST) tests
+	$(BIN)/python -m pytest -m 'not slow and not stress' -n 2 --dist loadfile --no-loadscope-reorder --ignore $(ALONE)
 	$(BIN)/python -m pytest -m 'not slow and not stress' $(ALONE)
 
 test-slow: .venv/.dev  ## Run the tests that take minutes, too

@@ -24,8 +24,6 @@ from bench.server import ROOT
 from tests.cuda.test_networks import LEAST_PSNR, least_psnr, outputs_of_a_lane
 from tests.engines import plan
 
-pytestmark = pytest.mark.xdist_group("gpu-check")  # one process has the facts
-
 
 def bench_on(tmp_path, seconds=60.0):
     return Bench(torch.device("cpu"), True, tmp_path, time.monotonic() + seconds, lambda _: None)

@@ -22,7 +22,6 @@ from model.checkpoint import load
 from tests.process import server
 from tests.readme import DOCS, README, ROOT
 
-pytestmark = pytest.mark.xdist_group("readme")  # one process has the server
 CHECKPOINT = Settings.model_fields["checkpoint"].default
 API, CLIENTS = DOCS / "api.md", DOCS / "clients.md"
 RECIPES = (README, API, CLIENTS)
