@@ -53,11 +53,11 @@ class Chaos:
         self.ends: Counter[tuple[str, str]] = Counter()
         self.wrong: list[str] = []
         self.kinds: dict[str, tuple[int, Callable[[], Awaitable[str]]]] = {
-            "good": (50, self.good),
+            "good": (42, self.good),
             "malformed": (12, self.malformed),
             "abandoned": (10, self.abandoned),
             "late": (8, self.late),
-            "cancelled": (8, self.cancelled),
+            "cancelled": (16, self.cancelled),  # jobs of 50 steps, most of which the short queue refuses
             "asynchronous": (6, self.asynchronous),
             "duplicated": (6, self.duplicated),
         }
