@@ -21,6 +21,7 @@ from bench.gpu import beside, engine, floor, networks, pipelines, served, suite
 from bench.gpu.__main__ import SHARES, failed, take
 from bench.gpu.bench import Bench
 from bench.server import ROOT
+from model import checkpoint
 from tests.cuda.test_networks import LEAST_PSNR, least_psnr, outputs_of_a_lane
 from tests.engines import plan
 
@@ -62,6 +63,14 @@ def test_every_figure_of_the_script_is_on_the_page(facts):
     page = report.gpu_section(facts)
     for network in networks.networks().values():
         assert page.count(f"| {network.title}, ") == len(facts["parts"][network.name]["forward"]) + 2
+
+
+def test_the_shipped_network_is_measured_with_its_own_weights(tmp_path):
+    """Only the tiny one, which the script is tried with, has random weights."""
+    shipped = networks.networks()[networks.SHIPPED_NAME]
+    folder = shipped.folder(tmp_path, torch.device("cpu"))
+    assert checkpoint.load(folder).net.config == shipped.config
+    assert not any(tmp_path.iterdir())
 
 
 class Runner:

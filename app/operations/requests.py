@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import WithJsonSchema as Described
 
 from app.engine.jobs import SnapshotKind
+from app.settings import Settings
 from model.diffusion.interpolation import InterpolationMethod
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
@@ -57,6 +58,7 @@ Content = Annotated[
 ]
 SamplerName = Annotated[str, AfterValidator(_known_sampler), Field(json_schema_extra={"enum": list(SAMPLERS)})]
 MethodName = Annotated[str, AfterValidator(_known_method), Field(json_schema_extra={"enum": list(INVERSIONS)})]
+MAX_IMAGES = f"`UNSTIR_MAX_IMAGES` ({Settings.model_fields['max_images'].default})"
 Label = int | str | None
 FitField = Annotated[
     Fit,
@@ -154,7 +156,7 @@ class SampleRequest(SamplingRequest):
         json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
     )
 
-    n: int = Field(1, ge=1, description="How many images, up to `UNSTIR_MAX_IMAGES` (64).")
+    n: int = Field(1, ge=1, description=f"How many images, up to {MAX_IMAGES}.")
     seed: int | None = Field(
         None, ge=0, le=MAX_SEED, description="Image i uses seed + i; left out, a seed is drawn and reported."
     )
@@ -235,7 +237,7 @@ class InterpolateRequest(SamplingRequest):
         description="[rows, columns] between four corners: top left, top right, bottom left, bottom right.",
     )
     frames: int | None = Field(
-        None, ge=2, description="Images from a to b, both included; default 8, up to `UNSTIR_MAX_IMAGES` (64)."
+        None, ge=2, description=f"Images from a to b, both included; default 8, up to {MAX_IMAGES}."
     )
     method: InterpolationMethod = Field(
         "slerp",

@@ -1,4 +1,4 @@
-"""InterpolationMethod between latents.
+"""Interpolation between latents.
 
 A latent is [C, H, W], or [2, C, H, W] for the pair of states with which an exact inversion ends; the two states are
 interpolated separately. The arithmetic is float64; where one latent has all the weight, it is returned bit for bit.

@@ -115,7 +115,8 @@ class Trainer:
                     return
                 self.precision, began = precision, time.perf_counter()
                 self._gradient(batch)
-                seconds[precision] += (time.perf_counter() - began) * (attempt > 0)  # the first one also allocates
+                if attempt:  # the first one also allocates
+                    seconds[precision] += time.perf_counter() - began
         self.precision = min(seconds, key=lambda precision: seconds[precision])
 
     @property
