@@ -12,6 +12,7 @@ from app.api import openapi, problems
 from app.api.job_store import JobStore
 from app.api.lifespan import Lifecycle
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
+from app.api.origins import OriginMiddleware
 from app.api.routes import jobs, operations, status
 from app.api.routes.operations import OPERATIONS
 from app.errors import UnstirError
@@ -36,6 +37,8 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         summary="HTTP inference for pixel-space diffusion models.",
         lifespan=lifecycle.run,
         redoc_url=None,
+        redirect_slashes=False,  # a redirect would name the host that the client claims to have asked
+        root_path=settings.root_path,
     )
     app.state.lifecycle, app.state.job_store = lifecycle, job_store
     for router in (operations.router, jobs.router, status.router):
@@ -43,6 +46,7 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     app.add_exception_handler(UnstirError, problems.on_unstir_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
+    app.add_middleware(OriginMiddleware, origins=settings.origins, costly={operation.path for operation in OPERATIONS})
     app.add_middleware(RequestMiddleware, metrics=metrics, on_unexpected_error=problems.on_unexpected_error)
     openapi.extend(app, OPERATIONS)
     return app

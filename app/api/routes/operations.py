@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.api import responses
 from app.api.operation import Operation
 from app.api.problems import DECLARED
 from app.api.respond import respond
@@ -33,6 +34,8 @@ OPERATIONS = (
         SampleResult,
         SampleResponse,
         (PNG, WEBP, JPEG, GIF, APNG, JSON, NPY, ZIP, EVENTS),
+        repeatable=responses.sample.is_repeatable,
+        no_animation=responses.sample.no_animation,
     ),
     Operation(
         "invert",
@@ -45,6 +48,9 @@ OPERATIONS = (
         InvertResult,
         InvertResponse,
         (JSON, NPY, PNG, WEBP, GIF, APNG, EVENTS),
+        repeatable=lambda request: request.reproducible,
+        no_animation=responses.invert.no_animation,
+        no_image=responses.invert.no_image,
     ),
     Operation(
         "interpolate",
@@ -57,6 +63,8 @@ OPERATIONS = (
         InterpolateResult,
         InterpolateResponse,
         (PNG, GIF, WEBP, APNG, JPEG, JSON, NPY, ZIP, EVENTS),
+        repeatable=lambda request: request.reproducible,
+        no_animation=responses.interpolate.no_animation,
     ),
 )
 router = APIRouter()
@@ -85,13 +93,14 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
 
 
 for _operation in OPERATIONS:
-    router.add_api_route(
-        _operation.path,
-        _endpoint(_operation),
-        methods=["POST"],
-        name=_operation.name,
-        summary=_operation.summary,
-        description=_operation.description,
-        response_class=Response,
-        responses=_responses(_operation),
-    )
+    for _method in ("POST", "GET")[: 1 + _operation.gettable]:
+        router.add_api_route(
+            _operation.path,
+            _endpoint(_operation),
+            methods=[_method],
+            name=f"{_operation.name}_{_method.lower()}",
+            summary=_operation.summary if _method == "POST" else f"{_operation.summary}, by a query string",
+            description=_operation.description,
+            response_class=Response,
+            responses=_responses(_operation),
+        )
