@@ -38,15 +38,20 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         lifespan=lifecycle.run,
         redoc_url=None,
         redirect_slashes=False,  # a redirect would name the host that the client claims to have asked
-        root_path=settings.root_path,
     )
     app.state.lifecycle, app.state.job_store = lifecycle, job_store
-    for router in (operations.router, jobs.router, status.router):
+    app.state.routers = (operations.router, jobs.router, status.router)
+    for router in app.state.routers:
         app.include_router(router)
     app.add_exception_handler(UnstirError, problems.on_unstir_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
     app.add_middleware(OriginMiddleware, origins=settings.origins, costly={operation.path for operation in OPERATIONS})
-    app.add_middleware(RequestMiddleware, metrics=metrics, on_unexpected_error=problems.on_unexpected_error)
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        root_path=settings.root_path,
+        on_unexpected_error=problems.on_unexpected_error,
+    )
     openapi.extend(app, OPERATIONS)
     return app

@@ -27,19 +27,31 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, on_unexpected_error: Callable[[Request, Exception], Response]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        root_path: str,
+        on_unexpected_error: Callable[[Request, Exception], Response],
     ) -> None:
         self.app = app
         self.metrics = metrics
+        self.root_path = root_path
         self.on_unexpected_error = on_unexpected_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began, method = time.perf_counter(), scope["method"]
-        if method == "HEAD":  # as GET, without the body (RFC 9110, section 9.3.2)
-            scope = {**scope, "method": "GET"}
+        began, method, path = time.perf_counter(), scope["method"], scope["path"]
+        # Some proxies strip the prefix, some do not; in ASGI the path begins with it.
+        prefix = "" if path.startswith(f"{self.root_path}/") else self.root_path
+        # HEAD is GET without the body (RFC 9110, section 9.3.2).
+        scope = {
+            **scope,
+            "method": "GET" if method == "HEAD" else method,
+            "path": prefix + path,
+            "root_path": self.root_path,
+        }
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -71,7 +83,7 @@ class RequestMiddleware:
             sampler = scope["state"].get("sampler", "")
             self.metrics.requests.labels(endpoint, sampler, status).inc()
             self.metrics.duration.labels(endpoint, sampler, status).observe(seconds)
-            path, took = scope["path"][:MAX_PATH], round(seconds * 1e3, 1)
+            path, took = path[:MAX_PATH], round(seconds * 1e3, 1)
             fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
             log.info("%s %s %d %.1f ms", method, path, status, took, extra=fields)
 

@@ -8,8 +8,9 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
-from starlette.routing import Match
+from starlette.routing import Match, Route
 
 from app import errors
 from app.api.body.faults import encodable, plain
@@ -88,9 +89,10 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
 def _list_methods(request: Request) -> str:
     """The methods of all routes with this path, as ``Allow`` has them."""
     found = {"OPTIONS"}
-    for route in request.app.routes:
-        if route.matches(request.scope)[0] != Match.NONE:
-            found |= getattr(route, "methods", None) or set()
+    routes = [*request.app.routes, *(route for router in request.app.state.routers for route in router.routes)]
+    for route in routes:
+        if isinstance(route, Route | APIRoute) and route.matches(request.scope)[0] != Match.NONE:
+            found |= route.methods or set()
     return ", ".join(sorted(found | {"HEAD"} if "GET" in found else found))
 
 
