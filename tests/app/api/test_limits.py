@@ -230,7 +230,12 @@ def test_headers_bodies_and_reading_have_deadlines(tiny):
 
 @pytest.mark.parametrize(
     "content",
-    [b"NONSENSE\r\n\r\n", b"GET / HTTP/9\r\n\r\n", b"GET /x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n", b"\x16\x03\x01\x02"],
+    [
+        b"NONSENSE\r\n\r\n",
+        b"GET / HTTP/9\r\n\r\n",
+        b"GET /x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
+        b"\x16\x03\x01\x02",
+    ],
     ids=["words", "version", "two hosts", "tls"],
 )
 def test_what_is_no_http_gets_a_problem(served, content):
