@@ -138,6 +138,7 @@ class Connection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._received = False  # a part of a request's headers
+        self._answered = False  # any request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -169,7 +170,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._connections.set_idle(self)
-        self._received = False
+        self._received, self._answered = False, True
         if self.cycle.more_body:  # the rest of it is on its way, and nobody wants it
             self._start_header_timer()
 
@@ -200,11 +201,11 @@ class Connection(H11Protocol):
         self._header_timer = self.loop.call_later(self._connections.settings.header_seconds, self._end_waiting)
 
     def _end_waiting(self) -> None:
-        if self._received and self.cycle is None:
-            seconds = self._connections.settings.header_seconds
-            self._send_problem(SlowRequest(f"the headers were not complete in {seconds:g} s; send them at once"))
-        else:
+        if not self._received or self._answered:
             self.transport.close()
+            return
+        seconds = self._connections.settings.header_seconds
+        self._send_problem(SlowRequest(f"the headers were not complete in {seconds:g} s; send them at once"))
 
     def _watch_writing(self, before: int) -> None:
         def check() -> None:

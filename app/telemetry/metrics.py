@@ -140,10 +140,10 @@ class Metrics:
             self.queue_time.labels(endpoint)
         for phase in phases:
             self.nfe.labels(phase)
-        for kind in errors.REJECTIONS:
-            self.rejections.labels(kind.code)
-        for kind in FAILURES:
-            self.forward_errors.labels(kind)
+        for rejection in errors.REJECTIONS:
+            self.rejections.labels(rejection.code)
+        for failure in FAILURES:
+            self.forward_errors.labels(failure)
         ProcessCollector(registry=self.registry)
 
     def initialize_widths(self, widths: Iterable[int]) -> None:
