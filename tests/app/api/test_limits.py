@@ -193,9 +193,14 @@ def answer_of(sock: socket.socket) -> bytes:
     return found
 
 
+def drain(sock: socket.socket) -> None:
+    while sock.recv(65536):
+        pass
+
+
 def test_headers_bodies_and_reading_have_deadlines(tiny):
     arguments = ("--header-seconds", "0.3", "--body-seconds", "0.6", "--write-seconds", "0.5")
-    with server(tiny, *arguments) as (_, client, lines):
+    with server(tiny, *arguments) as (_, client, _lines):
         assert answer_of(connect(client)) == b""
         late = answer_of(connect(client, b"GET /healthz HTTP/1.1\r\nHost:"))
         assert late.startswith(b"HTTP/1.1 408 ")
@@ -223,8 +228,7 @@ def test_headers_bodies_and_reading_have_deadlines(tiny):
             greedy.sendall(b"GET /metrics HTTP/1.1\r\nHost: x\r\n\r\n")
         time.sleep(2)
         with greedy, pytest.raises(ConnectionResetError):
-            while greedy.recv(65536):
-                pass
+            drain(greedy)
         assert client.get("/healthz").status_code == 200
 
 
