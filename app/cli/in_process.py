@@ -1,11 +1,11 @@
-"""Requests to the service without a server: the same application, in this process."""
+"""Requests to the service: to the same application in this process, without a server, or to one that runs."""
 
 from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
 
@@ -17,51 +17,74 @@ from app.cli.terminal import CommandError, fault, flag, print_status, shown
 from app.settings import Settings
 
 
-def request(settings: Settings, method: str, path: str, headers: dict[str, str], **body: Any) -> httpx.Response:
+def request(service: Settings | str, method: str, path: str, headers: dict[str, str], **body: Any) -> httpx.Response:
     """The answer, whatever its status.
 
+    Args:
+        service: settings of one in this process, or the address of one that runs.
+
     Raises:
-        CommandError: the network could not be loaded.
+        CommandError: the network could not be loaded, or nobody answers at the address.
     """
 
     async def run() -> httpx.Response:
-        async with _service(settings) as client:
+        async with _connect(service) as client:
             return await client.request(method, path, headers=headers, **body)
 
-    return asyncio.run(run())
+    return _run(service, run())
 
 
 def post(
-    settings: Settings, path: str, accept: str, *, name: Callable[[str], str] = flag, **body: Any
+    service: Settings | str, path: str, accept: str, *, name: Callable[[str], str] = flag, **body: Any
 ) -> httpx.Response:
     """The answer to a POST, with a progress bar if somebody watches.
 
     Args:
+        service: as in :func:`request`.
         name: how the user knows a field.
 
     Raises:
-        CommandError: the network could not be loaded, or the request was refused; with the service's reasons.
+        CommandError: as :func:`request`, or the request was refused; with the service's reasons.
     """
     watched = sys.stderr.isatty()
-    if watched:
-        print_status(f"loading {shown(settings.checkpoint)}")
+    if watched and isinstance(service, Settings):
+        print_status(f"loading {shown(service.checkpoint)}")
 
     async def run() -> httpx.Response:
-        async with _service(settings) as client:
+        async with _connect(service) as client:
             send = partial(_post_and_watch, client) if watched else client.post
             return await send(path, headers={"accept": accept}, **body)
 
-    answer = asyncio.run(run())
+    answer = _run(service, run())
     if answer.is_success:
         return answer
-    problem = answer.json()
+    try:
+        problem = answer.json()
+    except ValueError:
+        raise CommandError(f"{service}: status {answer.status_code} without a reason; is this Unstir?") from None
     faults = [fault(name(each["field"]), each.get("value"), each["remedy"]) for each in problem.get("errors", [])]
     raise CommandError(*(faults or [problem["detail"]]))
 
 
+def _run(service: Settings | str, asking: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:
+    try:
+        return asyncio.run(asking)
+    except (httpx.TransportError, httpx.InvalidURL) as error:
+        raise CommandError(
+            fault("--url", service, f"{error or 'it does not answer'}; is the server running?")
+        ) from error
+
+
+def _connect(service: Settings | str) -> AbstractAsyncContextManager[httpx.AsyncClient]:
+    """A client of the service."""
+    if isinstance(service, Settings):
+        return _start(service)
+    return httpx.AsyncClient(base_url=service.rstrip("/"), timeout=httpx.Timeout(10, read=None), trust_env=False)
+
+
 @asynccontextmanager
-async def _service(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
-    """A client of the service, once its network is loaded."""
+async def _start(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    """A client of the service in this process, once its network is loaded."""
     failed = asyncio.Event()
     app = create_app(settings, on_failure=failed.set)
     transport = httpx.ASGITransport(app)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import inspect
 import json
 import shlex
 import sys
@@ -33,7 +34,15 @@ SUFFIXES = {
     ".zip": formats.ZIP,
 }
 STDOUT = Path("-")
-SERVICE = flags_of(Settings, only=("checkpoint", "device", "threads"))
+URL = inspect.Parameter(
+    "url",
+    inspect.Parameter.KEYWORD_ONLY,
+    default=None,
+    annotation=Annotated[
+        str | None, typer.Option(help="Ask the server at this address, as http://localhost:8000, instead of loading.")
+    ],
+)
+SERVICE = [URL, *flags_of(Settings, only=("checkpoint", "device", "threads"))]
 ARGUMENTS = {"image": "IMAGE", "latents": "LATENTS", "a": "LATENTS", "b": "LATENTS"}  # fields that are not flags
 Part = tuple[str, tuple[str | None, str | bytes]]  # of a form: the field, and its file's name or None for text
 
@@ -59,7 +68,7 @@ def sample(
     parts = _text_parts(SampleRequest, flags)
     if latent is not None:
         parts.append(_latent_part("latent", latent))
-    answer = in_process.post(read_settings(flags), "/sample", accept, name=_name, files=parts)
+    answer = in_process.post(_service(flags), "/sample", accept, name=_name, files=parts)
     _write(out, answer.content)
     seed = f"seed {answer.headers['x-seed']}, " if "x-seed" in answer.headers else ""
     print(f"{out}: {seed}{answer.headers['x-nfe']} evaluations", file=_messages(out))
@@ -74,8 +83,7 @@ def invert(
     accept = _format(out, ".npy")
     parts = [*_text_parts(InvertRequest, flags, image=b""), ("image", (image.name, _read(image)))]
     measured = accept in (formats.NPY, formats.JSON)
-    settings = read_settings(flags)
-    answer = in_process.post(settings, "/invert", formats.JSON if measured else accept, name=_name, files=parts)
+    answer = in_process.post(_service(flags), "/invert", formats.JSON if measured else accept, name=_name, files=parts)
     if not measured:
         _write(out, answer.content)
         print(f"{out}: {answer.headers['x-nfe']} evaluations", file=_messages(out))
@@ -87,8 +95,8 @@ def invert(
     lines.append("  " + ", ".join(f"{name} {found[name]:.4g}" for name in names))
     lines += [f"  {warning}" for warning in found.get("warnings", [])]
     if accept == formats.NPY and out != STDOUT:
-        checkpoint = {"checkpoint": flags["checkpoint"]} if flags["checkpoint"] else {}
-        decoding = as_flags({"latent": out, **found["decode"], **checkpoint})
+        service = {name: flags[name] for name in ("url", "checkpoint") if flags[name]}
+        decoding = as_flags({"latent": out, **found["decode"], **service})
         lines += ["back to the image:", "  " + shlex.join([*program(), "sample", *decoding, "-o", "back.png"])]
     print("\n".join(lines), file=_messages(out))
     return 0
@@ -106,7 +114,7 @@ def interpolate(
     counted = {"a": 0, "b": 0} if pair else {"latents": [0] * len(latents)}
     parts = _text_parts(InterpolateRequest, flags, **counted)
     parts += [_latent_part(name, latent) for name, latent in zip(names, latents, strict=True)]
-    answer = in_process.post(read_settings(flags), "/interpolate", accept, name=_name, files=parts)
+    answer = in_process.post(_service(flags), "/interpolate", accept, name=_name, files=parts)
     _write(out, answer.content)
     print(f"{out}: {answer.headers['x-nfe']} evaluations per image", file=_messages(out))
     return 0
@@ -124,13 +132,14 @@ def replay(
         raise CommandError(f"{image}: {error}") from error
     except (KeyError, TypeError, ValueError):
         raise CommandError(f"{image}: it does not say how it was made; PNGs that Unstir makes do") from None
-    flags["checkpoint"] = flags["checkpoint"] or _checkpoint_of(sha256)
-    settings = read_settings(flags)
-    if _sha256(settings.checkpoint) != sha256:
+    if flags["url"] is None:
+        flags["checkpoint"] = flags["checkpoint"] or _checkpoint_of(sha256)
+    service = _service(flags)
+    if _served_sha256(service) != sha256:
         named = f"{facts.get('model')} (sha256 {sha256[:12]}...)"
-        raise CommandError(f"{image}: it was made by {named}; say where that is with --checkpoint")
+        raise CommandError(f"{image}: it was made by {named}; say where that is with --checkpoint or --url")
     accept = formats.APNG if b"acTL" in content else formats.PNG
-    answer = in_process.post(settings, operation, accept, name=_name, json=made_by)
+    answer = in_process.post(service, operation, accept, name=_name, json=made_by)
     if out:
         _write(out, answer.content)
     same = answer.content == content
@@ -152,7 +161,7 @@ def call(
     content = {"content": body.encode()} if body else {}
     if body:
         headers["content-type"] = "application/json"
-    answer = in_process.request(read_settings(flags), method.upper(), path, headers, **content)
+    answer = in_process.request(_service(flags), method.upper(), path, headers, **content)
     if out and out != STDOUT and answer.is_success:
         _write(out, answer.content)
         return 0
@@ -164,6 +173,20 @@ def call(
     else:
         sys.stdout.buffer.write(answer.content)
     return 0 if answer.is_success else 1
+
+
+def _service(flags: dict[str, Any]) -> Settings | str:
+    """Settings of a service in this process, or the address of one that runs.
+
+    Raises:
+        CommandError: both were typed.
+    """
+    if flags["url"] is None:
+        return read_settings(flags)
+    for name in ("checkpoint", "device", "threads"):
+        if flags[name] is not None:
+            raise CommandError(fault(flag(name), flags[name], "the server at --url has its own; leave one of them out"))
+    return str(flags["url"])
 
 
 def _text_parts(model: type[BaseModel], flags: dict[str, Any], **arguments: Any) -> list[Part]:
@@ -223,6 +246,15 @@ def _checkpoint_of(sha256: str) -> str | None:
     if _sha256(read_settings({}).checkpoint) == sha256:
         return None
     return next((str(folder) for folder in sorted(SHIPPED.iterdir()) if _sha256(folder) == sha256), None)
+
+
+def _served_sha256(service: Settings | str) -> str:
+    if isinstance(service, Settings):
+        return _sha256(service.checkpoint)
+    try:
+        return str(in_process.request(service, "GET", "/model", {}).json()["sha256"])
+    except (ValueError, KeyError):
+        return ""
 
 
 def _sha256(checkpoint: Path) -> str:

@@ -15,6 +15,7 @@ from PIL import Image
 from app.cli import in_process
 from app.cli.main import main
 from model import images
+from tests.process import server
 
 PNG = images.png(np.random.default_rng(1).integers(0, 256, (8, 8, 1), np.uint8))
 
@@ -209,3 +210,40 @@ def test_call_is_the_http_surface(here, capsysbinary):
     assert json.loads(capsysbinary.readouterr().err)["code"] == "invalid_field"
     assert main(["call", "POST", "/sample", '{"steps": 2}', "--accept", "text/event-stream"]) == 0
     assert b"event: completed" in capsysbinary.readouterr().out
+
+
+@pytest.fixture(scope="module")
+def running(tiny):
+    """The address of a server that runs."""
+    with server(tiny) as (_, client, _lines):
+        yield f"http://{client.base_url.host}:{client.base_url.port}"
+
+
+def test_a_running_server_answers_the_same_commands(unstir, running, tmp_path):
+    status, printed, _ = unstir(f"sample --url {running} --label circle --seed 7 --steps 4 -o a.png")
+    assert (status, printed) == (0, "a.png: seed 7, 4 evaluations\n")
+    assert unstir("sample --label circle --seed 7 --steps 4 -o b.png")[0] == 0
+    assert opened(tmp_path / "a.png").size == opened(tmp_path / "b.png").size
+    assert unstir(f"replay --url {running}/ a.png")[:2] == (0, "a.png: the same bytes again\n")
+    status, printed, _ = unstir(f"invert --url {running} noise.png --steps 2")
+    assert status == 0
+    assert f"--url={running}" in printed
+    assert unstir(f"interpolate --url {running} 1 2 --steps 2 -o c.gif")[0] == 0
+    status, printed, _ = unstir(f"call --url {running} GET /model")
+    assert json.loads(printed)["name"] == "tiny"
+    status, _, complaint = unstir(f"sample --url {running} --steps 1001")
+    assert (status, "--steps" in complaint) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("line", "words"),
+    [
+        ("sample --url http://127.0.0.1:9", ["--url = http://127.0.0.1:9", "is the server running?"]),
+        ("sample --url nonsense", ["--url = nonsense", "is the server running?"]),
+        ("sample --url http://127.0.0.1:9 --device cpu", ["--device = cpu", "leave one of them out"]),
+    ],
+)
+def test_an_address_where_nobody_answers(unstir, line, words):
+    status, _, complaint = unstir(line)
+    assert status == 2
+    assert all(word in complaint for word in words), complaint
