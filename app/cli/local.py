@@ -68,7 +68,9 @@ def sample(
 
 @with_flags(flags_of(InvertRequest, without={"image"}), SERVICE)
 def invert(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or GIF.")], out: OptionalOut = None, **flags: Any
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, HEIC or AVIF.")],
+    out: OptionalOut = None,
+    **flags: Any,
 ) -> int:
     out = out or image.with_suffix(".npy")
     accept = _format(out, ".npy")

@@ -21,6 +21,11 @@ NPY_MAGIC = b"\x93NUMPY"
 MAX_VALUE = 1e6  # of a latent's values; those of x_T rarely exceed 5
 
 
+def is_file(content: bytes) -> bool:
+    """Whether its first bytes are those of an image that is read, or of a .npy."""
+    return content.startswith(NPY_MAGIC) or images.is_image(content)
+
+
 async def decode_image(service: Service, field: str, content: bytes, fit: Fit) -> Tensor:
     """An uploaded image at the network's size, float32 [C, H, W] in [-1, 1]; few are decoded at once.
 
@@ -47,11 +52,12 @@ def read_image(checkpoint: Checkpoint, max_pixels: int, field: str, content: byt
     channels, height, width = checkpoint.shape
     size = f"{len(content)} bytes"
     try:
-        pixels = images.decode(content, channels, checkpoint.background, max_pixels)
+        smallest = None if fit == "exact" else max(height, width)
+        pixels = images.decode(content, channels, checkpoint.background, max_pixels, smallest)
     except TooManyPixels as error:
         raise ImageTooLarge(f"{field} = {size}: {error}") from error
     except ImageError as error:
-        raise InvalidField(field, size, f"{error}; send a PNG, JPEG, WebP or GIF") from error
+        raise InvalidField(field, size, f"{error}; send a {images.NAMES}") from error
     try:
         pixels = images.fit(pixels, height, width, fit, checkpoint.background)
     except ImageError as error:
@@ -71,6 +77,8 @@ def read_latent(shape: tuple[int, int, int], field: str, content: bytes) -> Tens
         found, fortran, dtype, offset = _npy_header(content)
     except Exception as error:  # numpy parses the header as Python, and raises whatever that raises
         raise InvalidField(field, size, f"its header cannot be read; send {wanted}") from error
+    if any(type(length) is not int for length in found):  # numpy takes True for 1, and reshapes to neither
+        raise InvalidField(field, f"{dtype} {list(found)}", f"its shape is not of integers; send {wanted}")
     if dtype.kind != "f" or found not in (shape, (1, *shape), (2, *shape)):
         raise InvalidField(field, f"{dtype} {list(found)}", f"send {wanted}")
     if len(content) - offset != math.prod(found) * dtype.itemsize:

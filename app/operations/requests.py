@@ -10,6 +10,7 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Fie
 from pydantic import WithJsonSchema as Described
 
 from app.engine.jobs import SnapshotKind
+from app.operations.files import is_file
 from app.settings import Settings
 from model.diffusion.interpolation import InterpolationMethod
 from model.diffusion.inversion.registry import INVERSIONS
@@ -20,6 +21,7 @@ from model.images import Fit
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 MAX_TRAJECTORY = 100
 MAX_ENDS = 8
+WHITESPACE = b" \t\r\n\v\f"
 
 
 def _known_sampler(name: str) -> str:
@@ -35,15 +37,33 @@ def _known_method(name: str) -> str:
 
 
 def _from_base64(value: Any) -> Any:
-    """Files of a form are bytes already; JSON has them in base64, which a browser may have made a data URL."""
+    """Files of a form are bytes already; JSON has them in base64, which a browser may have made a data URL.
+
+    Base64 may have line breaks and other whitespace in it (RFC 2045, section 6.8).
+    """
+    if isinstance(value, dict) and "sha256" in value:
+        raise ValueError("this names a file by its hash, as a PNG that was made of it does; send the file itself")
     if not isinstance(value, str):
         return value
+    if (content := nameless_file(value)) is not None:
+        return content
     if value.startswith("data:"):
         value = value.partition(",")[2]
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value.encode("ascii").translate(None, WHITESPACE), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("send the file itself in a form, as curl -F name=@file does, or its bytes in base64") from None
+
+
+def nameless_file(text: str) -> bytes | None:
+    """The file that a part of a form was, if it was sent without a file name and so read as text.
+
+    What is no UTF-8, as every .npy and image, was read as latin-1, which keeps every byte.
+    """
+    try:
+        return text.encode("latin-1") if is_file(text[:16].encode("latin-1")) else None
+    except UnicodeEncodeError:
+        return None
 
 
 def _to_base64(content: bytes) -> str:
@@ -182,7 +202,7 @@ class InvertRequest(BaseModel):
         **STRICT, json_schema_extra={"examples": [{"image": "<base64>", "method": "fixed_point", "steps": 50}]}
     )
 
-    image: Content = Field(description="PNG, JPEG, WebP or GIF (its first frame).")
+    image: Content = Field(description="PNG, JPEG, WebP, GIF, HEIC or AVIF (its first frame).")
     method: MethodName = Field("fixed_point", description=f"The inversion.\n\n{INVERSION_LINES}")
     steps: int = Field(50, ge=1, description="Steps of the inversion, and of the sampler that decodes it; up to T.")
     refinements: int | None = Field(

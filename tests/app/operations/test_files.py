@@ -143,11 +143,11 @@ async def test_bombs(client, send, content):
 
 NO_IMAGES = {
     "empty": (b"", "it is empty"),
-    "text": (b"hello", "it is not a PNG, JPEG, WebP or GIF"),
-    "svg": (b"<svg/>", "it is not a PNG, JPEG, WebP or GIF"),
-    "tiff": (saved(GREY, "TIFF"), "it is not a PNG, JPEG, WebP or GIF"),
-    "npy": (NPY, "it is not a PNG, JPEG, WebP or GIF"),
-    "zip": (archive(), "it is not a PNG, JPEG, WebP or GIF"),
+    "text": (b"hello", "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "svg": (b"<svg/>", "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "tiff": (saved(GREY, "TIFF"), "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "npy": (NPY, "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "zip": (archive(), "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
     "truncated png": (PNG[:-20], "truncated"),
     "truncated jpeg": (JPEG[:-20], "corrupt"),
     "truncated webp": (WEBP[:-20], "truncated"),
@@ -166,7 +166,9 @@ NO_IMAGES = {
 @as_image
 @pytest.mark.parametrize(("content", "why"), NO_IMAGES.values(), ids=NO_IMAGES)
 async def test_what_is_no_image(client, send, content, why):
-    body = assert_problem(await send(client, content), 422, "invalid_field", why, "send a PNG, JPEG, WebP or GIF")
+    body = assert_problem(
+        await send(client, content), 422, "invalid_field", why, "send a PNG, JPEG, WebP, GIF, HEIC or AVIF"
+    )
     assert [error["field"] for error in body["errors"]] == ["image"]
 
 
@@ -256,7 +258,9 @@ async def test_files_in_forms_that_are_neither_npy_nor_image(client, send):
     arrays = io.BytesIO()
     np.savez(arrays, NUMBERS)
     for content in (b"", b"hello", arrays.getvalue(), PICKLED[1:]):
-        assert_problem(await send(client, content), 422, "invalid_field", ".image = ", "send a PNG, JPEG, WebP or GIF")
+        assert_problem(
+            await send(client, content), 422, "invalid_field", ".image = ", "send a PNG, JPEG, WebP, GIF, HEIC or AVIF"
+        )
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b.png", "c:/x.png", "/etc/passwd", "..", ".", "a\\\\..\\\\b"])
