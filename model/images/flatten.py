@@ -9,9 +9,9 @@ import io
 from collections.abc import Callable, Iterator
 
 import numpy as np
-from PIL import Image, ImageChops, ImageCms, ImageFile
+from PIL import Image, ImageChops, ImageFile
 
-from model.images.colour import colours, to_srgb
+from model.images.colour import Conversion, colours, to_srgb
 from model.images.container import PNGHeader
 
 Colour = tuple[int, int, int]
@@ -33,11 +33,11 @@ def flatten(
         lower: of :func:`opaque_by_lower_bytes`.
     """
     mask = _opacity(image, png, lower)
-    transform = to_srgb(image)
+    convert = to_srgb(image)
     pixels = np.empty((image.height, image.width, channels), np.uint8)
     for left, top, right, bottom in _tiles(*image.size):
         box = (left, top, right, bottom)
-        tile = _flatten_tile(image.crop(box), mask and mask(box), transform, background)
+        tile = _flatten_tile(image.crop(box), mask and mask(box), convert, background)
         pixels[top:bottom, left:right] = np.asarray(tile.convert("L" if channels == 1 else "RGB")).reshape(
             bottom - top, right - left, channels
         )
@@ -53,7 +53,7 @@ def _tiles(width: int, height: int) -> Iterator[Box]:
 
 
 def _flatten_tile(
-    tile: Image.Image, alpha: Image.Image | None, transform: ImageCms.ImageCmsTransform | None, background: Colour
+    tile: Image.Image, alpha: Image.Image | None, convert: Conversion | None, background: Colour
 ) -> Image.Image:
     """L or RGB.
 
@@ -72,8 +72,8 @@ def _flatten_tile(
     elif tile.mode != mode:
         tile.info.pop("transparency", None)
         tile = tile.convert(mode)
-    if transform is not None:
-        tile = ImageCms.applyTransform(tile, transform) or tile
+    if convert is not None:
+        tile = convert(tile)
     elif mode == "CMYK":
         tile = tile.convert("RGB")
     if alpha is None:
