@@ -9,6 +9,7 @@ ours, to start in a moment.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import resource
@@ -30,7 +31,8 @@ def decode_apart(content: bytes, max_pixels: int | None) -> tuple[dict[str, Any]
         The facts are ``size`` and ``mode`` of Pillow and ``orientation`` of EXIF; or ``too_large``, the size alone, or
         ``error``, a reason.
     """
-    command = [sys.executable, "-I", __file__, json.dumps(sys.path), str(max_pixels or 0)]
+    most = BASE_BYTES + BYTES_PER_PIXEL * max_pixels if max_pixels else 0
+    command = [sys.executable, "-I", __file__, json.dumps(sys.path), str(max_pixels or 0), str(most)]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as child:
         assert child.stdin is not None
         assert child.stdout is not None
@@ -60,35 +62,36 @@ def _fill(file: IO[bytes], buffer: bytearray) -> int:
     return filled
 
 
-def _limit(max_pixels: int) -> None:
-    """Bound memory and time of this process, and leave it one thread, since each takes a stack and frames."""
+def _limit(most_bytes: int) -> None:
+    """Bound time and memory of this process."""
     resource.setrlimit(resource.RLIMIT_CPU, (SECONDS, SECONDS))
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    if max_pixels:
-        most = BASE_BYTES + BYTES_PER_PIXEL * max_pixels
-        resource.setrlimit(resource.RLIMIT_AS, (most, most))
+    if most_bytes:
+        with contextlib.suppress(ValueError):  # macOS has no such limit
+            resource.setrlimit(resource.RLIMIT_AS, (most_bytes, most_bytes))
 
 
-def _child(max_pixels: int) -> None:
-    _limit(max_pixels)
+def _child(max_pixels: int, most_bytes: int) -> None:
+    _limit(most_bytes)
     import io  # noqa: PLC0415 - only the process needs them, and within its limits
 
     import pillow_heif  # noqa: PLC0415
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415
 
-    AvifImagePlugin.DEFAULT_MAX_THREADS = 1
+    AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes a stack, and frames of its own
     pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
     Image.MAX_IMAGE_PIXELS = None  # it is checked here, with a message
     with Image.open(io.BytesIO(sys.stdin.buffer.read()), formats=FORMATS) as image:
         if max_pixels and image.width * image.height > max_pixels:
-            _answer({"too_large": image.size})
-            return
+            return _answer({"too_large": image.size})
         image.load()
+        if max_pixels and image.width * image.height > max_pixels:  # libheif goes by the stream
+            return _answer({"too_large": image.size})
         orientation = _orientation(image)
         profile = image.info.get("icc_profile") or b""
         facts = {"size": image.size, "mode": image.mode, "orientation": orientation, "profile": len(profile)}
         pixels = image.tobytes()
-        _answer(facts | {"bytes": len(pixels)}, profile, pixels)
+        return _answer(facts | {"bytes": len(pixels)}, profile, pixels)
 
 
 def _orientation(image: Any) -> int | None:
@@ -110,7 +113,7 @@ def main(arguments: Sequence[str]) -> None:
     """Decode standard input to standard output."""
     sys.path[:] = json.loads(arguments[0])
     try:
-        _child(int(arguments[1]))
+        _child(*map(int, arguments[1:]))
     except BaseException as error:
         reason = "it is corrupt or unsupported" if type(error).__name__ == "UnidentifiedImageError" else str(error)
         _answer({"error": f"it is corrupt: {reason}" if reason == str(error) else reason})

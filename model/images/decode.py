@@ -166,17 +166,21 @@ def _choose_fraction(image: Image.Image, header: JPEGHeader, max_pixels: int | N
     if max_pixels is None:
         return
     (width, height), held = image.size, COEFFICIENT_BYTES * header.samples * header.buffered
+    few_enough = False
     for fraction in FRACTIONS if smallest else FRACTIONS[:1]:
         across, down = -(-width // fraction), -(-height // fraction)
         if fraction > 1 and min(across, down) < (smallest or 1):
             break
-        fits = across * down <= max_pixels
-        if fits and held + DECODED_BYTES * across * down <= BYTES_PER_PIXEL * max_pixels:
+        few_enough = across * down <= max_pixels
+        if few_enough and held + DECODED_BYTES * across * down <= BYTES_PER_PIXEL * max_pixels:
             if fraction > 1:
                 image.draft("", (width // fraction, height // fraction))
             return
+    if few_enough:
+        raise TooManyPixels(
+            f"it has {width}x{height} pixels in several scans, too much memory; save it as baseline JPEG"
+        )
     check_pixels((width, height), max_pixels)
-    raise TooManyPixels("its scans take too much memory; save it as a baseline JPEG, or make it smaller")
 
 
 def _decode_heif(content: bytes, channels: int, background: Colour, max_pixels: int | None) -> np.ndarray:

@@ -16,7 +16,7 @@ from model.images.container import PNGHeader
 
 Colour = tuple[int, int, int]
 Box = tuple[int, int, int, int]  # left, top, right, bottom
-TILE = 1 << 18  # pixels
+TILE = 1 << 16  # pixels
 
 
 def flatten(
