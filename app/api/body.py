@@ -24,7 +24,10 @@ from app.operations.requests import latent_fields, list_fields
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
 MAX_FILES, MAX_FIELDS = 16, 64  # of a form
-IMAGE_TYPES = ("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif")  # images without a form
+IMAGE_TYPES = (  # images without a form
+    *("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif"),
+    *("image/heic", "image/heif", "image/avif"),
+)
 OFFLOAD_BYTES = 1 << 16  # bytes; what is larger is parsed off the event loop
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic import WithJsonSchema as Described
@@ -87,6 +87,15 @@ FitField = Annotated[
         "frame and cuts off the rest, pad shows all of it on the background."
     ),
 ]
+Embed = Literal["request", "request_and_files", "none"]
+EmbedField = Annotated[
+    Embed,
+    Field(
+        description="What a PNG, and the request.json of a zip, say of how they were made: request names files that "
+        "came with it by their SHA-256; request_and_files has a .npy, and the latent of an image, in it, from which "
+        "anybody can draw that image again; none says nothing."
+    ),
+]
 LookField = Annotated[
     SnapshotKind,
     Field(description="x_0 shows the image that the network predicts at each step, x_t the noisy state itself."),
@@ -167,6 +176,7 @@ class SamplingRequest(BaseModel):
         False, description="The same bytes at any load; forwards are padded to one width for it."
     )
     fit: FitField = "exact"
+    embed: EmbedField = "request"
 
 
 class SampleRequest(SamplingRequest):
@@ -227,6 +237,7 @@ class InvertRequest(BaseModel):
         description="Frames of the trajectory from image to noise, up to its number of evaluations.",
     )
     trajectory_of: LookField = "x_0"
+    embed: EmbedField = "request"
 
 
 class InterpolateRequest(SamplingRequest):

@@ -14,7 +14,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pillow_heif
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from model.images import container
 from model.images.apart import decode_apart
@@ -138,18 +138,34 @@ def text_of(content: bytes) -> dict[str, str]:
         raise ImageError(f"it is no PNG: {error}") from error
 
 
+def is_animated(content: bytes) -> bool:
+    """Whether a PNG is an animation.
+
+    Raises:
+        ImageError: not a PNG, or of bytes that its chunks do not account for.
+    """
+    return container.read_png(content).animated
+
+
+def frames(content: bytes) -> list[np.ndarray]:
+    """Each frame of a trusted PNG, uint8 [H, W, 3]."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+
+
 def _decode(
     content: bytes, channels: int, background: Colour, max_pixels: int | None, smallest: int | None
 ) -> np.ndarray:
     kind = container.kind_of(content)
-    container.check_no_archive(content)
     if kind == "HEIF":
         container.check_boxes(content)
+        container.check_no_archive(content)
         return _decode_heif(content, channels, background, max_pixels)
     if kind == "WEBP":
         check_pixels(container.read_webp(content), max_pixels)  # Pillow allocates all pixels when it opens one
     png = container.read_png(content) if kind == "PNG" else None
     jpeg = container.read_jpeg(content) if kind == "JPEG" else None
+    container.check_no_archive(content)
     with Image.open(io.BytesIO(content), formats=(kind,)) as image:
         if jpeg is not None:
             _choose_fraction(image, jpeg, max_pixels, smallest)
