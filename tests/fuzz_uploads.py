@@ -197,13 +197,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("findings"))
     asked = parser.parse_args()
-    files, rng = corpus(), random.Random(asked.seed)
-    for content in files:
+    good, rng = corpus(), random.Random(asked.seed)
+    for content in good:
         tried(content, content.startswith(files.NPY_MAGIC), "resize")
     accepted = findings = 0
     baseline, began = megabytes(), time.perf_counter()
     for i in range(asked.files):
-        content = mutant(rng, files)
+        content = mutant(rng, good)
         as_latent = content.startswith(files.NPY_MAGIC) ^ (rng.random() < 0.02)
         fine, wrong = tried(content, as_latent, rng.choice(get_args(Fit)))
         if not wrong and megabytes() - baseline > MEGABYTES:
