@@ -21,7 +21,7 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageCms
 
 from app.errors import UnstirError
 from app.operations import files
@@ -67,6 +67,10 @@ def adam7(grey: np.ndarray) -> bytes:
     return png(grey.shape[::-1], 8, 0, rows, interlaced=True)
 
 
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+APART: dict[str, dict[str, Any]] = {"AVIF": {"speed": 10}, "HEIF": {"chroma": 444}}  # decoded in a process of their own
+
+
 def corpus() -> list[bytes]:
     """Good files, one of each kind, and two that are refused."""
     rng = np.random.default_rng(0)
@@ -95,6 +99,15 @@ def corpus() -> list[bytes]:
         saved(palette, "GIF"),
         saved(palette, "GIF", transparency=3),
         saved(rgb, "GIF", **frames),
+        png((8, 8), 16, 2, rng.bytes(49 * 8), chunk(b"tRNS", bytes(6))),
+        png((8, 8), 2, 0, b"\0\x1b\xe4" * 8, chunk(b"tRNS", b"\0\1")),
+        *(saved(rgb, form, icc_profile=SRGB) for form in ("PNG", "JPEG", "WEBP")),
+        saved(rgb.convert("CMYK"), "JPEG", icc_profile=SRGB.replace(b"RGB ", b"CMYK", 1)),
+        saved(rgb, "JPEG") + saved(grey, "JPEG"),
+        saved(rgb.resize((1040, 1040)), "JPEG", quality=5),
+        *(saved(image, form, **options) for image in (grey, rgb, rgba) for form, options in APART.items()),
+        saved(rgb, "AVIF", **frames),
+        saved(rgb, "HEIF", exif=turned.tobytes(), icc_profile=SRGB),
         *(npy(numbers[0].astype(kind)) for kind in ("f2", "<f4", ">f4", "f8", "g")),
         npy(numbers.astype("f4")),
         npy(np.asfortranarray(numbers)),
@@ -184,13 +197,13 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, default=Path("findings"))
     asked = parser.parse_args()
-    files, rng = corpus(), random.Random(asked.seed)
-    for content in files:
+    good, rng = corpus(), random.Random(asked.seed)
+    for content in good:
         tried(content, content.startswith(files.NPY_MAGIC), "resize")
     accepted = findings = 0
     baseline, began = megabytes(), time.perf_counter()
     for i in range(asked.files):
-        content = mutant(rng, files)
+        content = mutant(rng, good)
         as_latent = content.startswith(files.NPY_MAGIC) ^ (rng.random() < 0.02)
         fine, wrong = tried(content, as_latent, rng.choice(get_args(Fit)))
         if not wrong and megabytes() - baseline > MEGABYTES:

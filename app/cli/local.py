@@ -14,13 +14,12 @@ import typer
 from pydantic import BaseModel
 
 from app.api.responses import formats
-from app.cli import in_process
+from app.cli import in_process, replaying
 from app.cli.flags import as_flags, flags_of, given, read, with_flags
 from app.cli.serve import read_settings
 from app.cli.terminal import CommandError, fault, flag, program
 from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.settings import SHIPPED, Settings
-from model.images import ImageError, text_of
 
 SUFFIXES = {
     ".png": formats.PNG,
@@ -77,7 +76,9 @@ def sample(
 
 @with_flags(flags_of(InvertRequest, without={"image"}), SERVICE)
 def invert(
-    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP or GIF.")], out: OptionalOut = None, **flags: Any
+    image: Annotated[Path, typer.Argument(help="PNG, JPEG, WebP, GIF, HEIC or AVIF.")],
+    out: OptionalOut = None,
+    **flags: Any,
 ) -> int:
     out = out or image.with_suffix(".npy")
     accept = _format(out, ".npy")
@@ -122,30 +123,31 @@ def interpolate(
 
 @with_flags(SERVICE)
 def replay(
-    image: Annotated[Path, typer.Argument(help="A PNG that Unstir made.")], out: OptionalOut = None, **flags: Any
+    image: Annotated[Path, typer.Argument(help="A PNG that Unstir made.")],
+    file: Annotated[
+        list[Path] | None,
+        typer.Option(help="A file that it was made of, if it was made of any; several times for several."),
+    ] = None,
+    out: OptionalOut = None,
+    **flags: Any,
 ) -> int:
     content = _read(image)
-    try:
-        facts = json.loads(text_of(content)["unstir"])
-        operation, made_by, sha256 = facts["operation"], facts["request"], facts["sha256"]
-    except ImageError as error:
-        raise CommandError(f"{image}: {error}") from error
-    except (KeyError, TypeError, ValueError):
-        raise CommandError(f"{image}: it does not say how it was made; PNGs that Unstir makes do") from None
+    made = replaying.read(image, content)
     if flags["url"] is None:
-        flags["checkpoint"] = flags["checkpoint"] or _checkpoint_of(sha256)
+        flags["checkpoint"] = flags["checkpoint"] or _checkpoint_of(made.sha256)
     service = _service(flags)
-    if _served_sha256(service) != sha256:
-        named = f"{facts.get('model')} (sha256 {sha256[:12]}...)"
+    if _served_sha256(service) != made.sha256:
+        named = f"{made.facts.get('model')} (sha256 {made.sha256[:12]}...)"
         raise CommandError(f"{image}: it was made by {named}; say where that is with --checkpoint or --url")
-    accept = formats.APNG if b"acTL" in content else formats.PNG
-    answer = in_process.post(service, operation, accept, name=_name, json=made_by)
+    request, size = replaying.put_files(image, made.request, [_read(path) for path in file or ()])
+    if isinstance(service, Settings):
+        service = service.model_copy(update={"max_body_bytes": service.max_body_bytes + size})
+    answer = in_process.post(service, made.operation, made.accept, name=_name, json=request)
     if out:
         _write(out, answer.content)
-    same = answer.content == content
-    verdict = "the same bytes again" if same else "other bytes: another device, dtype, version or number of threads"
-    print(f"{image}: {verdict}", file=_messages(out))
-    return 0 if same else 1
+    difference = replaying.describe_difference(content, answer.content)
+    print(f"{image}: {f'other bytes: {difference}' if difference else 'the same bytes again'}", file=_messages(out))
+    return 1 if difference else 0
 
 
 @with_flags(SERVICE)

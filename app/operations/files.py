@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import io
 import math
+from dataclasses import dataclass
+from typing import Literal
 
 import anyio
 import numpy as np
@@ -19,6 +22,33 @@ from model.images import Fit, ImageError, TooManyPixels
 
 NPY_MAGIC = b"\x93NUMPY"
 MAX_VALUE = 1e6  # of a latent's values; those of x_T rarely exceed 5
+
+
+def is_file(content: bytes) -> bool:
+    """Whether its first bytes are those of an image that is read, or of a .npy."""
+    return content.startswith(NPY_MAGIC) or images.is_image(content)
+
+
+@dataclass(frozen=True)
+class FileReference:
+    """A file that came with a request, by what tells it from others.
+
+    Attributes:
+        kind: the form of a latent that it is.
+        size: bytes.
+    """
+
+    kind: Literal["image", "npy"]
+    sha256: str
+    size: int
+
+    def as_json(self) -> dict[str, str | int]:
+        return {"sha256": self.sha256, "bytes": self.size}
+
+
+def refer(kind: Literal["image", "npy"], content: bytes) -> FileReference:
+    """8 MB take some 20 ms, so call it off the event loop."""
+    return FileReference(kind, hashlib.sha256(content).hexdigest(), len(content))
 
 
 async def decode_image(service: Service, field: str, content: bytes, fit: Fit) -> Tensor:
@@ -47,11 +77,12 @@ def read_image(checkpoint: Checkpoint, max_pixels: int, field: str, content: byt
     channels, height, width = checkpoint.shape
     size = f"{len(content)} bytes"
     try:
-        pixels = images.decode(content, channels, checkpoint.background, max_pixels)
+        smallest = None if fit == "exact" else max(height, width)
+        pixels = images.decode(content, channels, checkpoint.background, max_pixels, smallest)
     except TooManyPixels as error:
         raise ImageTooLarge(f"{field} = {size}: {error}") from error
     except ImageError as error:
-        raise InvalidField(field, size, f"{error}; send a PNG, JPEG, WebP or GIF") from error
+        raise InvalidField(field, size, f"{error}; send a {images.NAMES}") from error
     try:
         pixels = images.fit(pixels, height, width, fit, checkpoint.background)
     except ImageError as error:
@@ -71,8 +102,11 @@ def read_latent(shape: tuple[int, int, int], field: str, content: bytes) -> Tens
         found, fortran, dtype, offset = _npy_header(content)
     except Exception as error:  # numpy parses the header as Python, and raises whatever that raises
         raise InvalidField(field, size, f"its header cannot be read; send {wanted}") from error
+    shown = f"{dtype} {list(found)}"[:80]
+    if any(type(length) is not int for length in found):  # numpy takes True for 1, and reshapes to neither
+        raise InvalidField(field, shown, f"its shape is not of integers; send {wanted}")
     if dtype.kind != "f" or found not in (shape, (1, *shape), (2, *shape)):
-        raise InvalidField(field, f"{dtype} {list(found)}", f"send {wanted}")
+        raise InvalidField(field, shown, f"send {wanted}")
     if len(content) - offset != math.prod(found) * dtype.itemsize:
         raise InvalidField(field, size, f"its length is not what its header says; send {wanted}")
     numbers = np.frombuffer(content, dtype, offset=offset).reshape(found, order="F" if fortran else "C")

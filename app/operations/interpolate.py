@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import anyio
 from torch import Tensor
@@ -12,6 +12,7 @@ from app.engine.jobs import Lane, Result
 from app.engine.loading import LoadedModel
 from app.errors import InvalidField
 from app.operations.context import RequestContext, Usage, reserve
+from app.operations.files import FileReference
 from app.operations.labels import check_guidance, mix_labels, resolve_labels
 from app.operations.latents import (
     InitialLatent,
@@ -19,6 +20,7 @@ from app.operations.latents import (
     encode_images,
     encoding_phases,
     read_latent,
+    sources_of,
     squeeze_slots,
 )
 from app.operations.requests import InterpolateRequest
@@ -38,6 +40,7 @@ class Interpolation:
         frames: of each image, its latent [1 or 2, C, H, W] and the weight of each given latent.
         labels: names of the given latents' classes.
         encode_nfe: network evaluations of encoding each given image.
+        sources: the files that latents came as, by their fields.
     """
 
     resolved: ResolvedRequest[InterpolateRequest]
@@ -47,6 +50,7 @@ class Interpolation:
     usage: Usage
     warnings: list[str]
     encode_nfe: int | None = None
+    sources: Mapping[str, FileReference] = field(default_factory=dict)
 
     @property
     def images(self) -> Tensor:
@@ -108,6 +112,7 @@ async def interpolate(
         Usage.measure(phases, [*results, result]),
         _warn(request, given),
         encoding[0].nfe if encoding else None,
+        sources_of(given),
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import anyio
 import torch
 from torch import Tensor
 
@@ -12,6 +13,7 @@ from app.engine.loading import LoadedModel
 from app.errors import InvalidField
 from app.operations import files
 from app.operations.context import Phase, RequestContext, Usage, reserve
+from app.operations.files import FileReference
 from app.operations.labels import resolve_label
 from app.operations.latents import squeeze_slots
 from app.operations.requests import InvertRequest, Latent, SampleRequest
@@ -58,6 +60,7 @@ class Encoding:
 
     Attributes:
         request: every default filled in; without the image.
+        source: the file that the image came as.
         image: [C, H, W] in [-1, 1], at the network's size.
         decode: the fields that ``/sample`` needs beside the latent, and the plan that they compile to.
         slots: [1 or 2, C, H, W].
@@ -78,6 +81,7 @@ class Encoding:
     round_trip: Reconstruction | None
     trajectory: Tensor | None
     usage: Usage
+    source: FileReference
 
     @property
     def latent(self) -> Tensor:
@@ -124,6 +128,7 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
     phases = [Phase(f"inverse {inversion.sampler}", plan)] + [decode.phase()] * request.check
     with reserve(service, context, phases, exact=True) as reservation:
         image = await files.decode_image(service, "image", request.image, request.fit)
+        source = await anyio.to_thread.run_sync(files.refer, "image", request.image)
         lane = Lane(
             plan,
             0,
@@ -153,6 +158,7 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
         _compare(image, decode, slots, results[1], usage) if request.check else None,
         _trajectory(results[0], shown, plan),
         usage,
+        source,
     )
 
 
@@ -179,6 +185,7 @@ def _decode_request(request: InvertRequest, inversion: Inversion, label: str | N
         clip=False,
         label=label,
         reproducible=True,
+        embed=request.embed,
     )
 
 

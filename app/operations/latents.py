@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
+import anyio
 from torch import Tensor
 
 from app.engine.jobs import Lane, Result
@@ -13,6 +14,7 @@ from app.engine.reservation import Reservation
 from app.errors import InvalidField
 from app.operations import files
 from app.operations.context import Phase
+from app.operations.files import FileReference
 from app.operations.requests import Latent, SamplingRequest
 from app.operations.resolve import ResolvedRequest, compile_inversion, inversion_for
 from app.operations.service import Service
@@ -26,11 +28,13 @@ class InitialLatent:
     Attributes:
         field: of the request, that it was given in.
         slots: [1 or 2, C, H, W]; None for an image that is still to be encoded.
+        source: the file that it came as; None for a seed.
     """
 
     field: str
     latent: Latent
     slots: Tensor | None = None
+    source: FileReference | None = None
 
     @property
     def exact(self) -> bool:
@@ -43,6 +47,11 @@ class InitialLatent:
         if self.latent.seed is not None or self.slots is None:
             return self.latent
         return Latent(npy=files.to_npy(squeeze_slots(self.slots)))
+
+
+def sources_of(latents: Sequence[InitialLatent]) -> dict[str, FileReference]:
+    """The files that latents came as, by the field that each was given in."""
+    return {each.field: each.source for each in latents if each.source is not None}
 
 
 def squeeze_slots(slots: Tensor) -> Tensor:
@@ -63,7 +72,7 @@ def read_latent(model: LoadedModel, field: str, latent: Latent, sampler: str) ->
         slots = files.read_latent(model.checkpoint.shape, f"{field}.npy", latent.npy)
         if len(slots) == 2 and sampler != "obelm":
             raise InvalidField("sampler", sampler, f"{field} is a pair of states, which only obelm can start from")
-        return InitialLatent(field, latent, slots)
+        return InitialLatent(field, latent, slots, files.refer("npy", latent.npy))  # whose size its shape has bounded
     if inversion_for(sampler) is None:
         remedy = f"{field} is an image, which is encoded for ddim or obelm; use one of them"
         raise InvalidField("sampler", sampler, remedy)
@@ -119,6 +128,7 @@ async def encode_images(
     missing = [i for i, each in enumerate(latents) if each.slots is None]
     contents = [(f"{latents[i].field}.image", latents[i].latent.image or b"") for i in missing]
     images = [await files.decode_image(service, field, content, request.fit) for field, content in contents]
+    sources = [await anyio.to_thread.run_sync(files.refer, "image", content) for _, content in contents]
     lanes = [
         Lane(
             phase.plan,
@@ -132,5 +142,7 @@ async def encode_images(
         for i, x in zip(missing, images, strict=True)
     ]
     result = await reservation.run(lanes)
-    encoded = dict(zip(missing, result.outputs, strict=True))
-    return [replace(each, slots=encoded.get(i, each.slots)) for i, each in enumerate(latents)], [result]
+    encoded = list(latents)
+    for i, slots, source in zip(missing, result.outputs, sources, strict=True):
+        encoded[i] = replace(latents[i], slots=slots, source=source)
+    return encoded, [result]

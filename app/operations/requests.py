@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-from typing import Annotated, Any, Self, get_args, get_origin
+from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
 from pydantic import WithJsonSchema as Described
 
 from app.engine.jobs import SnapshotKind
+from app.operations.files import is_file
 from app.settings import Settings
 from model.diffusion.interpolation import InterpolationMethod
 from model.diffusion.inversion.registry import INVERSIONS
@@ -20,6 +21,7 @@ from model.images import Fit
 MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 MAX_TRAJECTORY = 100
 MAX_ENDS = 8
+WHITESPACE = b" \t\r\n\v\f"
 
 
 def _known_sampler(name: str) -> str:
@@ -35,15 +37,33 @@ def _known_method(name: str) -> str:
 
 
 def _from_base64(value: Any) -> Any:
-    """Files of a form are bytes already; JSON has them in base64, which a browser may have made a data URL."""
+    """Files of a form are bytes already; JSON has them in base64, which a browser may have made a data URL.
+
+    Base64 may have line breaks and other whitespace in it (RFC 2045, section 6.8).
+    """
+    if isinstance(value, dict) and "sha256" in value:
+        raise ValueError("this names a file by its hash, as a PNG that was made of it does; send the file itself")
     if not isinstance(value, str):
         return value
+    if (content := nameless_file(value)) is not None:
+        return content
     if value.startswith("data:"):
         value = value.partition(",")[2]
     try:
-        return base64.b64decode(value, validate=True)
+        return base64.b64decode(value.encode("ascii").translate(None, WHITESPACE), validate=True)
     except (binascii.Error, ValueError):
         raise ValueError("send the file itself in a form, as curl -F name=@file does, or its bytes in base64") from None
+
+
+def nameless_file(text: str) -> bytes | None:
+    """The file that a part of a form was, if it was sent without a file name and so read as text.
+
+    What is no UTF-8, as every .npy and image, was read as latin-1, which keeps every byte.
+    """
+    try:
+        return text.encode("latin-1") if is_file(text[:16].encode("latin-1")) else None
+    except UnicodeEncodeError:
+        return None
 
 
 def _to_base64(content: bytes) -> str:
@@ -65,6 +85,15 @@ FitField = Annotated[
     Field(
         description="What is done to images of another size: exact refuses them, resize stretches, crop fills the "
         "frame and cuts off the rest, pad shows all of it on the background."
+    ),
+]
+Embed = Literal["request", "request_and_files", "none"]
+EmbedField = Annotated[
+    Embed,
+    Field(
+        description="What a PNG, and the request.json of a zip, say of how they were made: request names files that "
+        "came with it by their SHA-256; request_and_files has a .npy, and the latent of an image, in it, from which "
+        "anybody can draw that image again; none says nothing."
     ),
 ]
 LookField = Annotated[
@@ -147,6 +176,7 @@ class SamplingRequest(BaseModel):
         False, description="The same bytes at any load; forwards are padded to one width for it."
     )
     fit: FitField = "exact"
+    embed: EmbedField = "request"
 
 
 class SampleRequest(SamplingRequest):
@@ -182,7 +212,7 @@ class InvertRequest(BaseModel):
         **STRICT, json_schema_extra={"examples": [{"image": "<base64>", "method": "fixed_point", "steps": 50}]}
     )
 
-    image: Content = Field(description="PNG, JPEG, WebP or GIF (its first frame).")
+    image: Content = Field(description="PNG, JPEG, WebP, GIF, HEIC or AVIF (its first frame).")
     method: MethodName = Field("fixed_point", description=f"The inversion.\n\n{INVERSION_LINES}")
     steps: int = Field(50, ge=1, description="Steps of the inversion, and of the sampler that decodes it; up to T.")
     refinements: int | None = Field(
@@ -207,6 +237,7 @@ class InvertRequest(BaseModel):
         description="Frames of the trajectory from image to noise, up to its number of evaluations.",
     )
     trajectory_of: LookField = "x_0"
+    embed: EmbedField = "request"
 
 
 class InterpolateRequest(SamplingRequest):

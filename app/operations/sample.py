@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -11,8 +12,9 @@ from torch import Tensor
 from app.engine.jobs import Lane, Result
 from app.errors import InvalidField
 from app.operations.context import RequestContext, Usage, reserve
+from app.operations.files import FileReference
 from app.operations.labels import check_guidance, resolve_label
-from app.operations.latents import check_pairs, encode_images, encoding_phases, read_latent
+from app.operations.latents import check_pairs, encode_images, encoding_phases, read_latent, sources_of
 from app.operations.requests import MAX_SEED, SampleRequest
 from app.operations.resolve import ResolvedRequest, resolve, trajectory_steps
 from app.operations.service import Service
@@ -28,6 +30,7 @@ class Samples:
         latents: [1 or 2, C, H, W] of each image: where its trajectory starts.
         shown: steps that the trajectory shows; its last frame is the image.
         encode_nfe: network evaluations of encoding, if an image was given.
+        sources: the file that the latent came as, by its field.
     """
 
     resolved: ResolvedRequest[SampleRequest]
@@ -37,6 +40,7 @@ class Samples:
     usage: Usage
     shown: list[int]
     encode_nfe: int | None = None
+    sources: Mapping[str, FileReference] = field(default_factory=dict)
 
     @property
     def images(self) -> Tensor:
@@ -107,6 +111,7 @@ async def sample(service: Service, request: SampleRequest, context: RequestConte
         Usage.measure(phases, [*results, result]),
         shown,
         encoding[0].nfe if encoding else None,
+        sources_of(given),
     )
 
 

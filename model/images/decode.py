@@ -1,6 +1,6 @@
 """Files to pixels. Files are untrusted: format, size and pixel count are checked before anything is decoded.
 
-    bytes -> *format and size by the header* -> *decode the first frame* -> *turn upright* -> *flatten* -> pixels
+    bytes -> *format and size by the header* -> *decode the first frame* -> *to sRGB, flatten* -> *turn* -> pixels
 
 Pillow's decoders raise almost any exception on a corrupt file; all become :class:`ImageError`.
 """
@@ -8,48 +8,65 @@ Pillow's decoders raise almost any exception on a corrupt file; all become :clas
 from __future__ import annotations
 
 import io
-import struct
+from collections.abc import Callable
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+import pillow_heif
+from PIL import Image, ImageSequence, UnidentifiedImageError
 
+from model.images import container
+from model.images.apart import decode_apart
+from model.images.container import ImageError, JPEGHeader, PNGHeader, TooManyPixels, check_pixels
+from model.images.flatten import Colour, flatten, opaque_by_lower_bytes
 from model.images.quiet import ignore_pillow_warnings
 
 Fit = Literal["exact", "resize", "crop", "pad"]
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF")
-MAX_SCANS = 100  # of a JPEG; a scan of ten bytes costs a pass over all pixels
-MAX_CHUNKS = 1 << 14  # of a PNG; a chunk of twelve bytes costs Pillow some microseconds
-Colour = tuple[int, int, int]
 BLACK: Colour = (0, 0, 0)
+FRACTIONS = (1, 2, 4, 8)  # of which a JPEG can be decoded to one
+BYTES_PER_PIXEL = 18  # of max_pixels, at most, that decoding takes
+DECODED_BYTES = 7  # per pixel: four of Pillow's, three of the result
+COEFFICIENT_BYTES = 2  # per sample of a JPEG of several scans, at whatever fraction it is decoded
+MAX_SIDE = 1 << 16  # pixels, of what is resized in one go, since that takes a weight for each pixel of a side
+ORIENTATION = 0x0112  # of EXIF
+TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # of [H, W, C], by orientation
+    2: lambda pixels: pixels[:, ::-1],
+    3: lambda pixels: pixels[::-1, ::-1],
+    4: lambda pixels: pixels[::-1],
+    5: lambda pixels: pixels.swapaxes(0, 1),
+    6: lambda pixels: pixels[::-1].swapaxes(0, 1),
+    7: lambda pixels: pixels[::-1, ::-1].swapaxes(0, 1),
+    8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
+}
+
+pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)  # for trusted files
 
 
-class ImageError(ValueError):
-    """Bytes that cannot be read as an image; the message says why."""
-
-
-class TooManyPixels(ImageError):
-    """An image larger than allowed; it was not decoded."""
-
-
-def decode(content: bytes, channels: int, background: Colour = BLACK, max_pixels: int | None = None) -> np.ndarray:
-    """The first frame of a PNG, JPEG, WebP or GIF, upright and without transparency, as uint8 [H, W, C].
+def decode(
+    content: bytes,
+    channels: int,
+    background: Colour = BLACK,
+    max_pixels: int | None = None,
+    smallest: int | None = None,
+) -> np.ndarray:
+    """The first frame of a PNG, JPEG, WebP, GIF, HEIC or AVIF, upright, in sRGB, without transparency: uint8 [H, W, C].
 
     Args:
         channels: 1 makes it grey, 3 RGB.
         background: RGB behind transparent pixels.
         max_pixels: None leaves Pillow's own limit.
+        smallest: a JPEG beyond ``max_pixels`` is decoded to a half, a quarter or an eighth of its width and height,
+            by its coefficients, where that is within the limit and no side falls below so many pixels. None decodes
+            whole images only.
 
     Raises:
         TooManyPixels: by the header; nothing has been decoded.
         ImageError: not an image, of another format, or corrupt.
     """
-    _check_container(content, max_pixels)
     try:
-        with ignore_pillow_warnings(), Image.open(io.BytesIO(content), formats=FORMATS) as image:
-            _check_pixels(image.size, max_pixels)
-            return _pixels(image, channels, background)
+        with ignore_pillow_warnings():
+            return _decode(content, channels, background, max_pixels, smallest)
     except ImageError:
         raise
     except Image.DecompressionBombError as error:
@@ -67,8 +84,10 @@ def read(path: Path, channels: int, background: Colour = BLACK) -> np.ndarray:
         ImageError: it cannot be read; the message names it.
     """
     try:
-        with ignore_pillow_warnings(), Image.open(path) as image:
-            return _pixels(image, channels, background)
+        content = path.read_bytes()
+        png = container.read_png(content) if content.startswith(container.PNG_SIGNATURE) else None
+        with ignore_pillow_warnings(), Image.open(io.BytesIO(content)) as image:
+            return _pixels(image, channels, background, png, content)
     except Exception as error:
         raise ImageError(f"{path}: {error}") from error
 
@@ -119,110 +138,100 @@ def text_of(content: bytes) -> dict[str, str]:
         raise ImageError(f"it is no PNG: {error}") from error
 
 
-def _pixels(image: Image.Image, channels: int, background: Colour) -> np.ndarray:
+def is_animated(content: bytes) -> bool:
+    """Whether a PNG is an animation.
+
+    Raises:
+        ImageError: not a PNG, or of bytes that its chunks do not account for.
+    """
+    return container.read_png(content).animated
+
+
+def frames(content: bytes) -> list[np.ndarray]:
+    """Each frame of a trusted PNG, uint8 [H, W, 3]."""
+    with Image.open(io.BytesIO(content), formats=("PNG",)) as image:
+        return [np.asarray(frame.convert("RGB")) for frame in ImageSequence.Iterator(image)]
+
+
+def _decode(
+    content: bytes, channels: int, background: Colour, max_pixels: int | None, smallest: int | None
+) -> np.ndarray:
+    kind = container.kind_of(content)
+    if kind == "HEIF":
+        container.check_boxes(content)
+        container.check_no_archive(content)
+        return _decode_heif(content, channels, background, max_pixels)
+    if kind == "WEBP":
+        check_pixels(container.read_webp(content), max_pixels)  # Pillow allocates all pixels when it opens one
+    png = container.read_png(content) if kind == "PNG" else None
+    jpeg = container.read_jpeg(content) if kind == "JPEG" else None
+    container.check_no_archive(content)
+    with Image.open(io.BytesIO(content), formats=(kind,)) as image:
+        if jpeg is not None:
+            _choose_fraction(image, jpeg, max_pixels, smallest)
+        check_pixels(image.size, max_pixels)
+        return _pixels(image, channels, background, png, content)
+
+
+def _choose_fraction(image: Image.Image, header: JPEGHeader, max_pixels: int | None, smallest: int | None) -> None:
+    """Let Pillow decode to the largest fraction that stays within memory.
+
+    Raises:
+        TooManyPixels: there is none.
+    """
+    if max_pixels is None:
+        return
+    (width, height), held = image.size, COEFFICIENT_BYTES * header.samples * header.buffered
+    few_enough = False
+    for fraction in FRACTIONS if smallest else FRACTIONS[:1]:
+        across, down = -(-width // fraction), -(-height // fraction)
+        if fraction > 1 and min(across, down) < (smallest or 1):
+            break
+        few_enough = across * down <= max_pixels
+        if few_enough and held + DECODED_BYTES * across * down <= BYTES_PER_PIXEL * max_pixels:
+            if fraction > 1:
+                image.draft("", (width // fraction, height // fraction))
+            return
+    if few_enough:
+        raise TooManyPixels(
+            f"it has {width}x{height} pixels in several scans, too much memory; save it as baseline JPEG"
+        )
+    check_pixels((width, height), max_pixels)
+
+
+def _decode_heif(content: bytes, channels: int, background: Colour, max_pixels: int | None) -> np.ndarray:
+    facts, profile, buffer = decode_apart(content, max_pixels)
+    if "too_large" in facts:
+        check_pixels(facts["too_large"], max_pixels)
+    if "error" in facts:
+        raise ImageError(facts["error"])
+    mode = facts["mode"]
+    image = Image.frombuffer(mode, tuple(facts["size"]), buffer, "raw", mode, 0, 1)
+    image.info["icc_profile"] = profile
+    return _turn_upright(flatten(image, channels, background), facts["orientation"])
+
+
+def _pixels(image: Image.Image, channels: int, background: Colour, png: PNGHeader | None, content: bytes) -> np.ndarray:
+    lower = opaque_by_lower_bytes(png, content) if png else None
     image.load()
-    flat = _flatten(_turn_upright(image), background).convert("L" if channels == 1 else "RGB")
-    pixels = np.asarray(flat)
-    return pixels[..., None] if channels == 1 else pixels
+    return _turn_upright(flatten(image, channels, background, png, lower), _orientation(image))
+
+
+def _orientation(image: Image.Image) -> Any:
+    """By EXIF; None where that is corrupt."""
+    try:
+        return image.getexif().get(ORIENTATION)
+    except Exception:
+        return None
+
+
+def _turn_upright(pixels: np.ndarray, orientation: Any) -> np.ndarray:
+    """A view of [H, W, C], turned as EXIF says; as it is where it says nothing that is known."""
+    return TURNS[orientation](pixels) if orientation in TURNS else pixels
 
 
 def _resize(image: Image.Image, width: int, height: int) -> Image.Image:
     shrinks = width <= image.width and height <= image.height
+    if max(image.size) > MAX_SIDE:
+        image = image.reduce((-(-image.width // MAX_SIDE), -(-image.height // MAX_SIDE)))
     return image.resize((width, height), Image.Resampling.BOX if shrinks else Image.Resampling.BICUBIC)
-
-
-def _check_container(content: bytes, max_pixels: int | None) -> None:
-    """Refuse by its bytes what Pillow should not even open."""
-    if content.startswith(b"\x89PNG\r\n\x1a\n"):
-        _check_png(content)
-    elif content.startswith(b"\xff\xd8\xff"):
-        if content.count(b"\xff\xda") > MAX_SCANS:
-            raise ImageError(f"this JPEG has more than {MAX_SCANS} scans")
-    elif content[:4] == b"RIFF" and content[8:12] == b"WEBP":
-        _check_pixels(_webp_size(content), max_pixels)  # Pillow allocates all pixels when it opens one
-    elif content[:6] not in (b"GIF87a", b"GIF89a"):
-        raise ImageError("it is not a PNG, JPEG, WebP or GIF" if content else "it is empty")
-    if b"PK\x05\x06" in content[-(1 << 16) - 22 :]:  # where a .zip has its end record, before a comment of 64 KiB
-        raise ImageError("it is also an archive")
-
-
-def _check_pixels(size: tuple[int, int], max_pixels: int | None) -> None:
-    width, height = size
-    if max_pixels is not None and width * height > max_pixels:
-        raise TooManyPixels(f"it has {width}x{height} pixels, at most {max_pixels} are allowed; make it smaller")
-
-
-def _check_png(content: bytes) -> None:
-    """Its chunks must fill the file to its end."""
-    at = 8
-    for _ in range(MAX_CHUNKS):
-        if at + 12 > len(content):
-            raise ImageError("it is truncated")
-        (length,) = struct.unpack_from(">I", content, at)
-        kind, at = content[at + 4 : at + 8], at + 12 + length
-        if kind == b"IEND":
-            if at != len(content):
-                raise ImageError(f"{len(content) - at} bytes of something else follow its end")
-            return
-    raise ImageError(f"this PNG has more than {MAX_CHUNKS} chunks")
-
-
-def _webp_size(content: bytes) -> tuple[int, int]:
-    """Width and height of the canvas (RFC 9649, section 2.5 to 2.7)."""
-    (length,) = struct.unpack_from("<I", content, 4)
-    if not length <= len(content) - 8 <= length + 1:
-        raise ImageError("it is truncated" if length > len(content) - 8 else "something else follows its end")
-    head = content[12:30].ljust(18, b"\0")
-    match head[:4]:
-        case b"VP8X":
-            return int.from_bytes(head[12:15], "little") + 1, int.from_bytes(head[15:18], "little") + 1
-        case b"VP8L":
-            bits = int.from_bytes(head[9:13], "little")
-            return (bits & 0x3FFF) + 1, (bits >> 14 & 0x3FFF) + 1
-        case b"VP8 ":
-            return int.from_bytes(head[14:16], "little") & 0x3FFF, int.from_bytes(head[16:18], "little") & 0x3FFF
-    raise ImageError("this WebP begins with neither VP8, VP8L nor VP8X")
-
-
-_TURNS = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
-
-
-def _turn_upright(image: Image.Image) -> Image.Image:
-    """Apply EXIF's orientation; none where EXIF is corrupt."""
-    try:
-        orientation = image.getexif().get(0x0112)
-    except Exception:
-        return image
-    return image.transpose(_TURNS[orientation]) if orientation in _TURNS else image
-
-
-def _flatten(image: Image.Image, background: Colour) -> Image.Image:
-    """To grey or RGB of 8 bits, without transparency."""
-    if image.mode.startswith("I"):
-        image = _to_eight_bits(image)
-    if image.has_transparency_data:
-        backdrop = Image.new("RGBA", image.size, (*background, 255))
-        return Image.alpha_composite(backdrop, image.convert("RGBA")).convert("RGB")
-    return image.convert("L") if image.mode in ("1", "L") else image.convert("RGB")
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16 bits of grey; Pillow's own conversion clips them at 255."""
-    values = np.asarray(image)
-    levels = values.clip(0, 65535).astype(np.uint32)
-    levels *= 255  # in place: new arrays would take several times the image's memory
-    levels += 32767
-    levels //= 65535
-    grey = Image.fromarray(levels.astype(np.uint8))
-    clear = image.info.get("transparency")
-    if isinstance(clear, int):
-        grey.putalpha(Image.fromarray((values != clear) * np.uint8(255)))
-    return grey

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import io
+import struct
+import zlib
 from collections.abc import Mapping
 from typing import Any, Literal
 
 import numpy as np
 from PIL import Image, PngImagePlugin
+
+from model.images.container import PNG_SIGNATURE, chunks, read_png
 
 Animation = Literal["gif", "webp", "apng"]
 ANIMATIONS: tuple[Animation, ...] = ("gif", "webp", "apng")
@@ -36,7 +40,7 @@ def animation(frames: np.ndarray, kind: Animation, text: Mapping[str, str] | Non
     """Encode uint8 [k, H, W, C] as an endless animation that pauses at its first and last frame.
 
     WebP and APNG are lossless, and a grey GIF; a GIF of colours has at most 256 of them a frame. A frame equal to the
-    one before it is merged with that one, which is shown longer.
+    one before it is merged with that one, which is shown longer. An APNG of equal frames is an animation of one.
 
     Args:
         text: in the text chunks of an APNG; the others have none.
@@ -51,7 +55,24 @@ def animation(frames: np.ndarray, kind: Animation, text: Mapping[str, str] | Non
         case "webp":
             return _save(first, "WEBP", lossless=True, **options)
         case "apng":
-            return _save(first, "PNG", pnginfo=_chunks(text), **options)
+            content = _save(first, "PNG", pnginfo=_chunks(text), **options)
+            return content if read_png(content).animated else _animate(content, first.size, sum(times))
+
+
+def _animate(content: bytes, size: tuple[int, int], milliseconds: int) -> bytes:
+    """An APNG of the one frame that this PNG is; Pillow makes no animation of equal frames.
+
+    acTL: one frame, without end. fcTL: number 0, all of the image, its time, neither disposed of nor blended.
+    """
+    control = struct.pack(">IIIIIHHBB", 0, *size, 0, 0, min(milliseconds, 65535), 1000, 0, 0)
+    made = [(name, bytes(data)) for name, data in chunks(content)]
+    first = [name for name, _ in made].index(b"IDAT")
+    made[first:first] = [(b"acTL", struct.pack(">II", 1, 0)), (b"fcTL", control)]
+    return PNG_SIGNATURE + b"".join(_chunk(name, data) for name, data in [*made, (b"IEND", b"")])
+
+
+def _chunk(name: bytes, data: bytes) -> bytes:
+    return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
 
 
 def _image(pixels: np.ndarray) -> Image.Image:

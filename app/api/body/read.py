@@ -28,7 +28,10 @@ from app.operations.requests import latent_fields, list_fields
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
-IMAGE_TYPES = ("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif")  # images without a form
+IMAGE_TYPES = (  # images without a form
+    *("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif"),
+    *("image/heic", "image/heif", "image/avif"),
+)
 OFFLOAD_BYTES = 1 << 14  # what is larger is parsed off the event loop
 MAX_ITEMS = 64  # of a list in a form
 PARSERS = 4  # large bodies that are parsed at once; bounds the memory that parsing takes

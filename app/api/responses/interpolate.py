@@ -13,8 +13,8 @@ from app.api.responses.results import (
     describe_plan,
     embed_request,
     join_name,
+    request_file,
     to_base64,
-    to_request_json,
 )
 from app.api.responses.schemas import SamplingResponse, Timing
 from app.errors import NotAcceptable
@@ -88,11 +88,12 @@ class InterpolateResult(OperationResult):
 
     def metadata(self) -> dict[str, str]:
         resolved = self.interpolation.resolved
-        return embed_request("/interpolate", resolved.request, resolved.nfe, resolved.plan, self.card)
+        sources = self.interpolation.sources
+        return embed_request("/interpolate", resolved.request, resolved.nfe, resolved.plan, self.card, sources)
 
     def body(self, timing: Timing) -> InterpolateResponse:
         interpolation = self.interpolation
-        left_out = {"a", "b", "latents", "weights", "frames", "label", "labels", "fit"}
+        left_out = {"a", "b", "latents", "weights", "frames", "label", "labels", "fit", "embed"}
         return InterpolateResponse(
             images=[to_base64(png(image)) for image in to_uint8(self.array)],
             latents=[to_base64(to_npy(frame.latent)) for frame in interpolation.frames],
@@ -107,4 +108,5 @@ class InterpolateResult(OperationResult):
 
     def files(self) -> dict[str, bytes]:
         named = {f"{i:03d}.png": png(image) for i, image in enumerate(to_uint8(self.array))}
-        return named | {"request.json": to_request_json("/interpolate", self.interpolation.resolved.request)}
+        interpolation = self.interpolation
+        return named | request_file("/interpolate", interpolation.resolved.request, interpolation.sources)

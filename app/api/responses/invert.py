@@ -121,12 +121,19 @@ class InvertResult(OperationResult):
 
     def metadata(self) -> dict[str, str]:
         reconstruction = self._reconstruction()
+        if self.encoding.request.embed != "request_and_files":
+            return self._metadata(self.encoding.request)
         if reconstruction is not None and self.encoding.trajectory is None:
             return reconstruction.metadata()
         # With the image at the network's size; what was uploaded may have been far larger.
         image = png(to_uint8(self.encoding.image))
-        request = self.encoding.request.model_copy(update={"image": image, "fit": "exact"})
-        return embed_request("/invert", request, self.encoding.plan.nfe, self.encoding.plan, self.card)
+        return self._metadata(self.encoding.request.model_copy(update={"image": image, "fit": "exact"}))
+
+    def _metadata(self, request: InvertRequest) -> dict[str, str]:
+        encoding = self.encoding
+        return embed_request(
+            "/invert", request, encoding.plan.nfe, encoding.plan, self.card, {"image": encoding.source}
+        )
 
     def body(self, timing: Timing) -> InvertResponse:
         encoding, reconstruction = self.encoding, self._reconstruction()
@@ -141,7 +148,7 @@ class InvertResult(OperationResult):
             nfe=encoding.plan.nfe,
             decode_nfe=encoding.decode.nfe,
             **measured,
-            reconstruction=to_base64(reconstruction.encode_images()[0]) if reconstruction else None,
+            reconstruction=to_base64(self._encode_reconstruction(reconstruction)) if reconstruction else None,
             warnings=encoding.warnings,
             trajectory=[to_base64(png(frame)) for frame in frames] or None,
             plan=encoding.plan.digest,
@@ -150,6 +157,13 @@ class InvertResult(OperationResult):
             timing=timing,
             **encoding.request.model_dump(include={"method", "steps", "refinements", "spacing", "label"}),
         )
+
+    def _encode_reconstruction(self, reconstruction: SampleResult) -> bytes:
+        request = self.encoding.request
+        if request.embed == "request_and_files":
+            return reconstruction.encode_images()[0]
+        alone = request.model_copy(update={"trajectory": None, "trajectory_of": "x_0"})
+        return png(reconstruction.still()[0][0], self._metadata(alone))
 
     def _reconstruction(self) -> SampleResult | None:
         trip = self.encoding.round_trip

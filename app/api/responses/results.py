@@ -7,6 +7,7 @@ import json
 import re
 import unicodedata
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,13 @@ from torch import Tensor
 from app import __version__
 from app.api.responses.schemas import Timing
 from app.operations.context import Usage
+from app.operations.files import FileReference
+from app.operations.requests import InvertRequest, SamplingRequest
 from app.operations.resolve import ResolvedRequest
 from model.checkpoint import Card
 from model.diffusion.plan import Plan
 
+Request = SamplingRequest | InvertRequest
 NO_TRAJECTORY = "an animation shows a trajectory; ask for one of some frames, or for image/png"
 
 
@@ -87,11 +91,19 @@ def describe_plan(resolved: ResolvedRequest[Any], card: Card) -> dict[str, Any]:
     return {"nfe": resolved.nfe, "plan": resolved.plan.digest, "model": card.name, "sha256": card.sha256}
 
 
-def embed_request(operation: str, request: BaseModel, nfe: int, plan: Plan, card: Card) -> dict[str, str]:
-    """The PNG text chunk ``unstir``: the request, and the network that answered it."""
+def embed_request(
+    operation: str, request: Request, nfe: int, plan: Plan, card: Card, sources: Mapping[str, FileReference]
+) -> dict[str, str]:
+    """The PNG text chunk ``unstir``: the request, and the network that answered it; nothing where none is wanted.
+
+    Args:
+        sources: files of the request, by field.
+    """
+    if request.embed == "none":
+        return {}
     facts = {
         "operation": operation,
-        "request": request.model_dump(mode="json", exclude_none=True),
+        "request": _as_json(request, sources),
         "nfe": nfe,
         "plan": plan.digest,
         "model": card.name,
@@ -101,10 +113,26 @@ def embed_request(operation: str, request: BaseModel, nfe: int, plan: Plan, card
     return {"unstir": json.dumps(facts, ensure_ascii=False)}
 
 
-def to_request_json(operation: str, request: BaseModel) -> bytes:
-    """The archive's ``request.json``."""
-    content = {"operation": operation, "request": request.model_dump(mode="json", exclude_none=True)}
-    return json.dumps(content, ensure_ascii=False, indent=2).encode()
+def request_file(operation: str, request: Request, sources: Mapping[str, FileReference]) -> dict[str, bytes]:
+    """The archive's ``request.json``; nothing where none is wanted."""
+    if request.embed == "none":
+        return {}
+    content = {"operation": operation, "request": _as_json(request, sources)}
+    return {"request.json": json.dumps(content, ensure_ascii=False, indent=2).encode()}
+
+
+def _as_json(request: Request, sources: Mapping[str, FileReference]) -> dict[str, Any]:
+    """As it can be sent again; files by their hashes, unless they are wanted."""
+    if request.embed == "request_and_files":
+        return request.model_dump(mode="json", exclude_none=True)
+    fields = request.model_dump(mode="json", exclude_none=True, exclude={"image"})
+    for field, source in sources.items():
+        name, _, index = field.partition(".")
+        if index:  # of several latents
+            fields[name][int(index)] = {source.kind: source.as_json()}
+        else:
+            fields[name] = source.as_json() if name == "image" else {source.kind: source.as_json()}
+    return fields
 
 
 def to_base64(content: bytes) -> str:

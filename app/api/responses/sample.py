@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.api.responses.results import (
@@ -15,8 +15,8 @@ from app.api.responses.results import (
     describe_plan,
     embed_request,
     join_name,
+    request_file,
     to_base64,
-    to_request_json,
 )
 from app.api.responses.schemas import SamplingResponse, Timing
 from app.errors import NotAcceptable
@@ -105,7 +105,7 @@ class SampleResult(OperationResult):
 
     def body(self, timing: Timing) -> SampleResponse:
         samples, request = self.samples, self.samples.resolved.request
-        left_out = {"n", "seed", "latent", "fit", "trajectory", "trajectory_of"}
+        left_out = {"n", "seed", "latent", "fit", "trajectory", "trajectory_of", "embed"}
         return SampleResponse(
             images=[to_base64(image) for image in self.encode_images()],
             seeds=samples.seeds,
@@ -121,7 +121,7 @@ class SampleResult(OperationResult):
         named = {f"{i:03d}.png": image for i, image in enumerate(self.encode_images())}
         for i, frames in enumerate(self._frames()):
             named |= {f"{i:03d}-trajectory-{k:03d}.png": frame for k, frame in enumerate(frames)}
-        return named | {"request.json": to_request_json("/sample", self.samples.resolved.request)}
+        return named | request_file("/sample", self.samples.resolved.request, self.samples.sources)
 
     def encode_images(self) -> list[bytes]:
         """Each image as a PNG, with the request that gives it alone."""
@@ -137,5 +137,8 @@ class SampleResult(OperationResult):
         trajectory = self.samples.trajectory
         return [] if trajectory is None else [[png(frame) for frame in frames] for frames in to_uint8(trajectory)]
 
-    def _metadata(self, request: BaseModel) -> dict[str, str]:
-        return embed_request("/sample", request, self.samples.resolved.nfe, self.samples.resolved.plan, self.card)
+    def _metadata(self, request: SampleRequest) -> dict[str, str]:
+        samples = self.samples
+        return embed_request(
+            "/sample", request, samples.resolved.nfe, samples.resolved.plan, self.card, samples.sources
+        )

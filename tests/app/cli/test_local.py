@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import io
 import json
 import re
@@ -64,9 +66,11 @@ def test_invert_names_the_command_that_leads_back(unstir, tmp_path):
     assert np.load(tmp_path / "noise.npy").shape == (1, 8, 8)
     assert re.search(r"psnr -?[\d.]+, max_error", printed)
     back = next(line for line in printed.splitlines() if line.strip().startswith("unstir sample"))
-    assert unstir(back.split(maxsplit=1)[1])[0] == 0
-    assert unstir("invert noise.png --steps 10 --refinements 4 --label 'Big star' -o rebuilt.png")[0] == 0
-    assert (tmp_path / "back.png").read_bytes() == (tmp_path / "rebuilt.png").read_bytes()
+    for embed in ("request_and_files", "none"):
+        assert unstir(back.split(maxsplit=1)[1] + f" --embed {embed}")[0] == 0
+        again = f"invert noise.png --steps 10 --refinements 4 --label 'Big star' --embed {embed} -o rebuilt.png"
+        assert unstir(again)[0] == 0
+        assert (tmp_path / "back.png").read_bytes() == (tmp_path / "rebuilt.png").read_bytes()
 
 
 def test_invert_as_json_is_the_answer_of_the_endpoint(unstir, tmp_path):
@@ -94,11 +98,12 @@ def test_interpolate_between_images_latents_and_seeds(unstir, tmp_path):
         "sample --steps 4 --n 3 --sampler ddpm -o a.png",
         "sample --steps 4 --trajectory 3 --trajectory-of x_t -o a.png",
         "sample --steps 4 --trajectory 3 -o a.apng",
-        "sample --steps 4 --latent noise.png -o a.png",
-        "invert noise.png --steps 4 -o a.png",
-        "invert noise.png --steps 4 --trajectory 3 -o a.png",
-        "interpolate noise.png 8 --steps 4 --frames 3 -o a.png",
-        "interpolate noise.png noise.png --steps 4 --frames 3 --sampler obelm -o a.png",
+        "sample --steps 4 --embed request_and_files --latent noise.png -o a.png",
+        "invert noise.png --steps 4 --embed request_and_files -o a.png",
+        "invert noise.png --steps 4 --trajectory 3 --embed request_and_files -o a.png",
+        "interpolate noise.png 8 --steps 4 --frames 3 --embed request_and_files -o a.png",
+        "interpolate noise.png noise.png --steps 4 --frames 3 --sampler obelm --embed request_and_files -o a.png",
+        "interpolate 7 7 --steps 4 --frames 3 -o a.apng",
         "interpolate 1 2 --steps 4 --labels circle,square -o a.apng",
     ],
 )
@@ -112,6 +117,59 @@ def test_an_image_replays_from_itself(unstir, tmp_path, command):
     assert (tmp_path / f"again{name[1:]}").read_bytes() == (tmp_path / name).read_bytes()
 
 
+@pytest.mark.parametrize(
+    ("command", "fields"),
+    [
+        ("sample --steps 4 --latent noise.png -o a.png", ["latent.image"]),
+        ("sample --steps 4 --latent code.npy -o a.png", ["latent.npy"]),
+        ("invert noise.png --steps 4 -o a.png", ["image"]),
+        ("invert noise.png --steps 4 --trajectory 3 -o a.apng", ["image"]),
+        ("interpolate noise.png 8 --steps 4 --frames 3 -o a.png", ["a.image"]),
+        ("interpolate noise.png code.npy 7 --weights 1,2,3 --steps 4 -o a.png", ["latents.0.image", "latents.1.npy"]),
+    ],
+)
+def test_an_image_replays_from_itself_and_the_files_that_it_names(unstir, tmp_path, command, fields):
+    np.save(tmp_path / "code.npy", np.random.default_rng(2).standard_normal((1, 8, 8)).astype(np.float32))
+    name = command.rpartition(" ")[2]
+    assert unstir(command)[0] == 0
+    status, _, complaint = unstir(f"replay {name}")
+    assert status == 2
+    for line, field in zip(complaint.splitlines(), fields, strict=True):
+        file = tmp_path / ("noise.png" if field.endswith("image") else "code.npy")
+        named = f"{field}, {file.stat().st_size} bytes with sha256 {hashlib.sha256(file.read_bytes()).hexdigest()}"
+        assert line == f"unstir: {name}: it was made of a file that is not in it: {named}; give it with --file"
+    status, printed, complaint = unstir(f"replay {name} --file noise.png --file code.npy -o again{name[1:]}")
+    assert (status, complaint) == (0, "")
+    assert printed == f"{name}: the same bytes again\n"
+    assert (tmp_path / f"again{name[1:]}").read_bytes() == (tmp_path / name).read_bytes()
+
+
+def test_replay_takes_no_other_file(unstir, tmp_path):
+    unstir("sample --steps 4 --latent noise.png -o a.png")
+    (tmp_path / "other.png").write_bytes(PNG + b"x")
+    status, _, complaint = unstir("replay a.png --file other.png")
+    assert status == 2
+    assert f"--file: sha256 {hashlib.sha256(PNG + b'x').hexdigest()} is of another file" in complaint
+    assert unstir("replay a.png --file nothing.png")[2] == "unstir: nothing.png: No such file or directory\n"
+
+
+@pytest.mark.parametrize("embed", ["request", "none", "request_and_files"])
+def test_whether_an_image_holds_what_it_was_made_of(unstir, tmp_path, embed):
+    """Its latent gives it back to the bit of every pixel."""
+    unstir(f"sample --steps 4 --latent noise.png --sampler obelm --embed {embed} -o a.png")
+    text = opened(tmp_path / "a.png").text
+    if embed == "none":
+        assert text == {}
+        assert "does not say how it was made" in unstir("replay a.png")[2]
+        return
+    latent = json.loads(text["unstir"])["request"]["latent"]
+    if embed == "request":
+        assert latent == {"image": {"sha256": hashlib.sha256(PNG).hexdigest(), "bytes": len(PNG)}}
+        assert len((tmp_path / "a.png").read_bytes()) < 1200
+    else:
+        assert np.load(io.BytesIO(base64.b64decode(latent["npy"]))).shape == (2, 1, 8, 8)
+
+
 def test_replay_notices_an_image_that_was_changed(unstir, tmp_path):
     unstir("sample --steps 4 --seed 1 -o a.png")
     text = opened(tmp_path / "a.png").text["unstir"]
@@ -119,7 +177,21 @@ def test_replay_notices_an_image_that_was_changed(unstir, tmp_path):
     (tmp_path / "a.png").write_bytes(changed)
     status, printed, _ = unstir("replay a.png")
     assert status == 1
-    assert "other bytes" in printed
+    assert re.search(r"^a.png: other bytes: \d+ of 64 pixels differ, by up to \d+: another device, dtype, ", printed)
+
+
+def test_replay_says_what_differs_where_pixels_do_not(unstir, tmp_path):
+    unstir("sample --steps 4 --seed 1 -o a.png")
+    image = opened(tmp_path / "a.png")
+    pixels, facts = np.asarray(image)[..., None], json.loads(image.text["unstir"])
+    older = facts | {"version": "0.0.1", "request": {k: v for k, v in facts["request"].items() if k != "embed"}}
+    (tmp_path / "b.png").write_bytes(images.png(pixels, {"unstir": json.dumps(older)}))
+    status, printed, _ = unstir("replay b.png")
+    assert status == 1
+    told = f'version was "0.0.1", is "{facts["version"]}", embed was not said, is "request"'
+    assert printed == f"b.png: other bytes: the same pixels; {told}\n"
+    (tmp_path / "c.png").write_bytes(images.png(pixels, {"unstir": image.text["unstir"]}, scale=2))
+    assert "other images, 1 of 8x8 instead of 1 of 16x16" in unstir("replay c.png")[1]
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from app.errors import ImageTooLarge
 from app.operations import files
+from app.settings import Settings
+from model.checkpoint import load
 from tests.app.api.test_bad_input import assert_problem
 from tests.app.api.test_body import raw_form
 from tests.engines import until
@@ -26,6 +29,7 @@ pytestmark = pytest.mark.anyio
 RNG = np.random.default_rng(0)
 GREY = Image.fromarray(RNG.integers(0, 256, (8, 8), np.uint8))
 PNG, JPEG, WEBP, GIF = (saved(GREY, form) for form in ("PNG", "JPEG", "WEBP", "GIF"))
+HEIC, AVIF = (saved(GREY, form) for form in ("HEIF", "AVIF"))
 NUMBERS = RNG.standard_normal((1, 8, 8)).astype(np.float32)
 NPY = npy(NUMBERS)
 INVERT = {"method": "ddim", "steps": 2, "check": False}
@@ -94,7 +98,9 @@ async def client(client):
 
 
 @as_image
-@pytest.mark.parametrize("content", [PNG, JPEG, WEBP, GIF], ids=["png", "jpeg", "webp", "gif"])
+@pytest.mark.parametrize(
+    "content", [PNG, JPEG, WEBP, GIF, HEIC, AVIF], ids=["png", "jpeg", "webp", "gif", "heic", "avif"]
+)
 async def test_good_images_are_taken(client, send, content):
     assert (await send(client, content)).status_code == 200
 
@@ -143,11 +149,11 @@ async def test_bombs(client, send, content):
 
 NO_IMAGES = {
     "empty": (b"", "it is empty"),
-    "text": (b"hello", "it is not a PNG, JPEG, WebP or GIF"),
-    "svg": (b"<svg/>", "it is not a PNG, JPEG, WebP or GIF"),
-    "tiff": (saved(GREY, "TIFF"), "it is not a PNG, JPEG, WebP or GIF"),
-    "npy": (NPY, "it is not a PNG, JPEG, WebP or GIF"),
-    "zip": (archive(), "it is not a PNG, JPEG, WebP or GIF"),
+    "text": (b"hello", "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "svg": (b"<svg/>", "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "tiff": (saved(GREY, "TIFF"), "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "npy": (NPY, "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
+    "zip": (archive(), "it is not a PNG, JPEG, WebP, GIF, HEIC or AVIF"),
     "truncated png": (PNG[:-20], "truncated"),
     "truncated jpeg": (JPEG[:-20], "corrupt"),
     "truncated webp": (WEBP[:-20], "truncated"),
@@ -166,7 +172,9 @@ NO_IMAGES = {
 @as_image
 @pytest.mark.parametrize(("content", "why"), NO_IMAGES.values(), ids=NO_IMAGES)
 async def test_what_is_no_image(client, send, content, why):
-    body = assert_problem(await send(client, content), 422, "invalid_field", why, "send a PNG, JPEG, WebP or GIF")
+    body = assert_problem(
+        await send(client, content), 422, "invalid_field", why, "send a PNG, JPEG, WebP, GIF, HEIC or AVIF"
+    )
     assert [error["field"] for error in body["errors"]] == ["image"]
 
 
@@ -215,6 +223,15 @@ NO_LATENTS = {
     "scalar": (npy(np.float32(1)), "float32 []"),
     "none": (npy(NUMBERS[:0]), "float32 [0, 8, 8]"),
     "negative": (claimed("(-1, -8, 8)"), "send a .npy"),
+    "true": (claimed("(True, 8, 8)"), "its shape is not of integers"),
+    "true and more": (claimed("(2, True, 8, 8)"), "its shape is not of integers"),
+    "false": (claimed("(False, 8, 8)", "'<f8'"), "its shape is not of integers"),
+    "fractions": (claimed("(1.0, 8.0, 8.0)"), "header cannot be read"),
+    "nested": (claimed("((1, 8, 8),)"), "header cannot be read"),
+    "text in it": (claimed("('1', 8, 8)"), "header cannot be read"),
+    "nothing in it": (claimed("(None, 8, 8)"), "header cannot be read"),
+    "no tuple": (claimed("[1, 8, 8]"), "header cannot be read"),
+    "thousands": (claimed(f"({'1, ' * 900})"), "send a .npy"),
     "integers": (npy(NUMBERS.astype(np.int32)), "int32"),
     "complex": (npy(NUMBERS.astype(np.complex64)), "complex64"),
     "text": (npy(NUMBERS.astype("U1")), "send a .npy"),
@@ -256,7 +273,9 @@ async def test_files_in_forms_that_are_neither_npy_nor_image(client, send):
     arrays = io.BytesIO()
     np.savez(arrays, NUMBERS)
     for content in (b"", b"hello", arrays.getvalue(), PICKLED[1:]):
-        assert_problem(await send(client, content), 422, "invalid_field", ".image = ", "send a PNG, JPEG, WebP or GIF")
+        assert_problem(
+            await send(client, content), 422, "invalid_field", ".image = ", "send a PNG, JPEG, WebP, GIF, HEIC or AVIF"
+        )
 
 
 @pytest.mark.parametrize("name", ["../../etc/passwd", "a/b.png", "c:/x.png", "/etc/passwd", "..", ".", "a\\\\..\\\\b"])
@@ -342,9 +361,28 @@ async def test_bodies_that_are_too_large(client, send):
 
 
 async def test_a_bare_body_of_another_kind(client):
-    for media in ("image/tiff", "image/svg+xml", "image/heic", "application/octet-stream"):
+    for media in ("image/tiff", "image/svg+xml", "image/jxl", "application/octet-stream"):
         response = await client.post("/invert", content=PNG, headers={"content-type": media})
         assert_problem(response, 415, "unsupported_media_type", media, "image/png", "multipart/form-data")
+
+
+@pytest.mark.parametrize(("media", "content"), [("heic", HEIC), ("heif", HEIC), ("avif", AVIF)])
+async def test_bare_bodies_of_a_phone(client, media, content):
+    response = await client.post("/invert?steps=2", content=content, headers={"content-type": f"image/{media}"})
+    assert response.status_code == 200
+
+
+async def test_a_jpeg_of_more_pixels_than_allowed_is_decoded_at_a_fraction(tiny):
+    """fit says what is done to images of another size, so that the fraction is only one of its means."""
+    photo = saved(Image.new("L", (160, 120), 200), "JPEG")
+    settings = Settings(checkpoint=tiny, max_pixels=1200)
+    for fit in ("resize", "crop", "pad"):
+        x = files.read_image(load(tiny), settings.max_pixels, "image", photo, fit)
+        assert x.shape == (1, 8, 8)
+        assert float(x[0, 4, 4]) == pytest.approx(200 / 127.5 - 1, abs=0.02)
+    for content, fit in ((photo, "exact"), (saved(Image.new("L", (160, 120)), "PNG"), "resize")):
+        with pytest.raises(ImageTooLarge, match="160x120 pixels, at most 1200"):
+            files.read_image(load(tiny), settings.max_pixels, "image", content, fit)
 
 
 async def test_whoever_hangs_up_leaves_his_place_when_his_image_is_decoded(monkeypatch):

@@ -93,7 +93,9 @@ async def test_images_are_encoded_first_and_returned_first_and_last(client, samp
 
 async def test_a_strip_says_how_it_is_made_again(client):
     strip = await client.post(
-        "/interpolate", files={"a": PNGS[0], "b": (None, "8")}, data={"steps": 4, "labels": ["circle", "square"]}
+        "/interpolate",
+        files={"a": PNGS[0], "b": (None, "8")},
+        data={"steps": 4, "labels": ["circle", "square"], "embed": "request_and_files"},
     )
     facts = json.loads(opened(strip.content).text["unstir"])
     assert facts["operation"] == "/interpolate"

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import base64
+import hashlib
 import io
+import json
+import re
 
 import httpx
 import numpy as np
@@ -43,8 +46,13 @@ async def test_a_file_a_body_base64_and_a_data_url_are_the_same_image(client):
         await client.post("/invert", json=fields | {"image": text}, headers=NPY),
         await client.post("/invert", json=fields | {"image": f"data:image/png;base64,{text}"}, headers=NPY),
         await client.post("/invert", files={"image": (None, text)}, data=fields, headers=NPY),
+        await client.post("/invert", json=fields | {"image": f"{text}\n"}, headers=NPY),
+        await client.post("/invert", json=fields | {"image": base64.encodebytes(PNG).decode()}, headers=NPY),
+        await client.post("/invert", json=fields | {"image": re.sub("(.{20})", "\\1\r\n\t", text)}, headers=NPY),
+        await client.post("/invert", files={"image": (None, base64.encodebytes(PNG))}, data=fields, headers=NPY),
+        await client.post("/invert", files={"image": (None, PNG)}, data=fields, headers=NPY),  # a file without a name
     ]
-    assert [answer.status_code for answer in answers] == [200] * 5
+    assert [answer.status_code for answer in answers] == [200] * 10
     assert len({answer.content for answer in answers}) == 1
     assert answers[0].headers["x-nfe"] == "20"
 
@@ -73,10 +81,11 @@ async def test_the_latent_is_that_of_the_plain_loop(client, tiny, method):
         assert "residual" not in inverted
 
 
+@pytest.mark.parametrize("embed", ["request_and_files", "none"])
 @pytest.mark.parametrize("method", INVERSIONS)
-async def test_latent_and_decode_give_the_reconstruction_bit_for_bit(client, method):
-    inverted = await invert(client, steps=9, method=method, label="Big star")
-    sent = {**inverted["decode"], "latent": {"npy": inverted["latent"]}}
+async def test_latent_and_decode_give_the_reconstruction_bit_for_bit(client, method, embed):
+    inverted = await invert(client, steps=9, method=method, label="Big star", embed=embed)
+    sent = {**inverted["decode"], "latent": {"npy": inverted["latent"]}, "embed": embed}
     again = await client.post("/sample", json=sent)
     assert again.status_code == 200, again.text
     assert again.content == base64.b64decode(inverted["reconstruction"])
@@ -94,6 +103,34 @@ async def test_latent_and_decode_give_the_reconstruction_bit_for_bit(client, met
     assert inverted["exact"] == pytest.approx((shown == PIXELS).mean(), rel=1e-5)
     if method == "obelm":
         assert inverted["exact"] == 1
+
+
+async def test_a_reconstruction_names_the_image_that_came_and_does_not_hold_it(client):
+    """Neither as bytes nor as a latent, in any form of the answer; sent again with the image, it is the same file."""
+    came, fields, accept = PNG, {"steps": 6, "method": "obelm", "trajectory": 3}, {"accept": "image/png"}
+    inverted = await invert(client, **fields)
+    alone = Image.open(io.BytesIO(base64.b64decode(inverted["reconstruction"])))
+    body = {**fields, "image": base64.b64encode(came).decode()}
+    strip = (await client.post("/invert", json=body, headers=accept)).content
+    for shown, trajectory in ((alone, None), (Image.open(io.BytesIO(strip)), 3)):
+        facts = json.loads(shown.text["unstir"])
+        assert facts["operation"] == "/invert"
+        assert facts["request"].get("trajectory") == trajectory
+        assert facts["request"]["image"] == {"sha256": hashlib.sha256(came).hexdigest(), "bytes": len(came)}
+        sent = {**facts["request"], "image": base64.b64encode(came).decode()}
+        again = Image.open(io.BytesIO((await client.post("/invert", json=sent, headers=accept)).content))
+        assert np.array_equal(np.asarray(again), np.asarray(shown))
+        assert again.text == shown.text
+
+
+async def test_a_file_named_by_its_hash_is_to_be_sent(client):
+    named = {"sha256": "0" * 64, "bytes": 1}
+    for path, body, field in (
+        ("/invert", {"image": named}, "image"),
+        ("/sample", {"latent": {"npy": named}}, "latent.npy"),
+        ("/interpolate", {"a": {"image": named}, "b": 1}, "a.image"),
+    ):
+        assert_problem(await client.post(path, json=body), 422, "invalid_field", field, "send the file itself")
 
 
 async def test_other_forms_of_the_answer(client):

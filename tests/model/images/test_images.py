@@ -81,6 +81,25 @@ def test_the_same_image_is_the_same_bytes():
     assert images.png(pixels ^ 1, {"a": "1", "b": "2"}, scale=2) != first
 
 
+@pytest.mark.parametrize(("channels", "count"), [(1, 2), (3, 7)])
+def test_an_animation_of_equal_frames_is_one(channels, count):
+    """Pillow makes a plain PNG of it, which says nothing of its time."""
+    frame = np.random.default_rng(3).integers(0, 256, (5, 4, channels), np.uint8)
+    content = images.animation(np.stack([frame] * count), "apng", {"a": "b"})
+    assert images.is_animated(content)
+    assert not images.is_animated(images.png(frame))
+    with Image.open(io.BytesIO(content)) as image:
+        assert (image.n_frames, image.info["loop"], image.text) == (1, 0, {"a": "b"})
+        assert image.info["duration"] == 1800 + 100 * (count - 2)
+    (found,) = images.frames(content)
+    assert np.array_equal(found, np.broadcast_to(frame, (5, 4, 3)))
+
+
+def test_the_frames_of_an_animation_are_read():
+    moving = np.random.default_rng(4).integers(0, 256, (3, 5, 4, 3), np.uint8)
+    assert np.array_equal(images.frames(images.animation(moving, "apng")), moving)
+
+
 @pytest.mark.parametrize(("channels", "shape"), [(1, (5, 4, 1)), (3, (5, 4, 3))])
 def test_a_file_is_read_in_the_wanted_channels(tmp_path, channels, shape):
     pixels = np.random.default_rng(2).integers(0, 256, shape, dtype=np.uint8)
