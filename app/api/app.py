@@ -36,6 +36,7 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         summary="HTTP inference for pixel-space diffusion models.",
         lifespan=lifecycle.run,
         redoc_url=None,
+        generate_unique_id_function=openapi.operation_id,
     )
     app.state.lifecycle, app.state.job_store = lifecycle, job_store
     for router in (operations.router, jobs.router, status.router):

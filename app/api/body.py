@@ -19,7 +19,7 @@ from starlette.exceptions import HTTPException
 
 from app.errors import InvalidField, InvalidForm, InvalidJSON, UnsupportedMedia
 from app.operations.files import NPY_MAGIC
-from app.operations.requests import latent_fields, list_fields
+from app.operations.requests import MAX_SEED, latent_fields, list_fields
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -60,7 +60,7 @@ async def offload(request: Request, function: Callable[..., T], *arguments: obje
 
 def _parse_json(model: type[M], content: bytes) -> M:
     try:
-        fields = json.loads(content or b"{}")
+        fields = json.loads(content or b"{}", parse_float=_parse_number)
     except json.JSONDecodeError as error:
         raise InvalidJSON(f"at character {error.pos}: {error.msg}; send one JSON object") from error
     except UnicodeDecodeError as error:
@@ -70,6 +70,15 @@ def _parse_json(model: type[M], content: bytes) -> M:
     if not isinstance(fields, dict):
         raise InvalidField("body", plain(fields), "send one JSON object")
     return _validate(model, fields, strict=True)
+
+
+def _parse_number(text: str) -> float | int:
+    """A number of JSON with a fraction or an exponent. JSON schema takes 20.0 for an integer, and so do we.
+
+    Beyond 2^53 a float does not say which integer it is, and stays one.
+    """
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= MAX_SEED else value
 
 
 async def _read_form(request: Request, model: type[M], max_bytes: int) -> M:

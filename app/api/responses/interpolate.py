@@ -9,7 +9,7 @@ from pydantic import Field
 from torch import Tensor
 
 from app.api.responses.results import OperationResult, describe_plan, embed_request, to_base64, to_request_json
-from app.api.responses.schemas import SamplingResponse, Timing
+from app.api.responses.schemas import EncodedArray, EncodedImage, SamplingResponse, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
@@ -21,8 +21,8 @@ from model.images import png, to_uint8
 class InterpolateResponse(SamplingResponse):
     """The JSON response of `/interpolate`."""
 
-    images: list[str] = Field(description="PNG, base64; of a grid row by row.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy.")
+    images: list[EncodedImage] = Field(description="PNG, base64; of a grid row by row.")
+    latents: list[EncodedArray] = Field(description="x_T of each image: base64 of a .npy.")
     weights: list[list[float]] = Field(description="Of each image, the weight of each given latent.")
     method: str
     grid: list[int] | None = None

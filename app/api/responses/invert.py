@@ -5,12 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.api.responses.results import NO_TRAJECTORY, OperationResult, embed_request, to_base64
 from app.api.responses.sample import SampleResult
-from app.api.responses.schemas import Timing
+from app.api.responses.schemas import Answer, EncodedArray, EncodedImage, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
@@ -19,7 +19,7 @@ from model.checkpoint import Card
 from model.images import png, to_uint8
 
 
-class DecodeFields(BaseModel):
+class DecodeFields(Answer):
     """What `/sample` needs beside the latent to give the image back."""
 
     sampler: str
@@ -30,7 +30,7 @@ class DecodeFields(BaseModel):
     reproducible: bool
 
 
-class InvertResponse(BaseModel):
+class InvertResponse(Answer):
     """The JSON response of `/invert`. PSNR, MSE and the largest error are measured on [-1, 1], unrounded."""
 
     decode: DecodeFields = Field(description='Send these fields to /sample, with `latent` as {"npy": …}.')
@@ -54,9 +54,11 @@ class InvertResponse(BaseModel):
     model: str = Field(description="Name of the checkpoint.")
     sha256: str = Field(description="Of the weights.")
     timing: Timing
-    latent: str = Field(description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm.")
-    reconstruction: str | None = Field(None, description="PNG, base64: the response of /sample to `decode`.")
-    trajectory: list[str] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
+    latent: EncodedArray = Field(
+        description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm."
+    )
+    reconstruction: EncodedImage | None = Field(None, description="PNG, base64: the response of /sample to `decode`.")
+    trajectory: list[EncodedImage] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.api.openapi import result_response
 from app.api.operation import Operation
 from app.api.problems import DECLARED
 from app.api.respond import respond
@@ -59,19 +60,14 @@ OPERATIONS = (
         (PNG, GIF, WEBP, APNG, JPEG, JSON, NPY, ZIP, EVENTS),
     ),
 )
-router = APIRouter()
+router = APIRouter(tags=["images"])
 
 
 def _responses(operation: Operation) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the endpoint's responses."""
     first, *others = operation.formats
-    binary = {"schema": {"type": "string", "format": "binary"}}
     return {
-        200: {
-            "description": f"By default {first}; by Accept also {', '.join(others)}.",
-            "model": operation.response,
-            "content": {media_type: binary for media_type in operation.formats if media_type != JSON},
-        },
+        200: result_response([operation], f"By default {first}; by Accept also {', '.join(others)}."),
         202: {"model": JobStatus, "description": "With `Prefer: respond-async`: where to ask, in `Location`."},
         **DECLARED,
     }
