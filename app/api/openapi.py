@@ -7,6 +7,7 @@ routes and their models.
 
 from __future__ import annotations
 
+import json
 import re
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -63,6 +64,8 @@ def _complete(document: Schema, operations: Sequence[Operation]) -> Schema:
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     for operation in operations:
         schemas[_form_name(operation)] = _form(operation, schemas[operation.request.__name__])
+        _write_out_defaults(schemas[operation.request.__name__])
+        _write_out_defaults(schemas[_form_name(operation)])
     _name_enums(schemas)
     for operation in operations:
         _describe_body(document["paths"][operation.path]["post"], operation, schemas)
@@ -126,6 +129,16 @@ def _without_null(schema: Schema) -> Schema:
     return {**kept, "anyOf": members} if members else kept
 
 
+def _write_out_defaults(schema: Schema) -> None:
+    """Defaults as text: as members, some generators send them all, and others make the fields required."""
+    for name, declared in schema["properties"].items():
+        default = declared.pop("default", None)
+        if default is not None:
+            text = str(declared.get("description", "")).strip()
+            shown = f"Default: {default if isinstance(default, str) else json.dumps(default)}."
+            schema["properties"][name] = {**declared, "description": f"{text} {shown}".strip()}
+
+
 def _name_enums(schemas: Schema) -> None:
     """Choices that several schemas have as a schema of its own, named as the field: clients have one type for it.
 
@@ -151,11 +164,11 @@ def _name_enums(schemas: Schema) -> None:
 
 
 def _query(form: Schema) -> Iterator[Schema]:
-    """The other fields of a bare image. Without defaults, which clients would send, with other bodies, too."""
+    """The other fields of a bare image."""
     for name, schema in form["properties"].items():
         if name != "image":
             text = f"Only with a bare image as the body. {schema.get('description', '')}"
-            bare = {key: value for key, value in schema.items() if key not in ("default", "description")}
+            bare = {key: value for key, value in schema.items() if key != "description"}
             yield {"name": name, "in": "query", "required": False, "description": text, "schema": bare}
 
 

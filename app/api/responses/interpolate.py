@@ -15,6 +15,7 @@ from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.interpolate import Interpolation
 from model.checkpoint import Card
+from model.diffusion.interpolation import InterpolationMethod
 from model.images import png, to_uint8
 
 
@@ -24,7 +25,7 @@ class InterpolateResponse(SamplingResponse):
     images: list[EncodedImage] = Field(description="PNG, base64; of a grid row by row.")
     latents: list[EncodedArray] = Field(description="x_T of each image: base64 of a .npy.")
     weights: list[list[float]] = Field(description="Of each image, the weight of each given latent.")
-    method: str
+    method: InterpolationMethod
     grid: list[int] | None = None
     labels: list[str | None] = Field(description="Class of each given latent.")
     warnings: list[str] = Field([], description="What is unusual about these latents.")

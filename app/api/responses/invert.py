@@ -15,16 +15,18 @@ from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.invert import Encoding
+from app.operations.requests import MethodName, SamplerName
 from model.checkpoint import Card
+from model.diffusion.schedule import Spacing
 from model.images import png, to_uint8
 
 
 class DecodeFields(Answer):
     """What `/sample` needs beside the latent to give the image back."""
 
-    sampler: str
+    sampler: SamplerName
     steps: int
-    spacing: str
+    spacing: Spacing
     clip: bool
     label: str | None = None
     reproducible: bool
@@ -34,10 +36,10 @@ class InvertResponse(Answer):
     """The JSON response of `/invert`. PSNR, MSE and the largest error are measured on [-1, 1], unrounded."""
 
     decode: DecodeFields = Field(description='Send these fields to /sample, with `latent` as {"npy": …}.')
-    method: str
+    method: MethodName
     steps: int
     refinements: int | None = None
-    spacing: str
+    spacing: Spacing
     label: str | None = None
     nfe: int = Field(description="Network evaluations of the inversion.")
     decode_nfe: int = Field(description="Network evaluations of decoding.")

@@ -6,6 +6,9 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from app.operations.requests import SamplerName
+from model.diffusion.schedule import Spacing
+
 
 def _leave_out_null(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """Fields that are None are not sent: what is null by default may be missing and is never null; all else is there.
@@ -46,12 +49,12 @@ class Timing(BaseModel):
 class SamplingResponse(Answer):
     """What `/sample` and `/interpolate` report in common: the request with every default filled in, and its cost."""
 
-    sampler: str
+    sampler: SamplerName
     steps: int
     eta: float | None = None
     order: int | None = None
     warmup: bool | None = None
-    spacing: str
+    spacing: Spacing
     clip: bool
     guidance: float
     reproducible: bool
@@ -107,7 +110,7 @@ class InversionInfo(BaseModel):
     what: str
     when: str
     evaluations: str = Field(description="What N steps cost.")
-    sampler: str = Field(description="The one that leads back.")
+    sampler: SamplerName = Field(description="The one that leads back.")
 
 
 class ModelInfo(BaseModel):
