@@ -49,6 +49,16 @@ images: .venv/.serve  ## Draw the images of the README and docs/ from the shippe
 	.venv-peers/bin/pip install --quiet --editable . --requirement bench/peers/requirements.txt
 	touch $@
 
+# The generators of the clients that tests/test_clients.py calls the service with; it makes both.
+.venv-clients/.ready: tests/clients/requirements.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	touch $@
+
+tests/clients/node_modules/.ready: tests/clients/package-lock.json
+	cd tests/clients && npm ci --no-audit --no-fund
+	touch $@
+
 bench-peers: .venv-peers/.ready  ## Measure docs/performance.md again, beside other servers: over three hours; RESUME=--resume goes on
 	.venv-peers/bin/python -m bench.performance $(RESUME)
 
