@@ -6,7 +6,6 @@ The generators have environments of their own, which `make` installs: .venv-clie
 from __future__ import annotations
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -86,8 +85,7 @@ def test_a_python_client(service, folder):
 
 def test_a_typescript_client(service, folder):
     if shutil.which("npm") is None:
-        assert not os.environ.get("CI"), "the tests of CI need node and npm"
-        pytest.skip("needs node and npm (Debian, Ubuntu: apt install nodejs npm)")
+        pytest.skip("needs node and npm (Debian, Ubuntu: apt install nodejs npm)")  # .ci/run does not start without
     install("tests/clients/node_modules/.ready")
     (folder / "node_modules").symlink_to(CALLS / "node_modules")
     shutil.copy(CALLS / "package.json", folder)
