@@ -12,7 +12,7 @@ from app.api import openapi, problems
 from app.api.job_store import JobStore
 from app.api.lifespan import Lifecycle
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
-from app.api.routes import jobs, operations, status
+from app.api.routes import docs, jobs, operations, status
 from app.api.routes.operations import OPERATIONS
 from app.errors import UnstirError
 from app.settings import Settings
@@ -35,11 +35,12 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         version=__version__,
         summary="HTTP inference for pixel-space diffusion models.",
         lifespan=lifecycle.run,
+        docs_url=None,  # ours needs no internet
         redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
     )
     app.state.lifecycle, app.state.job_store = lifecycle, job_store
-    for router in (operations.router, jobs.router, status.router):
+    for router in (operations.router, jobs.router, status.router, docs.router):
         app.include_router(router)
     app.add_exception_handler(UnstirError, problems.on_unstir_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)

@@ -17,9 +17,10 @@ def _leave_out_null(schema: dict[str, Any], model: type[BaseModel]) -> None:
     """
     fields, properties = model.model_fields, schema["properties"]
     optional = {name for name in properties if not fields[name].is_required() and fields[name].default is None}
+    for found in properties.values():
+        found.pop("default", None)
     for name in optional:
         found = properties[name]
-        found.pop("default", None)
         members = [member for member in found.pop("anyOf", []) if member.get("type") != "null"]
         found |= members[0] if len(members) == 1 else {"anyOf": members} if members else {}
     schema["required"] = [name for name in properties if name not in optional]
