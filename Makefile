@@ -71,4 +71,7 @@ gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card;
 fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 	$(BIN)/python -m tests.fuzz_uploads --files 20000
 
-.PHONY: help install serve test test-slow stress check golden images bench bench-peers gpu-check fuzz
+contract: .venv/.dev  ## Send a running service thousands of requests made from its OpenAPI document
+	$(BIN)/python -m tests.contract
+
+.PHONY: help install serve test test-slow stress check golden images bench bench-peers gpu-check fuzz contract

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import pytest
 
+from tests import contract
 from tests.conftest import save_tiny
 from tests.process import server
 from tests.readme import DOCS, ROOT
@@ -97,6 +98,13 @@ def test_a_typescript_client(service, folder):
     run("node_modules/.bin/tsc", *STRICT, "calls.ts", "example.ts", cwd=folder)
     assert run("node", "calls.js", address(service), "image.png", cwd=folder) == "done\n"
     assert "sampler: 'ddim'" in run("node", "example.js", cwd=folder)
+
+
+def test_requests_made_from_the_document(service, folder):
+    """A few of what `make contract` sends."""
+    options = ("--phases", "examples,fuzzing", "--max-examples", "2", "--seed", "0")
+    said = run(*contract.command(address(service), *options), cwd=folder)
+    assert int(re.search(r"(\d+) generated, \1 passed", said)[1]) >= 20
 
 
 def test_the_page_names_the_packages_that_are_tested():
