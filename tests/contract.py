@@ -1,4 +1,4 @@
-"""Requests that schemathesis makes from the OpenAPI document, good and bad: ``python -m tests.contract --examples 100``.
+"""Requests that schemathesis makes from the OpenAPI document: ``python -m tests.contract --examples 100``.
 
 No response may be a server error (but 504, for deadlines are among what is made), and each must have a status, a type,
 headers and a body as the document says. ``--seed`` repeats a run.
@@ -39,6 +39,6 @@ if __name__ == "__main__":
     arguments = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder, server(save_tiny(Path(folder))) as (_, client, lines):
         options = ("--max-examples", str(arguments.examples), "--seed", str(arguments.seed))
-        done = subprocess.run(command(str(client.base_url).rstrip("/"), *options), check=False)
+        done = subprocess.run(command(str(client.base_url).rstrip("/"), *options), cwd=folder, check=False)
         assert not [line for line in lines if "Traceback" in line], "".join(lines)
     sys.exit(done.returncode)
