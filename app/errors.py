@@ -2,14 +2,17 @@
 
     UnstirError
     ├── BadInput                 the request must change
+    │   ├── InvalidHTTP          400
     │   ├── InvalidJSON          400
     │   ├── InvalidForm          400
     │   ├── InvalidField         422
     │   ├── InvalidHeader        400
+    │   ├── ForeignOrigin        403
     │   ├── NotFound             404
     │   ├── NoSuchJob            404
     │   ├── MethodNotAllowed     405
     │   ├── NotAcceptable        406
+    │   ├── SlowRequest          408
     │   ├── NotDone              409
     │   ├── KeyReused            409
     │   ├── Cancelled            410
@@ -18,6 +21,7 @@
     │   └── UnsupportedMedia     415
     ├── TryLater                 the request is fine, the moment is not; has Retry-After
     │   ├── Overloaded           429
+    │   ├── TooManyConnections   503
     │   ├── Starting             503
     │   └── Draining             503
     ├── TooLate                  504
@@ -69,6 +73,15 @@ class BadInput(UnstirError):
     """The request must change before it can succeed."""
 
 
+class InvalidHTTP(BadInput):
+    code, status, title = "invalid_http", 400, "Invalid HTTP"
+    meaning = "The request is not HTTP as RFC 9112 has it, or ambiguous; the connection is closed."
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.headers["Connection"] = "close"
+
+
 class InvalidJSON(BadInput):
     code, status, title = "invalid_json", 400, "Invalid JSON"
     meaning = "The body is not valid JSON; the detail says where."
@@ -108,6 +121,11 @@ class InvalidHeader(BadInput):
     meaning = "`X-Request-Timeout-Ms` or `Idempotency-Key` cannot be read; the detail names it."
 
 
+class ForeignOrigin(BadInput):
+    code, status, title = "foreign_origin", 403, "Foreign origin"
+    meaning = "A page of another site sent the request; `UNSTIR_CORS_ORIGINS` names the sites that may."
+
+
 class NotFound(BadInput):
     code, status, title = "not_found", 404, "Not found"
     meaning = "There is no such path; `/docs` lists those that exist."
@@ -128,6 +146,18 @@ class MethodNotAllowed(BadInput):
 class NotAcceptable(BadInput):
     code, status, title = "not_acceptable", 406, "Not acceptable"
     meaning = "`Accept` names no format that this request can have; the detail lists those that it can."
+
+
+class SlowRequest(BadInput):
+    code, status, title = "slow_request", 408, "The request did not arrive in time"
+    meaning = (
+        "Headers must arrive within `UNSTIR_HEADER_SECONDS`, the body within `UNSTIR_BODY_SECONDS`; the connection is "
+        "closed."
+    )
+
+    def __init__(self, detail: str) -> None:
+        super().__init__(detail)
+        self.headers["Connection"] = "close"
 
 
 class NotDone(BadInput):
@@ -177,6 +207,11 @@ class Overloaded(TryLater):
     meaning = (
         "More work waits than `UNSTIR_MAX_QUEUE_SECONDS`; after `Retry-After` seconds the same request is admitted."
     )
+
+
+class TooManyConnections(TryLater):
+    code, status, title = "too_many_connections", 503, "All connections are taken"
+    meaning = "`UNSTIR_MAX_CONNECTIONS` are open, and none is idle; the connection is closed."
 
 
 class Starting(TryLater):

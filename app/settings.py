@@ -7,10 +7,13 @@ stops the start, never a request.
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from difflib import get_close_matches
+from ipaddress import ip_network
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
@@ -94,6 +97,45 @@ class Settings(BaseSettings):
         description="Maximum pixels of an uploaded image, before it is resized; each takes up to 18 bytes while it is "
         "decoded, two images at once.",
     )
+    max_upload_bytes: int = Field(
+        128 << 20,
+        ge=1 << 20,
+        description="Maximum bytes of request bodies in memory, all requests together; further ones wait unread.",
+    )
+    max_connections: int = Field(
+        4096,
+        ge=8,
+        description="Maximum open connections, fewer where the limit of open files is lower; then idle ones "
+        "are closed, and where none is idle, a new one gets 503.",
+    )
+    header_seconds: float = Field(
+        20, gt=0, allow_inf_nan=False, description="How long a client may take to send the headers of a request."
+    )
+    body_seconds: float = Field(
+        60,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a client may take to send a body, and how long a body waits for UNSTIR_MAX_UPLOAD_BYTES.",
+    )
+    write_seconds: float = Field(
+        60,
+        gt=0,
+        allow_inf_nan=False,
+        description="How long a client may read nothing of its response before it is disconnected.",
+    )
+    root_path: str = Field(
+        "", description="Prefix under which a proxy serves this; links and /docs begin with it: /unstir."
+    )
+    cors_origins: str = Field(
+        "",
+        description="Sites whose pages may use the service from a browser, as https://a.org,https://b.org; * is any. "
+        "Others are refused.",
+    )
+    trusted_proxies: str = Field(
+        "",
+        description="Addresses of proxies whose X-Forwarded-For and X-Forwarded-Proto are believed, as "
+        "10.0.0.1,10.1.0.0/16; * is any.",
+    )
     drain_seconds: float = Field(
         30,
         ge=0,
@@ -104,9 +146,76 @@ class Settings(BaseSettings):
     )
     log_format: Literal["text", "json"] = Field("text", description="text, or json: one object a line.")
 
+    @model_validator(mode="before")
+    @classmethod
+    def _drop_empty(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """An empty variable is as if it were not set, but for the cache; nor is a Kubernetes link a port."""
+        linked = str(values.get("port", "")).startswith("tcp://")
+        return {
+            name: value
+            for name, value in values.items()
+            if (value != "" or name == "cache") and not (name == "port" and linked)
+        }
+
+    @field_validator("log_level", "log_format", "device", "dtype", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("checkpoint")
+    @classmethod
+    def _expand(cls, path: Path) -> Path:
+        return path.expanduser()
+
+    @field_validator("root_path")
+    @classmethod
+    def _prefix(cls, path: str) -> str:
+        if path and not re.fullmatch(r"(/[\w.~-]+)+", path, re.ASCII):
+            raise ValueError("send a path that begins with a slash and ends without one, as /unstir")
+        return path
+
+    @field_validator("cors_origins")
+    @classmethod
+    def _origins(cls, origins: str) -> str:
+        for origin in filter(None, re.split(r"[,\s]+", origins)):
+            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+                raise ValueError("name each as https://example.org, without a path, or all with *")
+        return origins
+
+    @field_validator("trusted_proxies")
+    @classmethod
+    def _proxies(cls, proxies: str) -> str:
+        for proxy in filter(None, re.split(r"[,\s]+", proxies)):
+            if proxy != "*":
+                ip_network(proxy)  # says what is wrong
+        return proxies
+
+    @property
+    def origins(self) -> tuple[str, ...]:
+        """``cors_origins``, one by one."""
+        return tuple(filter(None, re.split(r"[,\s]+", self.cors_origins.lower())))
+
     @field_validator("device")
     @classmethod
     def _known_device(cls, name: str) -> str:
         if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", name):
             raise ValueError("choose auto, cpu, cuda or cuda:N")
         return name
+
+
+LINK = re.compile(r"UNSTIR_(SERVICE_(HOST|PORT(_\w+)?)|PORT_\d+_(TCP|UDP)(_\w+)?)")  # of Kubernetes, for a service
+
+
+def review_environment(environment: Mapping[str, str]) -> list[str]:
+    """Lines for the log about variables that look like settings and are none."""
+    known = {f"UNSTIR_{name.upper()}" for name in Settings.model_fields}
+    lines = []
+    for name, value in environment.items():
+        if name.startswith("UNSTIR_") and name not in known and not LINK.fullmatch(name):
+            similar = get_close_matches(name, known, 1)
+            remedy = f"did you mean {similar[0]}?" if similar else "unstir serve --help lists them"
+            lines.append(f"{name} is no setting and is ignored; {remedy}")
+        if name == "UNSTIR_PORT" and value.startswith("tcp://"):
+            remedy = "set enableServiceLinks: false, or --port"
+            lines.append(f"UNSTIR_PORT = {value} comes from a Kubernetes service and is ignored; {remedy}")
+    return lines

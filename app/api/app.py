@@ -12,6 +12,7 @@ from app.api import openapi, problems
 from app.api.job_store import JobStore
 from app.api.lifespan import Lifecycle
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
+from app.api.origins import OriginMiddleware
 from app.api.routes import docs, jobs, operations, status
 from app.api.routes.operations import OPERATIONS
 from app.errors import UnstirError
@@ -38,13 +39,21 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         docs_url=None,  # ours needs no internet
         redoc_url=None,
         generate_unique_id_function=openapi.operation_id,
+        redirect_slashes=False,  # a redirect would name the host that the client claims to have asked
     )
     app.state.lifecycle, app.state.job_store = lifecycle, job_store
-    for router in (operations.router, jobs.router, status.router, docs.router):
+    app.state.routers = (operations.router, jobs.router, status.router, docs.router)
+    for router in app.state.routers:
         app.include_router(router)
     app.add_exception_handler(UnstirError, problems.on_unstir_error)
     app.add_exception_handler(HTTPException, problems.on_http_exception)
     app.add_middleware(BodyLimitMiddleware, limit=settings.max_body_bytes)
-    app.add_middleware(RequestMiddleware, metrics=metrics, on_unexpected_error=problems.on_unexpected_error)
+    app.add_middleware(OriginMiddleware, origins=settings.origins, costly={operation.path for operation in OPERATIONS})
+    app.add_middleware(
+        RequestMiddleware,
+        metrics=metrics,
+        root_path=settings.root_path,
+        on_unexpected_error=problems.on_unexpected_error,
+    )
     openapi.extend(app, OPERATIONS)
     return app

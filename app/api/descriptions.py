@@ -68,6 +68,9 @@ REQUEST_HEADERS = {
         {**TEXT, "examples": ["respond-async"]},
         COMPUTE,
     ),
+    "If-None-Match": Header(
+        "ETags of responses that the client has: 304, without work, where the present one is among them.", TEXT, COMPUTE
+    ),
     "traceparent": Header(
         "The trace (W3C Trace Context) that the request's span joins, where OpenTelemetry is installed.", TEXT, COMPUTE
     ),
@@ -84,8 +87,12 @@ RESPONSE_HEADERS = {
         RESULTS,
         (200,),
     ),
-    "Vary": Header("For caches: the response depends on Accept.", TEXT, RESULTS, (200,)),
-    "Cache-Control": Header("Of event streams, no-cache.", TEXT, RESULTS, (200,)),
+    "Vary": Header("For caches: the response depends on Accept.", TEXT, RESULTS, (200, 304)),
+    "Cache-Control": Header("no-store; with an ETag no-cache, which lets a cache ask again with it.", TEXT),
+    "ETag": Header("Of a response that is a function of its request, for If-None-Match.", TEXT, COMPUTE, (200, 304)),
+    "Content-Disposition": Header("A name for the file.", TEXT, RESULTS, (200,)),
+    "Connection": Header("close, where the rest of the request is not read.", TEXT, None, (400, 408, 503)),
+    "Accept-Encoding": Header("Codings of bodies that are taken: identity.", TEXT, COMPUTE, (415,)),
     "X-Accel-Buffering": Header("Of event streams, no: proxies pass each event on at once.", TEXT, RESULTS, (200,)),
     "Idempotent-Replayed": Header(
         "true where the key of the request was known, and the response is that of the first request.",

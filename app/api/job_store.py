@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import time
 import uuid
+from collections import Counter, deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Literal
 
 from app.api import problems
-from app.api.operation import Operation
+from app.api.operation import Formats, Operation
+from app.api.places import PlacePromises
 from app.api.responses.schemas import JobStatus
 from app.api.tasks import RequestTask
 from app.errors import KeyReused, NoSuchJob, Overloaded
@@ -24,14 +27,19 @@ class StoredJob:
     """A task that can be asked about.
 
     Attributes:
+        formats: of its response.
         request_id: of the request that started it.
         digest: of that request; its key stands for this and nothing else.
+        caller: who sent it.
+        key: the caller's ``Idempotency-Key``, together with the caller.
     """
 
     task: RequestTask
     operation: Operation
+    formats: Formats
     request_id: str
     digest: str
+    caller: str
     key: str | None = None
     asynchronous: bool = False
     id: str = field(default_factory=lambda: uuid.uuid4().hex)
@@ -74,30 +82,44 @@ class StoredJob:
             seconds_left=round(service.engine.seconds_left(active), 3) if active else 0.0,
             created=datetime.fromtimestamp(self.created, UTC).isoformat(timespec="milliseconds"),
             request_id=self.request_id,
-            result=f"/jobs/{self.id}/result" if state == "done" else None,
+            result=f"{service.settings.root_path}/jobs/{self.id}/result" if state == "done" else None,
             error=problem,
         )
 
 
 class JobStore:
-    """All jobs that are kept; its methods are called on the event loop."""
+    """All jobs that are kept; its methods are called on the event loop.
+
+    Asynchronous jobs and results under a key are counted apart, so that neither crowds out the other.
+    """
 
     def __init__(self, settings: Settings) -> None:
         self._settings = settings
         self._kept: dict[str, StoredJob] = {}  # oldest first
         self._keyed: dict[str, StoredJob] = {}
+        self._places = PlacePromises()
 
-    def add(self, job: StoredJob) -> None:
-        """Keep it; where there is no room, the oldest that are done are evicted.
+    def add(self, job: StoredJob, seconds_left: Callable[[StoredJob], float]) -> None:
+        """Keep it; where there is no room, one that is done is evicted.
+
+        Args:
+            seconds_left: until a job that is under way is done.
 
         Raises:
-            Overloaded: none of them is done; the task is cancelled.
+            Overloaded: none of them is done; the task is cancelled, and there is a place after ``Retry-After``.
         """
-        self._evict(room=1)
-        if len(self._kept) >= self._settings.max_jobs:
-            detail = f"{len(self._kept)} jobs are under way, and no more are kept; try again later"
-            job.task.cancel(Overloaded(detail, retry_after=1))
-            raise Overloaded(detail, retry_after=1)
+        self._evict(adding=job)
+        alike = [other for other in self._kept.values() if other.asynchronous == job.asynchronous]
+        try:
+            self._places.take(
+                f"{job.asynchronous} {job.key or job.caller + job.digest}",
+                time.monotonic(),
+                self._settings.max_jobs,
+                sorted(seconds_left(other) for other in alike),
+            )
+        except Overloaded as error:
+            job.task.cancel(error)
+            raise
         self._kept[job.id] = job
         if job.key is not None:
             self._keyed[job.key] = job
@@ -137,24 +159,39 @@ class JobStore:
         self._evict()
         return len(self._kept), sum(job.nbytes for job in self._kept.values())
 
-    def _evict(self, room: int = 0) -> None:
-        """Drop what has expired, then the oldest that are done while there are too many or they are too large.
+    def _evict(self, adding: StoredJob | None = None) -> None:
+        """Drop what has expired, then results while they are too many or too large.
 
-        The newest stays, however large it is: somebody has waited for it. A failure is kept only where the client can
-        ask for it; a request under a key may be tried again.
+        The caller that holds most loses its oldest first, so that nobody loses theirs to another's many. The newest
+        stays, however large it is: somebody has waited for it. A failure is kept only where the client can ask for it;
+        a request under a key may be tried again.
         """
         now = time.monotonic()
         done = [job for job in self._kept.values() if job.task.done]
-        for job in [job for job in done if job.task.error and not job.asynchronous]:
-            self.forget(job)
-            done.remove(job)
-        done.sort(key=lambda job: job.task.ended or now)
-        total = sum(job.nbytes for job in done)
         for job in done:
-            expired = now - (job.task.ended or now) > self._settings.job_seconds
-            too_large = total > self._settings.max_job_bytes and job is not done[-1]
-            too_many = len(self._kept) + room > self._settings.max_jobs
-            if not (expired or too_large or too_many):
-                break
+            if now - (job.task.ended or now) > self._settings.job_seconds or (job.task.error and not job.asynchronous):
+                self.forget(job)
+        done = sorted((job for job in done if job.id in self._kept), key=lambda job: job.task.ended or now)
+        self._shrink(done[:-1], lambda job: job.nbytes, self._settings.max_job_bytes - sum(j.nbytes for j in done[-1:]))
+        for asynchronous in (True, False):
+            alike = [job for job in self._kept.values() if job.asynchronous == asynchronous]
+            under_way = sum(not job.task.done for job in alike) + bool(adding and adding.asynchronous == asynchronous)
+            evictable = [job for job in done if job.id in self._kept and job.asynchronous == asynchronous]
+            self._shrink(evictable, lambda _: 1, self._settings.max_jobs - under_way)
+
+    def _shrink(self, jobs: Sequence[StoredJob], size: Callable[[StoredJob], int], limit: int) -> None:
+        """Forget jobs, the oldest of whoever holds most, until their sizes come to at most the limit."""
+        held: Counter[str] = Counter()
+        queues: dict[str, deque[StoredJob]] = {}
+        for job in jobs:
+            held[job.caller] += size(job)
+            queues.setdefault(job.caller, deque()).append(job)
+        total = held.total()
+        while total > limit and total:
+            caller = max(queues, key=lambda name: held[name])
+            job = queues[caller].popleft()
             self.forget(job)
-            total -= job.nbytes
+            held[caller] -= size(job)
+            total -= size(job)
+            if not queues[caller]:
+                del queues[caller]

@@ -9,12 +9,14 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import asynccontextmanager
 from typing import Any
 
 import torch
 
+from app.api.uploads import Uploads
 from app.engine.engine import Engine
 from app.engine.loading import LoadedModel, load
 from app.errors import EngineDead, Starting
@@ -24,6 +26,7 @@ from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("unstir")
+POLL_SECONDS = 0.02
 
 
 class Lifecycle:
@@ -31,6 +34,8 @@ class Lifecycle:
 
     Attributes:
         failure: why loading failed, or None.
+        uploads: the room for request bodies.
+        stopped: set when what still runs is given up.
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None] = lambda: None) -> None:
@@ -38,6 +43,9 @@ class Lifecycle:
         self.settings = settings
         self.metrics = metrics
         self.failure: str | None = None
+        self.uploads = Uploads(settings.max_upload_bytes)
+        self.stopped = asyncio.Event()
+        self._responses = 0
         self._on_failure = on_failure
         self._service: Service | None = None
 
@@ -85,15 +93,29 @@ class Lifecycle:
         watching.cancel()
         self.close()
 
+    @contextlib.contextmanager
+    def responding(self) -> Iterator[None]:
+        """Within it, a response is computed or encoded, for which :meth:`drain` waits."""
+        self._responses += 1
+        try:
+            yield
+        finally:
+            self._responses -= 1
+
     async def drain(self) -> None:
-        """Accept nothing new, and wait until accepted work is done or ``drain_seconds`` have passed."""
+        """Accept nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed."""
         if self.engine is None or self.engine.failure or self.engine.draining:
             return
+        deadline = time.monotonic() + self.settings.drain_seconds
         unfinished = await self.engine.drain(self.settings.drain_seconds)
+        while self._responses and not self.engine.failure and time.monotonic() < deadline:
+            await asyncio.sleep(POLL_SECONDS)
+        unfinished = max(unfinished, self._responses)
         log.info("drained" if not unfinished else f"drain time is over, {unfinished} requests are cut off")
 
     def close(self) -> None:
         """End the device thread; what still runs fails with 503."""
+        self.stopped.set()
         if self.engine is not None:
             self.engine.close()
 

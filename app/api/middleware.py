@@ -11,11 +11,13 @@ from collections.abc import Callable
 from fastapi import HTTPException, Request, Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app.errors import InvalidHTTP
 from app.telemetry.logs import REQUEST_ID
 from app.telemetry.metrics import Metrics
 
 log = logging.getLogger("unstir.http")
-_SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}")
+MAX_PATH = 500  # characters of a path in the log
+_SAFE_ID = re.compile(r"[\w.:/+=-]{1,128}", re.ASCII)
 
 
 class RequestMiddleware:
@@ -25,17 +27,31 @@ class RequestMiddleware:
     """
 
     def __init__(
-        self, app: ASGIApp, metrics: Metrics, on_unexpected_error: Callable[[Request, Exception], Response]
+        self,
+        app: ASGIApp,
+        metrics: Metrics,
+        root_path: str,
+        on_unexpected_error: Callable[[Request, Exception], Response],
     ) -> None:
         self.app = app
         self.metrics = metrics
+        self.root_path = root_path
         self.on_unexpected_error = on_unexpected_error
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        began = time.perf_counter()
+        began, method, path = time.perf_counter(), scope["method"], scope["path"]
+        # Some proxies strip the prefix, some do not; in ASGI the path begins with it.
+        prefix = "" if path.startswith(f"{self.root_path}/") else self.root_path
+        # HEAD is GET without the body (RFC 9110, section 9.3.2).
+        scope = {
+            **scope,
+            "method": "GET" if method == "HEAD" else method,
+            "path": prefix + path,
+            "root_path": self.root_path,
+        }
         sent = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = sent if _SAFE_ID.fullmatch(sent) else uuid.uuid4().hex
         scope.setdefault("state", {})["request_id"] = request_id
@@ -49,9 +65,12 @@ class RequestMiddleware:
                 duration = f"total;dur={(time.perf_counter() - began) * 1e3:.3f}".encode()
                 headers = ((b"x-request-id", request_id.encode()), (b"server-timing", duration))
                 message["headers"] = [*message["headers"], *headers]
+            elif method == "HEAD":
+                message = {**message, "body": b""}
             await send(message)
 
         try:
+            _refuse_two_lengths(scope)
             await self.app(scope, receive, send_with_headers)
         except Exception as error:
             if status:  # the response has begun: only the connection can be closed
@@ -63,10 +82,21 @@ class RequestMiddleware:
             endpoint = getattr(scope.get("route"), "path", "other")
             sampler = scope["state"].get("sampler", "")
             self.metrics.requests.labels(endpoint, sampler, status).inc()
-            self.metrics.duration.labels(endpoint, sampler).observe(seconds)
-            method, path, took = scope["method"], scope["path"], round(seconds * 1e3, 1)
+            self.metrics.duration.labels(endpoint, sampler, status).observe(seconds)
+            path, took = path[:MAX_PATH], round(seconds * 1e3, 1)
             fields = {"method": method, "path": path, "status": status, "ms": took, "sampler": sampler}
             log.info("%s %s %d %.1f ms", method, path, status, took, extra=fields)
+
+
+def _refuse_two_lengths(scope: Scope) -> None:
+    """Where a proxy believes one length and this server the other, what is body to one is a request to the other.
+
+    Raises:
+        InvalidHTTP: the body has both a length and chunks (RFC 9112, section 6.3, item 3).
+    """
+    names = {name for name, _ in scope["headers"]}
+    if {b"content-length", b"transfer-encoding"} <= names:
+        raise InvalidHTTP("the headers have Content-Length and Transfer-Encoding; send one of them")
 
 
 class BodyLimitMiddleware:

@@ -13,7 +13,7 @@ from collections import Counter
 from collections.abc import Iterator, Sequence
 from functools import reduce
 from operator import or_
-from typing import Any
+from typing import Any, Literal
 
 from fastapi import FastAPI
 from fastapi.routing import APIRoute
@@ -27,7 +27,7 @@ from app.operations.requests import file_fields, latent_fields
 Schema = dict[str, Any]
 REFERENCE = "#/components/schemas/{model}"
 BINARY = {"type": "string", "format": "binary"}
-FORMS = ("multipart/form-data",)
+MULTIPART, URLENCODED = "multipart/form-data", "application/x-www-form-urlencoded"
 BARE_IMAGE = "image/*"
 METHODS = ("get", "post", "put", "patch", "delete", "head", "options")
 
@@ -63,12 +63,17 @@ def _complete(document: Schema, operations: Sequence[Operation]) -> Schema:
     schemas |= models_json_schema(models, ref_template=REFERENCE)[1]["$defs"]  # type: ignore[arg-type]
     document["tags"] = [{"name": name, "description": text} for name, text in TAGS.items()]
     for operation in operations:
-        schemas[_form_name(operation)] = _form(operation, schemas[operation.request.__name__])
-        _write_out_defaults(schemas[operation.request.__name__])
-        _write_out_defaults(schemas[_form_name(operation)])
+        declared = schemas[operation.request.__name__]
+        schemas[_name(operation, "Form")] = _form(operation, declared, "Form")
+        schemas[_name(operation, "Fields")] = _form(operation, declared, "Fields")
+        for schema in (declared, schemas[_name(operation, "Form")], schemas[_name(operation, "Fields")]):
+            _write_out_defaults(schema)
     _name_enums(schemas)
     for operation in operations:
-        _describe_body(document["paths"][operation.path]["post"], operation, schemas)
+        path, fields = document["paths"][operation.path], schemas[_name(operation, "Fields")]
+        _describe_body(path["post"], operation, schemas)
+        if "get" in path:
+            path["get"].setdefault("parameters", []).extend(_query(fields))
     for endpoint in _endpoints(document):
         _drop_foreign_problem(endpoint)
         _describe_headers(endpoint)
@@ -86,34 +91,36 @@ def _endpoints(document: Schema) -> Iterator[Schema]:
 
 def _describe_body(endpoint: Schema, operation: Operation, schemas: Schema) -> None:
     """JSON, a form whose files are files, and where the operation takes one image, that image with a query."""
-    name, form = operation.request.__name__, _form_name(operation)
-    content: Schema = {media: {"schema": {"$ref": REFERENCE.format(model=form)}} for media in FORMS}
-    content = {JSON: {"schema": {"$ref": REFERENCE.format(model=name)}}, **content}
+    name = operation.request.__name__
+    models = {JSON: name, MULTIPART: _name(operation, "Form"), URLENCODED: _name(operation, "Fields")}
+    content = {media: {"schema": {"$ref": REFERENCE.format(model=model)}} for media, model in models.items()}
     if "image" in operation.request.model_fields:
         content[BARE_IMAGE] = {"schema": BINARY}
-        endpoint.setdefault("parameters", []).extend(_query(schemas[form]))
+        fields = schemas[_name(operation, "Fields")]
+        endpoint.setdefault("parameters", []).extend(_query(fields, "Only with a bare image as the body."))
     endpoint["requestBody"] = {"content": content, "required": bool(schemas[name].get("required"))}
 
 
-def _form_name(operation: Operation) -> str:
-    return operation.request.__name__.removesuffix("Request") + "Form"
+def _name(operation: Operation, kind: str) -> str:
+    return operation.request.__name__.removesuffix("Request") + kind
 
 
-def _form(operation: Operation, declared: Schema) -> Schema:
-    """The same fields as text and files: a latent is a seed or a file, and nothing is null."""
+def _form(operation: Operation, declared: Schema, kind: Literal["Form", "Fields"]) -> Schema:
+    """The same fields as text and, in a Form, as files: a latent is a seed or a file, and nothing is null."""
     files, latents = file_fields(operation.request), latent_fields(operation.request)
     properties = {}
     for name, found in declared["properties"].items():
         schema = _without_null(found)
         if name in latents:
-            latent = {"anyOf": [{**BINARY, "title": "File"}, {"type": "integer", "minimum": 0, "title": "Seed"}]}
+            seed = {"type": "integer", "minimum": 0, "title": "Seed"}
+            latent: Schema = {"anyOf": [{**BINARY, "title": "File"}, seed]} if kind == "Form" else seed
             several = schema.get("type") == "array"
             kept = {key: value for key, value in schema.items() if key not in ("$ref", "oneOf")}
             schema = {**kept, "items": latent} if several else {**kept, **latent}
-        elif name in files:
+        elif name in files and kind == "Form":
             schema = {**BINARY, "description": schema["description"]}
         properties[name] = schema
-    described = {"type": "object", "title": _form_name(operation)}
+    described = {"type": "object", "title": _name(operation, kind)}
     required = {"required": declared["required"]} if "required" in declared else {}
     return {**described, "description": declared["description"], "properties": properties, **required}
 
@@ -156,18 +163,18 @@ def _name_enums(schemas: Schema) -> None:
         if uses[field, *place["enum"]] == 1:
             continue
         alone = sum(name == field for name, *_ in uses) == 1
-        words = [field] if alone else [re.sub(r"(Request|Form|Response)$", "", model), field]
+        words = [field] if alone else [re.sub(r"(Request|Form|Fields|Response)$", "", model), field]
         name = "".join(part[:1].upper() + part[1:] for word in words for part in word.split("_"))
         schemas[name] = {"type": "string", "title": name, "enum": place.pop("enum")}
         del place["type"]
         place["$ref"] = REFERENCE.format(model=name)
 
 
-def _query(form: Schema) -> Iterator[Schema]:
-    """The other fields of a bare image."""
-    for name, schema in form["properties"].items():
+def _query(fields: Schema, when: str = "") -> Iterator[Schema]:
+    """The fields of a GET, or the other fields of a bare image."""
+    for name, schema in fields["properties"].items():
         if name != "image":
-            text = f"Only with a bare image as the body. {schema.get('description', '')}"
+            text = f"{when} {schema.get('description', '')}".strip()
             bare = {key: value for key, value in schema.items() if key != "description"}
             yield {"name": name, "in": "query", "required": False, "description": text, "schema": bare}
 

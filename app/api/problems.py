@@ -8,10 +8,12 @@ from typing import Any
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
+from fastapi.routing import APIRoute
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from app import errors
-from app.api.body import encodable, plain
+from app.api.body.faults import encodable, plain
 from app.api.responses.schemas import FieldProblem, Problem
 from app.errors import InvalidJSON, UnstirError
 
@@ -46,7 +48,15 @@ def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
     if isinstance(error, REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
     content = describe(error, request.state.request_id)
-    return JSONResponse(content, error.status, headers=error.headers, media_type="application/problem+json")
+    _forget_frames(error)
+    headers = {"Cache-Control": "no-store", **error.headers}
+    return JSONResponse(content, error.status, headers=headers, media_type="application/problem+json")
+
+
+def _forget_frames(error: BaseException) -> None:
+    """Frames of an error hold what was in them, such as an upload, for as long as anything holds the error."""
+    error.__cause__ = error.__context__ = None
+    error.__traceback__ = None
 
 
 async def on_unstir_error(request: Request, error: Exception) -> Response:
@@ -57,20 +67,34 @@ async def on_unstir_error(request: Request, error: Exception) -> Response:
 async def on_http_exception(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself, and our own body limit."""
     assert isinstance(error, HTTPException)
-    where = f"{request.method} {request.url.path}"
+    where = f"{request.method} {request.url.path[:200]}"
+    headers = dict(error.headers or {})
     problem: UnstirError
     match error.status_code:
         case 404:
             problem = errors.NotFound(f"{where}: see /docs for what there is")
         case 405:
-            problem = errors.MethodNotAllowed(f"{where}: use {(error.headers or {}).get('Allow', 'another method')}")
+            headers["Allow"] = allowed = _list_methods(request)
+            if request.method == "OPTIONS":
+                return Response(status_code=204, headers=headers)
+            problem = errors.MethodNotAllowed(f"{where}: use {allowed}")
         case 413:
             limit = request.app.state.lifecycle.settings.max_body_bytes
             problem = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
         case _:
             problem = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
-    problem.headers |= dict(error.headers or {})
+    problem.headers |= headers
     return respond_problem(request, problem)
+
+
+def _list_methods(request: Request) -> str:
+    """The methods of all routes with this path, as ``Allow`` has them."""
+    found = {"OPTIONS"}
+    routes = [*request.app.routes, *(route for router in request.app.state.routers for route in router.routes)]
+    for route in routes:
+        if isinstance(route, Route | APIRoute) and route.matches(request.scope)[0] != Match.NONE:
+            found |= route.methods or set()
+    return ", ".join(sorted(found | {"HEAD"} if "GET" in found else found))
 
 
 def on_unexpected_error(request: Request, error: Exception) -> Response:

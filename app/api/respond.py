@@ -14,21 +14,23 @@ from fastapi import Request, Response
 from fastapi.responses import JSONResponse
 from fastapi.sse import EventSourceResponse
 from pydantic import BaseModel
-from starlette.concurrency import run_in_threadpool
 
 from app.api import sse
-from app.api.body import offload, read_body
-from app.api.headers import RequestHeaders, digest_request
+from app.api.body.read import offload, read_body, read_query
+from app.api.headers import RequestHeaders, digest_request, identify_caller
 from app.api.job_store import JobStore, StoredJob
-from app.api.operation import Operation
+from app.api.lifespan import Lifecycle
+from app.api.negotiation import make_etag, matches_etag, negotiate
+from app.api.operation import Formats, Operation
 from app.api.responses import formats
-from app.api.responses.formats import EVENTS, JSON, Rendered, negotiate
+from app.api.responses.formats import EVENTS, JSON, Rendered
 from app.api.responses.results import OperationResult
 from app.api.tasks import RequestTask
-from app.errors import ClientGone, TooLate, UnstirError
+from app.api.uploads import Upload
+from app.errors import ClientGone, Draining, TooLate, UnstirError
 from app.operations.context import RequestContext
 from app.operations.service import Service
-from app.settings import Settings
+from app.operations.threads import run_limited
 from app.telemetry import tracing
 from app.telemetry.logs import REQUEST_ID
 from app.telemetry.metrics import Metrics
@@ -43,14 +45,17 @@ class ParsedRequest:
     Attributes:
         began: when it arrived, on the engine's clock; the deadline is on the same.
         digest: the same for the same body and path.
+        cache_headers: ``Cache-Control``, and the ``ETag`` of a response that is always the same.
     """
 
     body: BaseModel
     headers: RequestHeaders
+    formats: Formats
     media_type: str
     began: float
     deadline: float | None
     digest: str
+    cache_headers: dict[str, str]
 
 
 async def respond(request: Request, operation: Operation) -> Response:
@@ -59,48 +64,97 @@ async def respond(request: Request, operation: Operation) -> Response:
     Raises:
         UnstirError: whatever the request is refused with, or failed of.
     """
-    service, store = request.app.state.lifecycle.get_service(), request.app.state.job_store
-    parsed = await parse(request, operation, service.settings)
-    job, replayed = admit(request, service, store, operation, parsed)
+    lifecycle, store = request.app.state.lifecycle, request.app.state.job_store
+    service, began = lifecycle.get_service(), time.monotonic()
+    negotiate(request.headers.getlist("accept"), operation.formats)  # before a byte is read
+    settings = service.settings
+    upload = await lifecycle.uploads.reserve(request.headers, settings.max_body_bytes, settings.body_seconds)
+    with contextlib.ExitStack() as stack:
+        stack.callback(upload.release)
+        parsed = await parse(request, operation, service, began)
+        etag = parsed.cache_headers.get("ETag")
+        if etag and matches_etag(request.headers.getlist("if-none-match"), etag):
+            return Response(status_code=304, headers={"Vary": "Accept", **parsed.cache_headers})
+        job, replayed = admit(request, service, store, operation, parsed, upload)
+        if not replayed:
+            stack.pop_all()  # the task releases it at its end
     headers = {"Idempotent-Replayed": "true"} if replayed else {}
     if parsed.headers.respond_async:
-        return await accept(service, store, job, headers)
+        return await accept(request, service, store, job, headers)
     if parsed.media_type == EVENTS:
-        return await until_disconnect(request, stream(service, job, request.state.request_id))
-    # A replayed request waits for the task of another; its deadline is its own.
+        events = stream(service, lifecycle, job, request.state.request_id)
+        return await until_disconnect(request, events, lifecycle.stopped)
+    # The task keeps its own deadline; who waits for the task of another keeps to that of this request.
     async with time_limit(parsed.deadline if replayed else None, parsed.began):
-        return send(await until_disconnect(request, render(service, job.task, parsed.media_type)), headers)
+        rendering = render(service, lifecycle, job.task, parsed.media_type, parsed.deadline, parsed.began)
+        rendered = await until_disconnect(request, rendering, lifecycle.stopped)
+    return send(rendered, parsed.cache_headers | headers)
 
 
-async def parse(request: Request, operation: Operation, settings: Settings) -> ParsedRequest:
+async def parse(request: Request, operation: Operation, service: Service, began: float) -> ParsedRequest:
     """Read headers and body, within the deadline that the headers set."""
-    began = time.monotonic()
-    media_type = negotiate(request.headers.get("accept"), operation.formats)
     headers = RequestHeaders.parse(request.headers)
-    deadline = headers.deadline(began, settings.max_request_seconds)
+    deadline = headers.deadline(began, service.settings.max_request_seconds)
     async with time_limit(deadline, began):
-        body = await read_body(request, operation.request, settings.max_body_bytes)
+        if request.method == "GET":
+            body: BaseModel = read_query(request, operation.request)
+        else:
+            body = await read_body(request, operation.request, service.settings.body_seconds)
         digest = await offload(request, digest_request, operation.path, body)
+    formats = operation.list_formats(body)
+    media_type = formats.choose(request.headers.getlist("accept"))
     request.state.sampler = getattr(body, "sampler", None) or getattr(body, "method", "")
-    return ParsedRequest(body, headers, media_type, began, deadline, digest)
+    caching = cache_headers(operation, body, digest, media_type, service)
+    return ParsedRequest(body, headers, formats, media_type, began, deadline, digest, caching)
+
+
+def cache_headers(
+    operation: Operation, body: BaseModel, digest: str, media_type: str, service: Service
+) -> dict[str, str]:
+    """A response that is a function of its request has a tag, with which a cache can ask again; others are not kept."""
+    if media_type == EVENTS or not operation.repeatable(body):
+        return {"Cache-Control": "no-store"}
+    model = service.model
+    network = f"{model.checkpoint.card.sha256} {model.device} {service.settings.reproducible_width}"
+    return {"Cache-Control": "no-cache", "ETag": make_etag(digest, media_type, network, weak=media_type == JSON)}
 
 
 def admit(
-    request: Request, service: Service, store: JobStore, operation: Operation, parsed: ParsedRequest
+    request: Request,
+    service: Service,
+    store: JobStore,
+    operation: Operation,
+    parsed: ParsedRequest,
+    upload: Upload,
 ) -> tuple[StoredJob, bool]:
     """Find the job with the request's key, or start one; whether it was found. Kept if somebody may ask for it."""
-    key = parsed.headers.idempotency_key
+    caller = identify_caller(request)
+    key = parsed.headers.idempotency_key and f"{caller} {parsed.headers.idempotency_key}"
     if key and (found := store.find(key, parsed.digest)):
         return found, True
     options = parsed.headers.submit_options(request, parsed.deadline, parsed.digest)
     context = RequestContext(options, previews=sse.PREVIEWS if parsed.media_type == EVENTS else 0)
     with tracing.join_trace(request.headers):
-        on_end = partial(record, service.metrics, operation, parsed.began)
+        on_end = partial(end, service.metrics, operation, parsed.began, upload)
         task = RequestTask(run(service, operation, parsed, context), context, on_end)
-    job = StoredJob(task, operation, request.state.request_id, parsed.digest, key, parsed.headers.respond_async)
+    job = StoredJob(
+        task,
+        operation,
+        parsed.formats,
+        request.state.request_id,
+        parsed.digest,
+        caller,
+        key,
+        parsed.headers.respond_async,
+    )
     if key or job.asynchronous:
-        store.add(job)
+        store.add(job, partial(_seconds_left, service))
     return job, False
+
+
+def _seconds_left(service: Service, job: StoredJob) -> float:
+    reservation = job.task.context.reservation
+    return 0.0 if job.task.done or reservation is None else service.engine.seconds_left(reservation)
 
 
 async def run(
@@ -116,11 +170,24 @@ async def run(
     return result
 
 
-async def render(service: Service, task: RequestTask, media_type: str) -> Rendered:
-    """Wait for the result and encode it, off the event loop."""
-    result = await task.wait()
-    began = time.perf_counter()
-    rendered = await run_in_threadpool(formats.render, result, media_type)
+async def render(
+    service: Service,
+    lifecycle: Lifecycle,
+    task: RequestTask,
+    media_type: str,
+    deadline: float | None = None,
+    arrived: float = 0.0,
+) -> Rendered:
+    """Wait for the result and encode it, off the event loop and within the deadline; a process that stops waits for it.
+
+    Args:
+        arrived: when the request did, for the error.
+    """
+    with lifecycle.responding():
+        result = await task.wait()
+        began = time.perf_counter()
+        async with time_limit(deadline, arrived):
+            rendered = await run_limited(service.encoders, formats.render, result, media_type)
     service.metrics.encode_time.observe(time.perf_counter() - began)  # nothing was encoded where this is not reached
     return rendered
 
@@ -129,7 +196,9 @@ def send(rendered: Rendered, headers: dict[str, str] | None = None) -> Response:
     return Response(rendered.content, media_type=rendered.media_type, headers=rendered.headers | (headers or {}))
 
 
-async def accept(service: Service, store: JobStore, job: StoredJob, headers: dict[str, str]) -> Response:
+async def accept(
+    request: Request, service: Service, store: JobStore, job: StoredJob, headers: dict[str, str]
+) -> Response:
     """202, once the engine has admitted it."""
     job.asynchronous = True
     try:
@@ -138,21 +207,23 @@ async def accept(service: Service, store: JobStore, job: StoredJob, headers: dic
         store.forget(job)
         raise
     job.task.keep()
-    headers = {"Location": f"/jobs/{job.id}", "Preference-Applied": "respond-async", **headers}
+    location = f"{request.scope['root_path']}/jobs/{job.id}"
+    headers = {"Location": location, "Preference-Applied": "respond-async", **headers}
     return JSONResponse(job.status(service).model_dump(mode="json", exclude_none=True), 202, headers=headers)
 
 
-async def stream(service: Service, job: StoredJob, request_id: str) -> Response:
+async def stream(service: Service, lifecycle: Lifecycle, job: StoredJob, request_id: str) -> Response:
     """The events of a job, once the engine has admitted it."""
     await job.task.wait_admitted()
     headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no", "Vary": "Accept"}
-    complete = partial(render, service, job.task, JSON)
+    complete = partial(render, service, lifecycle, job.task, JSON)
     events = sse.events(service.engine, job.task.context, complete, request_id)
     return EventSourceResponse(events, headers=headers)
 
 
-def record(metrics: Metrics, operation: Operation, began: float, task: RequestTask) -> None:
-    """Count how the task ended and what it took."""
+def end(metrics: Metrics, operation: Operation, began: float, upload: Upload, task: RequestTask) -> None:
+    """Free the room of its files, and count how the task ended and what it took."""
+    upload.release()
     error = ClientGone("") if task.cancelled and task.cancelled_by is None else task.error
     outcome = "ok" if error is None else getattr(error, "code", "internal")
     metrics.finished.labels(operation.path, outcome).inc()
@@ -162,24 +233,33 @@ def record(metrics: Metrics, operation: Operation, began: float, task: RequestTa
         metrics.first_step_time.observe(result.usage.started - began)
 
 
-async def until_disconnect(request: Request, response: Awaitable[T]) -> T:
-    """Stop waiting for the response when the client disconnects; if nobody else waits, its lanes are released."""
+async def until_disconnect(request: Request, response: Awaitable[T], stopped: asyncio.Event) -> T:
+    """Stop waiting for the response when the client disconnects; if nobody else waits, its lanes are released.
+
+    Args:
+        stopped: set when the process ends without finishing its work.
+
+    Raises:
+        ClientGone, Draining: what came before the response.
+    """
 
     async def disconnected() -> None:
         while (await request.receive())["type"] != "http.disconnect":
             pass
 
     work = asyncio.ensure_future(response)
-    gone = asyncio.ensure_future(disconnected())
+    gone, stopping = asyncio.ensure_future(disconnected()), asyncio.ensure_future(stopped.wait())
     try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait({work, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
         if work.done():
             return work.result()
+        if stopping.done():
+            raise Draining("the process was stopped before the response was ready; ask another replica", retry_after=5)
         raise ClientGone("the client disconnected before its response was ready")
     finally:
-        gone.cancel()
-        work.cancel()
-        await asyncio.gather(gone, work, return_exceptions=True)
+        for task in (gone, stopping, work):
+            task.cancel()
+        await asyncio.gather(gone, stopping, work, return_exceptions=True)
 
 
 @contextlib.asynccontextmanager

@@ -1,4 +1,4 @@
-"""The process: uvicorn, and what SIGTERM means."""
+"""The process: uvicorn, and what SIGTERM, SIGINT and SIGHUP mean."""
 
 from __future__ import annotations
 
@@ -8,12 +8,14 @@ import os
 import signal
 import sys
 from types import FrameType
+from typing import Any
 
 import uvicorn
 
 from app.api.app import create_app
+from app.api.connections import ACCEPTS, Connections, protocol_of, raise_backlog, raise_file_limit
 from app.api.lifespan import Lifecycle
-from app.settings import Settings
+from app.settings import Settings, review_environment
 from app.telemetry import logs
 
 # The server must not be the first to close an idle connection: a request that is just being sent would be lost.
@@ -28,14 +30,25 @@ class Server(uvicorn.Server):
     loop: asyncio.AbstractEventLoop | None = None
     signals = 0
 
-    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle) -> None:
+    def __init__(self, config: uvicorn.Config, lifecycle: Lifecycle, connections: Connections) -> None:
         super().__init__(config)
-        self.lifecycle = lifecycle
+        self.lifecycle, self.connections = lifecycle, connections
 
     async def startup(self, sockets: list | None = None) -> None:  # type: ignore[type-arg]
         """Remember the loop for the signal handler."""
         self.loop = asyncio.get_running_loop()
+        self.loop.set_exception_handler(self._on_loop_error)
+        if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
+            signal.signal(signal.SIGHUP, self.handle_exit)
         await super().startup(sockets)
+        for listener in (listener for server in self.servers for listener in server.sockets):
+            raise_backlog(listener)
+
+    def _on_loop_error(self, loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+        if str(context.get("message", "")).startswith("socket.accept()"):
+            self.connections.report_accept_error(context["exception"])
+        else:
+            loop.default_exception_handler(context)
 
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """First signal: drain, then stop. Second: fail what runs with 503, and stop. Third: stop at once."""
@@ -63,21 +76,29 @@ def create_server(settings: Settings) -> Server:
     # switch interval each time: with Python's 5 ms, a forward of a hundred operations would wait for each request.
     sys.setswitchinterval(0.0005)
     logs.configure(settings.log_level, settings.log_format)
+    for line in review_environment(os.environ):
+        logging.getLogger("unstir").warning(line)
 
     def stop() -> None:
         server.should_exit = True
 
     app = create_app(settings, on_failure=stop)
+    connections = Connections(settings, raise_file_limit(settings.max_connections))
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
+        http=protocol_of(connections),
+        ws="none",
+        backlog=ACCEPTS,
         log_config=None,
         access_log=False,
+        proxy_headers=bool(settings.trusted_proxies),
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=LINGER_SECONDS,
     )
-    server = Server(config, app.state.lifecycle)
+    server = Server(config, app.state.lifecycle, connections)
     return server
 
 

@@ -11,6 +11,7 @@ from app.engine.loading import LoadedModel
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
+CONCURRENT_ENCODES = 4  # responses; a large animation takes a core for seconds
 CONCURRENT_DECODES = 2  # uploaded images, however many are sent: each may take some 300 MB meanwhile
 
 
@@ -22,6 +23,7 @@ class Service:
     metrics: Metrics
     model: LoadedModel
     decoders: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CONCURRENT_DECODES))
+    encoders: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CONCURRENT_ENCODES))
 
     @property
     def engine(self) -> Engine:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import logging
+import re
 from contextvars import ContextVar
 from typing import Any
 
 from pythonjsonlogger.json import JsonFormatter
 
 REQUEST_ID: ContextVar[str] = ContextVar("request_id", default="")
+_CONTROLS = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 JSON_NAMES = {"levelname": "level", "name": "logger", "exc_info": "exception"}
 
 
@@ -19,12 +21,18 @@ def configure(level: str, log_format: str) -> None:
     logging.basicConfig(level=level.upper(), handlers=[handler])
 
 
+def escape_controls(text: str) -> str:
+    """Without characters that end a line or move a terminal's cursor: a path can spell them, and so forge lines."""
+    return _CONTROLS.sub(lambda match: match[0].encode("unicode_escape").decode(), text)
+
+
 class _TextFormatter(logging.Formatter):
     def __init__(self) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s %(message)s")
 
     def formatMessage(self, record: logging.LogRecord) -> str:  # the standard library's name
         request_id = REQUEST_ID.get()
+        record.message = escape_controls(record.message)
         return super().formatMessage(record) + (f" id={request_id}" if request_id else "")
 
 

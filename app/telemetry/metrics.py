@@ -65,7 +65,7 @@ class Metrics:
         def histogram(name: str, text: str, buckets: list[float], *labels: str) -> Histogram:
             return Histogram(f"unstir_{name}", text, labels, registry=registry, buckets=buckets)
 
-        milliseconds = [0.001 * 2**k for k in range(18)]  # 1 ms to 131 s
+        milliseconds = [0.001 * 2**k for k in range(20)]  # 1 ms to 524 s, beyond the longest queue
         self.requests = counter(
             "requests_total", "Responses, by path, sampler if there is one, and status.", "endpoint", "sampler", "code"
         )
@@ -96,6 +96,7 @@ class Metrics:
             milliseconds,
             "endpoint",
             "sampler",
+            "code",
         )
         self.queue_time = histogram(
             "queue_time_seconds",

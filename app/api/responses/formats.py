@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import time
 import zipfile
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -20,6 +20,8 @@ PNG, WEBP, JPEG = "image/png", "image/webp", "image/jpeg"
 GIF, APNG = "image/gif", "image/apng"
 JSON, NPY, ZIP = "application/json", "application/x-npy", "application/zip"
 EVENTS = "text/event-stream"
+STILLS, ANIMATIONS = (PNG, WEBP, JPEG), (GIF, APNG)
+SUFFIXES = {PNG: "png", WEBP: "webp", JPEG: "jpg", GIF: "gif", APNG: "apng", JSON: "json", NPY: "npy", ZIP: "zip"}
 
 
 @dataclass(frozen=True)
@@ -29,31 +31,6 @@ class Rendered:
     content: bytes
     media_type: str
     headers: dict[str, str]
-
-
-def negotiate(accept: str | None, formats: Sequence[str]) -> str:
-    """The format with the highest quality in Accept (RFC 9110, section 12.5.1); among equals, the first of ours.
-
-    Raises:
-        NotAcceptable: none of ours is accepted.
-    """
-    weights: dict[str, float] = {}
-    for part in (accept or "*/*").split(","):
-        media, *parameters = (piece.strip().lower() for piece in part.split(";"))
-        quality = next((p[2:] for p in parameters if p.startswith("q=")), "1")
-        try:
-            weights[media] = float(quality)
-        except ValueError:
-            weights[media] = 0.0
-
-    def weight(media: str) -> float:
-        family = f"{media.partition('/')[0]}/*"
-        return next((weights[name] for name in (media, family, "*/*") if name in weights), 0.0)
-
-    best = max(formats, key=weight)
-    if weight(best) <= 0:
-        raise NotAcceptable(f"Accept = {accept!r}: choose one of {', '.join(formats)}")
-    return best
 
 
 def render(result: OperationResult, media_type: str) -> Rendered:
@@ -76,7 +53,13 @@ def render(result: OperationResult, media_type: str) -> Rendered:
     if body is not None:
         content = body.model_copy(update={"timing": timing}).model_dump_json(exclude_none=True).encode()
     durations = f"queue;dur={timing.queue_ms}, device;dur={timing.device_ms}, encode;dur={timing.encode_ms}"
-    return Rendered(content, media_type, {**result.headers, "Server-Timing": durations, "Vary": "Accept"})
+    headers = {
+        "Server-Timing": durations,
+        "Vary": "Accept",
+        "Content-Disposition": f"{'attachment' if media_type in (NPY, ZIP) else 'inline'}; "
+        f'filename="{result.name}.{SUFFIXES[media_type]}"',
+    }
+    return Rendered(content, media_type, result.headers | headers)
 
 
 def _sheet(result: OperationResult) -> np.ndarray:

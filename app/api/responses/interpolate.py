@@ -8,12 +8,20 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from app.api.responses.results import OperationResult, describe_plan, embed_request, to_base64, to_request_json
+from app.api.responses.results import (
+    OperationResult,
+    describe_plan,
+    embed_request,
+    join_name,
+    to_base64,
+    to_request_json,
+)
 from app.api.responses.schemas import EncodedArray, EncodedImage, SamplingResponse, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.interpolate import Interpolation
+from app.operations.requests import InterpolateRequest
 from model.checkpoint import Card
 from model.diffusion.interpolation import InterpolationMethod
 from model.images import png, to_uint8
@@ -29,6 +37,13 @@ class InterpolateResponse(SamplingResponse):
     grid: list[int] | None = None
     labels: list[str | None] = Field(description="Class of each given latent.")
     warnings: list[str] = Field([], description="What is unusual about these latents.")
+
+
+def no_animation(request: InterpolateRequest) -> str | None:
+    """Why the response cannot be an animation; None if it can."""
+    if request.grid is not None:
+        return "a grid has no order in time; ask for image/png"
+    return "one image has no motion; ask for image/png" if request.weights is not None else None
 
 
 @dataclass(frozen=True)
@@ -55,15 +70,17 @@ class InterpolateResult(OperationResult):
     def headers(self) -> dict[str, str]:
         return {"X-NFE": str(self.interpolation.resolved.nfe)}
 
+    @property
+    def name(self) -> str:
+        request = self.interpolation.resolved.request
+        return join_name("interpolate", request.method, request.sampler, request.steps, len(self.interpolation.frames))
+
     def still(self) -> tuple[np.ndarray, int | None]:
         return to_uint8(self.array), self.interpolation.columns
 
     def animation(self) -> np.ndarray:
-        request = self.interpolation.resolved.request
-        if request.grid is not None:
-            raise NotAcceptable("a grid has no order in time; ask for image/png")
-        if request.weights is not None:
-            raise NotAcceptable("one image has no motion; ask for image/png")
+        if reason := no_animation(self.interpolation.resolved.request):
+            raise NotAcceptable(reason)
         return to_uint8(self.array)
 
     @property

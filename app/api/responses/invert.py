@@ -8,14 +8,14 @@ import numpy as np
 from pydantic import Field
 from torch import Tensor
 
-from app.api.responses.results import NO_TRAJECTORY, OperationResult, embed_request, to_base64
+from app.api.responses.results import NO_TRAJECTORY, OperationResult, embed_request, join_name, to_base64
 from app.api.responses.sample import SampleResult
 from app.api.responses.schemas import Answer, EncodedArray, EncodedImage, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.invert import Encoding
-from app.operations.requests import MethodName, SamplerName
+from app.operations.requests import InvertRequest, MethodName, SamplerName
 from model.checkpoint import Card
 from model.diffusion.schedule import Spacing
 from model.images import png, to_uint8
@@ -63,6 +63,18 @@ class InvertResponse(Answer):
     trajectory: list[EncodedImage] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
 
 
+def no_animation(request: InvertRequest) -> str | None:
+    """Why the response cannot be an animation; None if it can."""
+    return NO_TRAJECTORY if request.trajectory is None else None
+
+
+def no_image(request: InvertRequest) -> str | None:
+    """Why the response cannot be an image; None if it can."""
+    if request.trajectory is None and not request.check:
+        return "the image is the reconstruction, which check = false leaves out; ask for application/x-npy"
+    return None
+
+
 @dataclass(frozen=True)
 class InvertResult(OperationResult):
     """The latent; as an image its reconstruction, which is the response of /sample to ``decode``."""
@@ -88,13 +100,17 @@ class InvertResult(OperationResult):
     def headers(self) -> dict[str, str]:
         return {"X-NFE": str(self.encoding.plan.nfe)}
 
+    @property
+    def name(self) -> str:
+        request = self.encoding.request
+        return join_name("invert", request.label, request.method, request.steps)
+
     def still(self) -> tuple[np.ndarray, int | None]:
         trajectory, reconstruction = self.encoding.trajectory, self._reconstruction()
         if trajectory is not None:
             return to_uint8(trajectory), len(trajectory)
         if reconstruction is None:
-            remedy = "the image is the reconstruction, which check = false leaves out; ask for application/x-npy"
-            raise NotAcceptable(remedy)
+            raise NotAcceptable(no_image(self.encoding.request) or NO_TRAJECTORY)
         return reconstruction.still()
 
     def animation(self) -> np.ndarray:

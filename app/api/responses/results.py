@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import base64
 import json
+import re
+import unicodedata
 from abc import ABC, abstractmethod
 from typing import Any
 
@@ -43,6 +45,11 @@ class OperationResult(ABC):
     def headers(self) -> dict[str, str]:
         """Of the response in any format."""
 
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """Of a file that holds it, without suffix."""
+
     @abstractmethod
     def still(self) -> tuple[np.ndarray, int | None]:
         """uint8 [n, H, W, C], and the columns to lay them out in; raises NotAcceptable with the reason."""
@@ -67,6 +74,12 @@ class OperationResult(ABC):
     def files(self) -> dict[str, bytes]:
         """Names and contents of the archive."""
         return {}
+
+
+def join_name(*parts: object) -> str:
+    """A file's name of these parts, in ASCII; None is left out."""
+    text = "-".join(str(part) for part in parts if part is not None)
+    return re.sub(r"[^A-Za-z0-9.]+", "-", unicodedata.normalize("NFKD", text)).strip("-.")[:100]
 
 
 def describe_plan(resolved: ResolvedRequest[Any], card: Card) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from app.api.responses.results import (
     OperationResult,
     describe_plan,
     embed_request,
+    join_name,
     to_base64,
     to_request_json,
 )
@@ -22,8 +23,10 @@ from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.latents import squeeze_slots
+from app.operations.requests import SampleRequest
 from app.operations.sample import Samples
 from model.checkpoint import Card
+from model.diffusion.samplers import SAMPLERS
 from model.images import png, sheet, to_uint8
 
 
@@ -35,6 +38,17 @@ class SampleResponse(SamplingResponse):
     latents: list[EncodedArray] = Field(description="x_T of each image: base64 of a .npy, float32 [C, H, W].")
     label: str | None = Field(None, description="Name of the class; left out where none was asked for.")
     trajectory: list[list[EncodedImage]] | None = Field(None, description="Of each image, its frames: PNG, base64.")
+
+
+def no_animation(request: SampleRequest) -> str | None:
+    """Why the response cannot be an animation; None if it can."""
+    return NO_TRAJECTORY if request.trajectory is None else None
+
+
+def is_repeatable(request: SampleRequest) -> bool:
+    """Whether the same request always has the same response."""
+    drawn = request.latent is None or SAMPLERS[request.sampler].stochastic or bool(request.eta)
+    return request.reproducible and (request.seed is not None or not drawn)
 
 
 @dataclass(frozen=True)
@@ -62,6 +76,12 @@ class SampleResult(OperationResult):
     def headers(self) -> dict[str, str]:
         seeds = self.samples.seeds
         return {"X-NFE": str(self.samples.resolved.nfe)} | ({"X-Seed": str(seeds[0])} if seeds else {})
+
+    @property
+    def name(self) -> str:
+        request, seeds = self.samples.resolved.request, self.samples.seeds
+        kind = "trajectory" if self.samples.shown else None
+        return join_name("sample", kind, request.label, request.sampler, request.steps, *seeds[:1])
 
     def still(self) -> tuple[np.ndarray, int | None]:
         trajectory = self.samples.trajectory

@@ -9,14 +9,14 @@ from fastapi import APIRouter, Request, Response
 from app.api.openapi import result_response
 from app.api.problems import DECLARED
 from app.api.respond import render, send, stream, until_disconnect
-from app.api.responses.formats import EVENTS, negotiate
+from app.api.responses.formats import EVENTS
 from app.api.responses.schemas import JobStatus, Problem
 from app.api.routes.operations import OPERATIONS
 from app.errors import Cancelled, NoSuchJob, NotDone
 
 router = APIRouter(tags=["jobs"])
 UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": NoSuchJob.title}}
-PROBLEMS = {status: DECLARED[status] for status in (500, 503)} | UNKNOWN
+PROBLEMS = {status: DECLARED[status] for status in (403, 500, 503)} | UNKNOWN
 
 
 @router.get(
@@ -45,15 +45,17 @@ async def job(request: Request, identifier: str) -> JobStatus:
 async def result(request: Request, identifier: str) -> Response:
     """In the format that `Accept` asks for, as the operation itself responds; as often as it is asked for."""
     found, service = request.app.state.job_store.get(identifier), request.app.state.lifecycle.get_service()
-    media_type = negotiate(request.headers.get("accept"), found.operation.formats)
+    lifecycle = request.app.state.lifecycle
+    media_type = found.formats.choose(request.headers.getlist("accept"))
     if media_type == EVENTS:
-        return await until_disconnect(request, stream(service, found, found.request_id))
+        return await until_disconnect(request, stream(service, lifecycle, found, found.request_id), lifecycle.stopped)
     if not found.task.done:
         left = found.status(service).seconds_left
         raise NotDone(f"job = {found.id}: it is {found.state}; ask again in {left:.1f} s", retry_after=left)
     if found.state == "cancelled":
         raise Cancelled(f"job = {found.id}: it was cancelled before it was done; send the request again")
-    return send(await render(service, found.task, media_type))
+    rendering = render(service, lifecycle, found.task, media_type)
+    return send(await until_disconnect(request, rendering, lifecycle.stopped), {"Cache-Control": "no-store"})
 
 
 @router.delete(

@@ -7,6 +7,7 @@ from typing import Any
 
 from fastapi import APIRouter, Request, Response
 
+from app.api import responses
 from app.api.openapi import result_response
 from app.api.operation import Operation
 from app.api.problems import DECLARED
@@ -34,6 +35,8 @@ OPERATIONS = (
         SampleResult,
         SampleResponse,
         (PNG, WEBP, JPEG, GIF, APNG, JSON, NPY, ZIP, EVENTS),
+        repeatable=responses.sample.is_repeatable,
+        no_animation=responses.sample.no_animation,
     ),
     Operation(
         "invert",
@@ -46,6 +49,9 @@ OPERATIONS = (
         InvertResult,
         InvertResponse,
         (JSON, NPY, PNG, WEBP, GIF, APNG, EVENTS),
+        repeatable=lambda request: request.reproducible,
+        no_animation=responses.invert.no_animation,
+        no_image=responses.invert.no_image,
     ),
     Operation(
         "interpolate",
@@ -58,6 +64,8 @@ OPERATIONS = (
         InterpolateResult,
         InterpolateResponse,
         (PNG, GIF, WEBP, APNG, JPEG, JSON, NPY, ZIP, EVENTS),
+        repeatable=lambda request: request.reproducible,
+        no_animation=responses.interpolate.no_animation,
     ),
 )
 router = APIRouter(tags=["images"])
@@ -68,6 +76,7 @@ def _responses(operation: Operation) -> dict[int | str, dict[str, Any]]:
     first, *others = operation.formats
     return {
         200: result_response([operation], f"By default {first}; by Accept also {', '.join(others)}."),
+        304: {"description": "The client has this response already: its `If-None-Match` names the present `ETag`."},
         202: {"model": JobStatus, "description": "With `Prefer: respond-async`: where to ask, in `Location`."},
         **DECLARED,
     }
@@ -81,13 +90,14 @@ def _endpoint(operation: Operation) -> Callable[[Request], Awaitable[Response]]:
 
 
 for _operation in OPERATIONS:
-    router.add_api_route(
-        _operation.path,
-        _endpoint(_operation),
-        methods=["POST"],
-        name=_operation.name,
-        summary=_operation.summary,
-        description=_operation.description,
-        response_class=Response,
-        responses=_responses(_operation),
-    )
+    for _method in ("POST", "GET")[: 1 + _operation.gettable]:
+        router.add_api_route(
+            _operation.path,
+            _endpoint(_operation),
+            methods=[_method],
+            name=_operation.name if _method == "POST" else f"get_{_operation.name}",
+            summary=_operation.summary if _method == "POST" else f"{_operation.summary}, by a query string",
+            description=_operation.description,
+            response_class=Response,
+            responses=_responses(_operation),
+        )

@@ -60,9 +60,13 @@ async def test_health_readiness_and_docs(client):
     documented = paths["/sample"]["post"]
     assert set(documented["responses"]["200"]["content"]) == set(OPERATIONS[0].formats)
     problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status >= "400"}
-    assert set(problems) == {"400", "406", "409", "410", "413", "415", "422", "429", "500", "503", "504"}
+    assert set(problems) == {"400", "403", "406", "408", "409", "410", "413", "415", "422", "429", "500", "503", "504"}
     assert all(content == {"application/problem+json"} for content in problems.values())
-    assert set(documented["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+    assert set(documented["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+        "application/x-www-form-urlencoded",
+    }
     assert set(paths["/invert"]["post"]["requestBody"]["content"]) >= {"image/*"}
 
 
@@ -148,10 +152,10 @@ async def test_counters_count(client):
         assert await metric(client, f"unstir_{kind}_waiting") == await metric(client, f"unstir_{kind}_running") == 0
 
 
-async def test_only_what_was_encoded_counts_as_encoded(client):
+async def test_a_format_that_a_request_cannot_have_costs_no_work(client):
     gif = await client.post("/sample", json={"steps": 2}, headers={"accept": "image/gif"})
     assert_problem(gif, 406, "not_acceptable", "trajectory")
-    assert await metric(client, "unstir_requests_finished_total", outcome="ok") == 1
+    assert await metric(client, "unstir_forwards_total") == 0  # it is refused before any work
     assert await metric(client, "unstir_image_encode_seconds_count") == 0
 
 
@@ -222,7 +226,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
 
 def test_codes_are_unique_and_every_error_is_explained():
     kinds = catalogue()
-    assert len({kind.code for kind in kinds}) == len(kinds) == 23
+    assert len({kind.code for kind in kinds}) == len(kinds) == 27
     assert all(kind.meaning and kind.title for kind in kinds)
 
 

@@ -1,0 +1,203 @@
+"""From the body of a request to its model: JSON, a form, a query string, or a bare image with a query string.
+
+JSON is read strictly. What comes as text anyway (forms, queries) is read as the text that it is: ``steps=20`` is a
+number, and a file becomes the image or the .npy that its first bytes say that it is; its name is never used.
+
+Whatever is sent, reading it costs time and memory in proportion to its bytes, and never much time on the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
+
+import anyio
+from fastapi import Request
+from pydantic import BaseModel
+from starlette.requests import ClientDisconnect
+
+from app.api.body.faults import plain, validate
+from app.api.body.form import Part, parse_multipart, parse_urlencoded
+from app.api.body.json_text import parse_json
+from app.errors import ClientGone, InvalidField, SlowRequest, UnsupportedMedia
+from app.operations.files import NPY_MAGIC
+from app.operations.requests import latent_fields, list_fields
+
+M = TypeVar("M", bound=BaseModel)
+T = TypeVar("T")
+IMAGE_TYPES = ("image/png", "image/apng", "image/jpeg", "image/jpg", "image/webp", "image/gif")  # images without a form
+OFFLOAD_BYTES = 1 << 14  # what is larger is parsed off the event loop
+MAX_ITEMS = 64  # of a list in a form
+PARSERS = 4  # large bodies that are parsed at once; bounds the memory that parsing takes
+
+
+async def read_body(request: Request, model: type[M], seconds: float) -> M:
+    """The body as ``model``; an empty one asks for all defaults.
+
+    Args:
+        seconds: in which the whole body must arrive.
+
+    Raises:
+        UnsupportedMedia: the body is of another type, or compressed.
+        InvalidJSON, InvalidForm: it does not parse.
+        InvalidField: it parses, and its fields cannot be.
+        SlowRequest, ClientGone: it did not arrive.
+    """
+    content_type = request.headers.get("content-type", "")
+    media = content_type.partition(";")[0].strip().lower()
+    parse = _choose_parser(request, model, media, content_type)
+    return await offload(request, parse, await _receive(request, seconds))
+
+
+def read_query(request: Request, model: type[M]) -> M:
+    """The query string of a GET as ``model``.
+
+    Raises:
+        InvalidField: its fields cannot be.
+    """
+    return _read_parts(model, _query_parts(request))
+
+
+async def offload(request: Request, function: Callable[..., T], *arguments: object) -> T:
+    """Call a function of the body: here if it is small, else off the event loop."""
+    length = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
+    if length.isdecimal() and int(length) < OFFLOAD_BYTES:
+        return function(*arguments)
+    state = request.app.state
+    if not hasattr(state, "parsers"):
+        state.parsers = anyio.CapacityLimiter(PARSERS)
+    return await anyio.to_thread.run_sync(function, *arguments, limiter=state.parsers)
+
+
+async def _receive(request: Request, seconds: float) -> bytes:
+    content = bytearray()
+    try:
+        async with asyncio.timeout(seconds):
+            async for chunk in request.stream():
+                content += chunk
+    except ClientDisconnect:
+        raise ClientGone("the client disconnected before its body was complete") from None
+    except TimeoutError:
+        raise SlowRequest(f"body = {len(content)} bytes in {seconds:g} s: send the whole of it in that time") from None
+    return bytes(content)
+
+
+def _choose_parser(request: Request, model: type[M], media: str, content_type: str) -> Callable[[bytes], M]:
+    coding = request.headers.get("content-encoding", "identity").strip().lower()
+    if coding not in ("identity", ""):
+        error = UnsupportedMedia(f"content-encoding = {coding[:40]!r}: send the body as it is, without a coding")
+        error.headers["Accept-Encoding"] = "identity"
+        raise error
+    if media in IMAGE_TYPES and "image" in model.model_fields:
+        query = [part for part in _query_parts(request) if part.name != "image"]
+        return lambda content: _read_parts(model, [*query, Part("image", content, "image")])
+    if media == "multipart/form-data":
+        _refuse_query(request)
+        return lambda content: _read_parts(model, parse_multipart(content, content_type))
+    if media == "application/x-www-form-urlencoded":
+        _refuse_query(request)
+        return lambda content: _read_parts(model, parse_urlencoded(content))
+    if media == "application/json" or (media.startswith("application/") and media.endswith("+json")):
+        _refuse_query(request)
+        return lambda content: validate(model, parse_json(content), strict=True)
+
+    def parse_nothing(content: bytes) -> M:
+        if content:
+            images = f", or one of {', '.join(IMAGE_TYPES)}" if "image" in model.model_fields else ""
+            raise UnsupportedMedia(
+                f"content-type = {media[:80]!r}: send application/json, multipart/form-data or "
+                f"application/x-www-form-urlencoded{images}"
+            )
+        _refuse_query(request)
+        return validate(model, {}, strict=True)
+
+    return parse_nothing
+
+
+def _query_parts(request: Request) -> list[Part]:
+    return [Part(name, value.encode()) for name, value in request.query_params.multi_items()]
+
+
+def _read_parts(model: type[M], parts: Sequence[Part]) -> M:
+    """The model of a form's parts; a field that was left empty is absent, as browsers send untouched ones."""
+    given: Mapping[str, list[Part]] = defaultdict(list)
+    for part in parts:
+        if part.content or part.filename or part.name not in model.model_fields:
+            given[part.name].append(part)
+    return validate(model, {name: _read_field(name, values, model) for name, values in given.items()}, strict=False)
+
+
+def _read_field(name: str, parts: Sequence[Part], model: type[BaseModel]) -> Any:
+    if name not in model.model_fields:
+        return "a file" if parts[0].filename is not None else _text(name, parts[0])
+    latent = name in latent_fields(model)
+    if len(parts) > MAX_ITEMS:
+        raise InvalidField(name, f"{len(parts)} values", "send fewer")
+    if name in list_fields(model):
+        if len(parts) == 1 and parts[0].filename is None and not _is_file(parts[0].content):
+            parts = [Part(name, item) for item in _split_list(name, _text(name, parts[0]))]
+        return [_read_value(name, part, latent=latent) for part in parts]
+    if len(parts) > 1:
+        raise InvalidField(name, f"{len(parts)} values", "send it once")
+    return _read_value(name, parts[0], latent=latent)
+
+
+def _split_list(name: str, text: str) -> list[bytes]:
+    """1,2,3 or [1, 2, 3]"""
+    remedy = "send it several times, or as 1,2,3"
+    if text.count(",") >= MAX_ITEMS:
+        raise InvalidField(name, f"more than {MAX_ITEMS} items", "send fewer")
+    if not text.startswith("["):
+        return [item.encode() for item in text.split(",")]
+    try:
+        items = json.loads(text) if text.count("[") == 1 else None
+    except ValueError:
+        items = None
+    if not isinstance(items, list) or not all(isinstance(item, str | int | float) for item in items):
+        raise InvalidField(name, plain(text), remedy)
+    return [str(item).encode() for item in items]
+
+
+def _read_value(name: str, part: Part, *, latent: bool) -> Any:
+    wanted = latent or name == "image"
+    filename = part.filename or ""
+    if any(mark in filename for mark in ("/", "\\", "\0")) or filename in (".", ".."):
+        raise InvalidField(name, f"a file called {part.filename}", "a file's name has no path here; send a plain name")
+    if part.filename is None and not (wanted and _is_file(part.content)):
+        text = _text(name, part)
+        if not latent:
+            return text
+        if not text.strip().lstrip("-").isdecimal():
+            raise InvalidField(name, plain(text), f"a number is a seed; send a file as -F {name}=@{plain(text)}")
+        return {"seed": text}
+    if latent:
+        return {"npy" if part.content.startswith(NPY_MAGIC) else "image": part.content}
+    if wanted:
+        return part.content
+    raise InvalidField(name, "a file", f"send it as text, as -F {name}=…")
+
+
+def _is_file(content: bytes) -> bool:
+    """Whether this can be no text: some clients send files without a name."""
+    try:
+        content[:64].decode()
+    except UnicodeDecodeError as error:
+        return error.start < 60  # a character may be cut in two at the end
+    return b"\0" in content[:64]
+
+
+def _text(name: str, part: Part) -> str:
+    try:
+        return part.content.decode()
+    except UnicodeDecodeError as error:
+        raise InvalidField(name, f"{len(part.content)} bytes", f"byte {error.start} is no UTF-8; send text") from None
+
+
+def _refuse_query(request: Request) -> None:
+    if request.query_params:
+        raise InvalidField(
+            "query", request.url.query[:200], "fields go into the body; only a bare image/* takes them in the query"
+        )

@@ -1,0 +1,242 @@
+"""Connections: how many there are, and how long each may take to send a request or to read a response.
+
+uvicorn bounds neither. A client that opens connections and sends nothing would take all file descriptors, and then
+even those that answer would fail. So connections are counted below the limit of files; when all are taken, the one
+that has been idle longest makes room, and where none is idle, a new one gets 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import logging
+import os
+import resource
+import socket
+import time
+from functools import partial
+from typing import Any
+
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from app.errors import InvalidHTTP, SlowRequest, TooManyConnections, UnstirError
+from app.settings import Settings
+
+log = logging.getLogger("unstir.http")
+SPARE_FILES = 32  # descriptors for all else: the network's files, threads, a cache, connections about to be refused
+ACCEPTS = 8  # connections accepted at once, before those over the limit are refused
+BACKLOG = 2048  # connections that the system keeps until they are accepted
+MIN_CONNECTIONS = 8
+SETTLE_SECONDS = 1.0  # a connection younger than this is not idle yet
+LOG_SECONDS = 60.0  # between two lines about a full table
+
+
+def raise_file_limit(max_connections: int) -> int:
+    """Raise the limit of open files to the hard one; returns how many connections it allows, up to so many."""
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    if soft != hard:
+        try:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+            soft = hard
+        except (ValueError, OSError):  # macOS reports an infinite hard limit and refuses it
+            log.debug("the limit of open files stays %d", soft)
+    if soft == resource.RLIM_INFINITY:
+        return max_connections
+    return max(MIN_CONNECTIONS, min(max_connections, soft - _count_open_files() - min(SPARE_FILES, soft // 4)))
+
+
+def _count_open_files() -> int:
+    for folder in ("/proc/self/fd", "/dev/fd"):
+        if os.path.isdir(folder):
+            return len(os.listdir(folder))
+    return SPARE_FILES
+
+
+class Connections:
+    """All connections of a server.
+
+    Attributes:
+        limit: how many there may be.
+    """
+
+    def __init__(self, settings: Settings, limit: int) -> None:
+        self.settings = settings
+        self.limit = limit
+        self._open: set[Connection] = set()
+        self._idle: dict[Connection, float] = {}  # since when; the longest first
+        self._logged = -LOG_SECONDS
+        self._refused = 0
+
+    def admit(self, connection: Connection) -> bool:
+        """Count it in; whether there was room, or could be made."""
+        if len(self._open) >= self.limit and not self._close_idle():
+            self._refused += 1
+            self._report("answered 503")
+            return False
+        self._open.add(connection)
+        self.set_idle(connection)
+        return True
+
+    def set_idle(self, connection: Connection) -> None:
+        """It waits for a request, from now on."""
+        self._idle.pop(connection, None)
+        self._idle[connection] = time.monotonic()
+
+    def set_busy(self, connection: Connection) -> None:
+        """It has sent a request."""
+        self._idle.pop(connection, None)
+
+    def remove(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
+
+    def _close_idle(self) -> bool:
+        connection, since = next(iter(self._idle.items()), (None, 0.0))
+        if connection is None or time.monotonic() - since < SETTLE_SECONDS:
+            return False
+        self._refused += 1
+        self._report("closed while idle")
+        self.remove(connection)
+        connection.transport.abort()
+        return True
+
+    def _report(self, what: str) -> None:
+        now = time.monotonic()
+        if now - self._logged >= LOG_SECONDS:
+            remedy = "raise the limit of open files (ulimit -n), or UNSTIR_MAX_CONNECTIONS"
+            log.warning("all %d connections are taken, %d were %s; %s", self.limit, self._refused, what, remedy)
+            self._logged, self._refused = now, 0
+
+    def report_accept_error(self, error: BaseException) -> None:
+        """The system had no descriptor for a connection, though they are counted: others have taken them."""
+        self._refused += 1
+        self._report(f"not accepted ({error})")
+
+
+class Connection(H11Protocol):
+    """uvicorn's protocol, with deadlines.
+
+    A request's headers must be complete ``header_seconds`` after the connection or the last response, or after the
+    first byte of a later request; a client that reads nothing of a response for ``write_seconds`` is disconnected.
+    """
+
+    def __init__(self, connections: Connections, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._connections = connections
+        self._refused = False
+        self._header_timer: asyncio.TimerHandle | None = None
+        self._write_timer: asyncio.TimerHandle | None = None
+        self._received = False  # a part of a request's headers
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if not self._connections.admit(self):
+            self._refused = True
+            self.connections.discard(self)
+            self._send_problem(TooManyConnections("no connection is free; try again later", retry_after=1))
+            return
+        self._start_header_timer()
+
+    def data_received(self, data: bytes) -> None:
+        if self._refused:
+            return
+        super().data_received(data)
+        if self._awaits_request:
+            self._received = True
+            if self._header_timer is None:
+                self._start_header_timer()
+        else:
+            self._received = False
+            self._stop(self._header_timer)
+            self._header_timer = None
+            self._connections.set_busy(self)
+
+    @property
+    def _awaits_request(self) -> bool:
+        return self.cycle is None or self.cycle.response_complete
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        self._connections.set_idle(self)
+        self._received = False
+        if self.cycle.more_body:  # the rest of it is on its way, and nobody wants it
+            self._start_header_timer()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._connections.remove(self)
+        self._stop(self._header_timer)
+        self._stop(self._write_timer)
+        super().connection_lost(exc)
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._watch_writing(self.transport.get_write_buffer_size())
+
+    def resume_writing(self) -> None:
+        self._stop(self._write_timer)
+        self._write_timer = None
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """As a problem, like every other error."""
+        if self.cycle is not None and not self.cycle.response_complete:
+            self.transport.close()  # a response is on its way; nothing can be put into it
+            return
+        self._send_problem(InvalidHTTP(f"{msg} See RFC 9112; send another request"))
+
+    def _start_header_timer(self) -> None:
+        self._stop(self._header_timer)
+        self._header_timer = self.loop.call_later(self._connections.settings.header_seconds, self._end_waiting)
+
+    def _end_waiting(self) -> None:
+        if self._received and self.cycle is None:
+            seconds = self._connections.settings.header_seconds
+            self._send_problem(SlowRequest(f"the headers were not complete in {seconds:g} s; send them at once"))
+        else:
+            self.transport.close()
+
+    def _watch_writing(self, before: int) -> None:
+        def check() -> None:
+            left = self.transport.get_write_buffer_size()
+            if left >= before:
+                self.transport.abort()
+            else:
+                self._watch_writing(left)
+
+        self._stop(self._write_timer)
+        self._write_timer = self.loop.call_later(self._connections.settings.write_seconds, check)
+
+    def _send_problem(self, error: UnstirError) -> None:
+        """Before there is a request; the connection is closed."""
+        content = {
+            "type": f"urn:unstir:problem:{error.code}",
+            "title": error.title,
+            "status": error.status,
+            "detail": error.detail,
+            "code": error.code,
+        }
+        body = json.dumps(content).encode()
+        headers = {
+            "Content-Type": "application/problem+json",
+            "Content-Length": str(len(body)),
+            "Connection": "close",
+        } | error.headers
+        lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
+        self.transport.write(f"HTTP/1.1 {error.status} {error.title}\r\n{lines}\r\n".encode() + body)
+        self.transport.close()
+
+    @staticmethod
+    def _stop(timer: asyncio.TimerHandle | None) -> None:
+        if timer is not None:
+            timer.cancel()
+
+
+def raise_backlog(listener: socket.socket) -> None:
+    """Let the system keep more connections than asyncio accepts at once; for asyncio the two are one number."""
+    with socket.socket(fileno=os.dup(listener.fileno())) as same:
+        same.listen(BACKLOG)
+
+
+def protocol_of(connections: Connections) -> Any:
+    """What uvicorn calls for each connection."""
+    return partial(Connection, connections)

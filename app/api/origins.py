@@ -1,0 +1,100 @@
+"""Which sites' pages may use the service from a browser (the Fetch standard, section 3.3).
+
+A page of any site can make a visitor's browser send forms, and ask for images, anywhere, the visitor's own machine
+included. CORS keeps it from reading the response, and not from spending the device. So what a foreign page sends is
+refused, unless the settings name its site.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.middleware.cors import CORSMiddleware
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from app.errors import ForeignOrigin
+
+METHODS = ("GET", "HEAD", "POST", "DELETE", "OPTIONS")
+REQUEST_HEADERS = (
+    "Accept",
+    "Authorization",
+    "Content-Type",
+    "Idempotency-Key",
+    "If-None-Match",
+    "Prefer",
+    "Priority",
+    "X-Request-Id",
+    "X-Request-Timeout-Ms",
+)
+RESPONSE_HEADERS = (
+    "Content-Disposition",
+    "ETag",
+    "Idempotent-Replayed",
+    "Location",
+    "Preference-Applied",
+    "Retry-After",
+    "Server-Timing",
+    "X-NFE",
+    "X-Request-Id",
+    "X-Seed",
+)
+
+
+def allow_origins(app: ASGIApp, origins: Collection[str]) -> CORSMiddleware:
+    """Answer preflights of these sites, and let their pages read responses."""
+    return CORSMiddleware(
+        app,
+        allow_origins=list(origins),
+        allow_methods=METHODS,
+        allow_headers=REQUEST_HEADERS,
+        expose_headers=RESPONSE_HEADERS,
+        max_age=7200,
+    )
+
+
+class OriginMiddleware:
+    """Refuses what a foreign page sends.
+
+    Args:
+        origins: sites that may.
+        costly: paths for which a GET is refused, too; other pages may be linked and embedded as any.
+    """
+
+    def __init__(self, app: ASGIApp, origins: Collection[str], costly: Collection[str]) -> None:
+        self.app = allow_origins(app, origins) if origins else app
+        self.origins = origins
+        self.costly = costly
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and (scope["method"] not in ("GET", "HEAD") or self._is_costly(scope)):
+            foreign = find_foreign_origin(Headers(scope=scope))
+            if foreign is not None and not self._allows(foreign):
+                raise ForeignOrigin(
+                    f"Origin = {foreign[:200]}: pages of this site may not use the service; "
+                    "name it in UNSTIR_CORS_ORIGINS, or send the request from a server"
+                )
+        await self.app(scope, receive, send)
+
+    def _is_costly(self, scope: Scope) -> bool:
+        return scope["path"].removeprefix(scope.get("root_path", "")) in self.costly
+
+    def _allows(self, origin: str) -> bool:
+        return "*" in self.origins or origin.lower() in self.origins
+
+
+def find_foreign_origin(headers: Headers) -> str | None:
+    """The site whose page has sent a request, if it is another than the one that it asks; None for all else.
+
+    A form or a script says its ``Origin``; an image says only that its site is another, in ``Sec-Fetch-Site``. What is
+    opened as a page of its own, by a link or a bookmark, is no foreign page's request.
+    """
+    origin = headers.get("origin")
+    if origin is not None:
+        return None if urlsplit(origin).netloc.lower() == headers.get("host", "").lower() else origin
+    opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    if headers.get("sec-fetch-site") != "cross-site" or opened:
+        return None
+    referer = urlsplit(headers.get("referer", ""))
+    return f"{referer.scheme}://{referer.netloc}" if referer.netloc else "null"
