@@ -134,9 +134,9 @@ def _write_out_defaults(schema: Schema) -> None:
     for name, declared in schema["properties"].items():
         default = declared.pop("default", None)
         if default is not None:
-            text = str(declared.get("description", "")).strip()
+            first, blank, rest = str(declared.get("description", "")).partition("\n\n")
             shown = f"Default: {default if isinstance(default, str) else json.dumps(default)}."
-            schema["properties"][name] = {**declared, "description": f"{text} {shown}".strip()}
+            schema["properties"][name] = {**declared, "description": f"{first} {shown}".strip() + blank + rest}
 
 
 def _name_enums(schemas: Schema) -> None:
