@@ -173,7 +173,7 @@ def _query(form: Schema) -> Iterator[Schema]:
 
 
 def _describe_headers(endpoint: Schema) -> None:
-    (tag,) = endpoint["tags"]
+    tag = endpoint.get("tags", [""])[0]
     parameters = [
         {"name": name, "in": "header", "required": False, **header.describe()}
         for name, header in REQUEST_HEADERS.items()
