@@ -24,7 +24,15 @@ CONFIG = Path(__file__).with_name("schemathesis.toml")
 
 def command(url: str, *options: str) -> list[str]:
     """The command that tries the service at this address."""
-    fixed = ("--continue-on-failure", "--generation-database", "none", "--checks", ",".join(CHECKS))
+    fixed = (
+        "--continue-on-failure",
+        "--request-timeout",
+        "120",
+        "--generation-database",
+        "none",
+        "--checks",
+        ",".join(CHECKS),
+    )
     program = [str(Path(sys.executable).with_name("schemathesis")), "--config-file", str(CONFIG)]
     return [*program, "run", f"{url}/openapi.json", *fixed, *options]
 

@@ -141,9 +141,9 @@ def _write_out_defaults(schema: Schema) -> None:
     for name, declared in schema["properties"].items():
         default = declared.pop("default", None)
         if default is not None:
-            text = str(declared.get("description", "")).strip()
+            first, blank, rest = str(declared.get("description", "")).partition("\n\n")
             shown = f"Default: {default if isinstance(default, str) else json.dumps(default)}."
-            schema["properties"][name] = {**declared, "description": f"{text} {shown}".strip()}
+            schema["properties"][name] = {**declared, "description": f"{first} {shown}".strip() + blank + rest}
 
 
 def _name_enums(schemas: Schema) -> None:
@@ -180,7 +180,7 @@ def _query(fields: Schema, when: str = "") -> Iterator[Schema]:
 
 
 def _describe_headers(endpoint: Schema) -> None:
-    (tag,) = endpoint["tags"]
+    tag = endpoint.get("tags", [""])[0]
     parameters = [
         {"name": name, "in": "header", "required": False, **header.describe()}
         for name, header in REQUEST_HEADERS.items()

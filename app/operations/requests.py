@@ -193,7 +193,9 @@ class SampleRequest(SamplingRequest):
     """What to sample. Every field may be left out."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
+        json_schema_extra={
+            "examples": [{"label": "lorelei", "seed": 7}, {"sampler": "dpmpp_2m", "steps": 10, "n": 4, "seed": 1}]
+        }
     )
 
     n: int = Field(1, ge=1, description=f"How many images, up to {MAX_IMAGES}.")
