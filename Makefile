@@ -18,10 +18,10 @@ serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000; UNSTIR_PORT=8
 	$(BIN)/unstir serve
 
 # Tests of signals and connections have time limits, and run alone; all others in two processes.
-ALONE := tests/app/api/test_server.py
+ALONE := tests/app/api/test_server.py tests/app/api/test_limits.py
 
 test: .venv/.dev  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow and not stress' -n 2 --dist loadfile --no-loadscope-reorder --ignore $(ALONE)
+	$(BIN)/python -m pytest -m 'not slow and not stress' -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
 	$(BIN)/python -m pytest -m 'not slow and not stress' $(ALONE)
 
 test-slow: .venv/.dev  ## Run the tests that take minutes, too

@@ -269,6 +269,9 @@ class ClientGone(UnstirError):
     meaning = "Never sent: metrics and logs count requests under it whose client disconnected."
 
 
+REJECTIONS = (Overloaded, Starting, Draining, TooLate, BodyTooLarge, ImageTooLarge)  # for lack of capacity or time
+
+
 def catalogue() -> list[type[UnstirError]]:
     """Every error that can be sent, in the order of the tree."""
 

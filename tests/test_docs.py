@@ -165,7 +165,7 @@ def anchors(path: Path) -> set[str]:
 @pytest.mark.parametrize("path", PROSE, ids=lambda path: path.name)
 def test_links_lead_somewhere(path):
     text = read(path)
-    links = re.findall(r"\]\((?!https?://)([^)\s]+)\)", text) + re.findall(r'<img src="([^"]+)"', text)
+    links = re.findall(r"\]\((?!https?://)([^)\s]+)\)", text) + re.findall(r'<img src="(?!https?://)([^"]+)"', text)
     for link in links:
         target, _, anchor = link.partition("#")
         page = path.parent / target if target else path

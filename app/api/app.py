@@ -18,6 +18,8 @@ from app.api.routes.operations import OPERATIONS
 from app.errors import UnstirError
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from model.diffusion.inversion.registry import INVERSIONS
+from model.diffusion.samplers import SAMPLERS
 
 
 def create_app(settings: Settings | None = None, on_failure: Callable[[], None] = lambda: None) -> FastAPI:
@@ -30,6 +32,10 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
     settings = settings or Settings()
     job_store = JobStore(settings)
     metrics = Metrics([operation.path for operation in OPERATIONS], lambda: lifecycle.model, job_store.totals)
+    metrics.initialize(
+        {each.path: SAMPLERS if "sampler" in each.request.model_fields else INVERSIONS for each in OPERATIONS},
+        [*SAMPLERS, *(f"inverse {inversion.sampler}" for inversion in INVERSIONS.values())],
+    )
     lifecycle = Lifecycle(settings, metrics, on_failure)
     app = FastAPI(
         title="Unstir",

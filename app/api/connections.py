@@ -13,6 +13,7 @@ import logging
 import os
 import resource
 import socket
+import struct
 import time
 from functools import partial
 from typing import Any
@@ -23,16 +24,16 @@ from app.errors import InvalidHTTP, SlowRequest, TooManyConnections, UnstirError
 from app.settings import Settings
 
 log = logging.getLogger("unstir.http")
-SPARE_FILES = 32  # descriptors for all else: the network's files, threads, a cache, connections about to be refused
-ACCEPTS = 8  # connections accepted at once, before those over the limit are refused
+SPARE_FILES = 64  # descriptors for all else: the network's files, a cache, connections about to be refused
 BACKLOG = 2048  # connections that the system keeps until they are accepted
 MIN_CONNECTIONS = 8
+RESET = struct.pack("ii", 1, 0)  # SO_LINGER: on, for 0 seconds
 SETTLE_SECONDS = 1.0  # a connection younger than this is not idle yet
 LOG_SECONDS = 60.0  # between two lines about a full table
 
 
-def raise_file_limit(max_connections: int) -> int:
-    """Raise the limit of open files to the hard one; returns how many connections it allows, up to so many."""
+def raise_file_limit() -> int | None:
+    """Raise the limit of open files to the hard one, and return it; None if there is none."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if soft != hard:
         try:
@@ -40,9 +41,19 @@ def raise_file_limit(max_connections: int) -> int:
             soft = hard
         except (ValueError, OSError):  # macOS reports an infinite hard limit and refuses it
             log.debug("the limit of open files stays %d", soft)
-    if soft == resource.RLIM_INFINITY:
-        return max_connections
-    return max(MIN_CONNECTIONS, min(max_connections, soft - _count_open_files() - min(SPARE_FILES, soft // 4)))
+    return None if soft == resource.RLIM_INFINITY else soft
+
+
+def count_connections(files: int | None, max_connections: int) -> tuple[int, int]:
+    """How many connections there may be, and how many may be accepted at once before those beyond are refused.
+
+    Args:
+        files: the limit of open files; those that are open now are counted.
+    """
+    spare = SPARE_FILES if files is None else min(SPARE_FILES, files // 3)
+    if files is not None:
+        max_connections = max(MIN_CONNECTIONS, min(max_connections, files - _count_open_files() - spare))
+    return max_connections, max(1, spare // 5)  # one is open for some rounds of the event loop until it is closed
 
 
 def _count_open_files() -> int:
@@ -59,9 +70,9 @@ class Connections:
         limit: how many there may be.
     """
 
-    def __init__(self, settings: Settings, limit: int) -> None:
+    def __init__(self, settings: Settings) -> None:
         self.settings = settings
-        self.limit = limit
+        self.limit = settings.max_connections
         self._open: set[Connection] = set()
         self._idle: dict[Connection, float] = {}  # since when; the longest first
         self._logged = -LOG_SECONDS
@@ -127,6 +138,7 @@ class Connection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._received = False  # a part of a request's headers
+        self._answered = False  # any request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -158,7 +170,7 @@ class Connection(H11Protocol):
     def on_response_complete(self) -> None:
         super().on_response_complete()
         self._connections.set_idle(self)
-        self._received = False
+        self._received, self._answered = False, True
         if self.cycle.more_body:  # the rest of it is on its way, and nobody wants it
             self._start_header_timer()
 
@@ -189,16 +201,18 @@ class Connection(H11Protocol):
         self._header_timer = self.loop.call_later(self._connections.settings.header_seconds, self._end_waiting)
 
     def _end_waiting(self) -> None:
-        if self._received and self.cycle is None:
-            seconds = self._connections.settings.header_seconds
-            self._send_problem(SlowRequest(f"the headers were not complete in {seconds:g} s; send them at once"))
-        else:
+        if not self._received or self._answered:
             self.transport.close()
+            return
+        seconds = self._connections.settings.header_seconds
+        self._send_problem(SlowRequest(f"the headers were not complete in {seconds:g} s; send them at once"))
 
     def _watch_writing(self, before: int) -> None:
         def check() -> None:
             left = self.transport.get_write_buffer_size()
             if left >= before:
+                # Reset, or the system would keep what it has of the response for minutes.
+                self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)
                 self.transport.abort()
             else:
                 self._watch_writing(left)

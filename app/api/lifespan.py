@@ -139,6 +139,9 @@ class Lifecycle:
     def _start(self, model: LoadedModel) -> None:
         torch.set_num_threads(1)  # of this thread and later ones; the device thread keeps its own
         model.engine.open()
+        self.metrics.initialize_widths(
+            {width for widths in (model.engine.forwards.fast, model.engine.forwards.exact) for width in widths.sizes}
+        )
         self._service = Service(self.settings, self.metrics, model)
         log.info("ready")
 

@@ -18,7 +18,6 @@ from app.api.responses.schemas import FieldProblem, Problem
 from app.errors import InvalidJSON, UnstirError
 
 log = logging.getLogger("unstir.http")
-REJECTIONS = (errors.TryLater, errors.TooLate, errors.BodyTooLarge, errors.ImageTooLarge)
 DECLARED: dict[int | str, dict[str, Any]] = {
     status: {"model": Problem, "description": " / ".join(kind.title for kind in kinds)}
     for status, kinds in groupby(sorted(errors.catalogue(), key=lambda kind: kind.status), lambda kind: kind.status)
@@ -45,7 +44,7 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
 
 
 def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
-    if isinstance(error, REJECTIONS):
+    if isinstance(error, errors.REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
     content = describe(error, request.state.request_id)
     _forget_frames(error)

@@ -13,7 +13,7 @@ from typing import Any
 import uvicorn
 
 from app.api.app import create_app
-from app.api.connections import ACCEPTS, Connections, protocol_of, raise_backlog, raise_file_limit
+from app.api.connections import Connections, count_connections, protocol_of, raise_backlog, raise_file_limit
 from app.api.lifespan import Lifecycle
 from app.settings import Settings, review_environment
 from app.telemetry import logs
@@ -40,6 +40,8 @@ class Server(uvicorn.Server):
         self.loop.set_exception_handler(self._on_loop_error)
         if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # as nohup sets it
             signal.signal(signal.SIGHUP, self.handle_exit)
+        limit, self.config.backlog = count_connections(raise_file_limit(), self.connections.limit)
+        self.connections.limit = limit
         await super().startup(sockets)
         for listener in (listener for server in self.servers for listener in server.sockets):
             raise_backlog(listener)
@@ -83,14 +85,13 @@ def create_server(settings: Settings) -> Server:
         server.should_exit = True
 
     app = create_app(settings, on_failure=stop)
-    connections = Connections(settings, raise_file_limit(settings.max_connections))
+    connections = Connections(settings)
     config = uvicorn.Config(
         app,
         host=settings.host,
         port=settings.port,
         http=protocol_of(connections),
         ws="none",
-        backlog=ACCEPTS,
         log_config=None,
         access_log=False,
         proxy_headers=bool(settings.trusted_proxies),

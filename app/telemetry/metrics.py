@@ -6,11 +6,13 @@ import asyncio
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from functools import cache
+from itertools import product
 
 import torch
-from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
+from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector, generate_latest
 from prometheus_client.core import GaugeMetricFamily, Metric
 
+from app import errors
 from app.engine.loading import LoadedModel
 
 GAUGES = {
@@ -36,6 +38,8 @@ LABELS = {
     "unstir_model_info": ("model", "sha256", "device", "dtype"),
     "unstir_gpu_memory_bytes": ("kind",),
 }
+ALERTING = (200, 429, 500, 503, 504)  # statuses that exist for each endpoint and sampler from the start
+FAILURES = ("oom", "nan", "exception")
 LAG_SECONDS = 0.5  # between two measurements of the event loop's delay
 Values = Mapping[tuple[str, ...], float]  # by the values of the labels
 
@@ -119,6 +123,33 @@ class Metrics:
         self.forward_time = histogram("forward_duration_seconds", "One tick of the engine.", milliseconds)
         self.batch_rows = histogram("batch_rows", "Non-padding rows of one forward.", [2.0**k for k in range(11)])
         self._forwards_of_width = cache(self.forwards.labels)  # finding a label costs more than counting
+
+    def initialize(self, samplers: Mapping[str, Iterable[str]], phases: Iterable[str]) -> None:
+        """Let series exist before their first event, so that ``increase()`` sees it; and those of the process.
+
+        Args:
+            samplers: of each endpoint.
+            phases: names of what network evaluations are counted by.
+        """
+        for endpoint in self._endpoints:
+            for sampler, code in product(samplers[endpoint], ALERTING):
+                self.requests.labels(endpoint, sampler, code)
+            for outcome in ("ok", *(kind.code for kind in errors.catalogue())):
+                self.finished.labels(endpoint, outcome)
+            self.images.labels(endpoint)
+            self.queue_time.labels(endpoint)
+        for phase in phases:
+            self.nfe.labels(phase)
+        for rejection in errors.REJECTIONS:
+            self.rejections.labels(rejection.code)
+        for failure in FAILURES:
+            self.forward_errors.labels(failure)
+        ProcessCollector(registry=self.registry)
+
+    def initialize_widths(self, widths: Iterable[int]) -> None:
+        """The same for each width of a forward."""
+        for width in widths:
+            self._forwards_of_width(width)
 
     def on_forward(self, width: int, rows: int, seconds: float) -> None:
         """See :class:`app.engine.worker.Observer`."""

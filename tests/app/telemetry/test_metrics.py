@@ -40,12 +40,16 @@ def loaded_model(device: str = "cpu", unready: str | None = None, draining: bool
 
 
 def samples(metrics: Metrics) -> dict[str, float]:
+    return samples_of(metrics.exposition().decode())
+
+
+def samples_of(text: str) -> dict[str, float]:
     """All but the buckets of histograms, as ``name{label=value,...}``."""
     found = {}
-    for (name, labels), value in read_samples(metrics.exposition().decode()).items():
+    for (name, labels), value in read_samples(text).items():
         if not name.endswith("_bucket"):
-            text = ",".join(f"{label}={word}" for label, word in sorted(labels))
-            found[f"{name}{{{text}}}" if text else name] = value
+            pairs = ",".join(f"{label}={word}" for label, word in sorted(labels))
+            found[f"{name}{{{pairs}}}" if pairs else name] = value
     return found
 
 
@@ -67,7 +71,7 @@ def test_every_metric_has_the_value_of_its_events():
     metrics.finished.labels("/sample", "ok").inc()
     metrics.rejections.labels("overloaded").inc()
     metrics.images.labels("/sample").inc(4)
-    metrics.duration.labels("/sample", "ddim").observe(1.5)
+    metrics.duration.labels("/sample", "ddim", 200).observe(1.5)
     metrics.first_step_time.observe(0.75)
     metrics.encode_time.observe(0.004)
     expected = {
@@ -99,7 +103,7 @@ def test_every_metric_has_the_value_of_its_events():
         "unstir_padding_rows_total": 4,
         "unstir_forward_errors_total{kind=oom}": 1,
         "unstir_forward_errors_total{kind=nan}": 2,
-        **histogram("unstir_request_duration_seconds", 1, 1.5, "{endpoint=/sample,sampler=ddim}"),
+        **histogram("unstir_request_duration_seconds", 1, 1.5, "{code=200,endpoint=/sample,sampler=ddim}"),
         **histogram("unstir_queue_time_seconds", 2, 0.75, "{endpoint=/sample}"),
         **histogram("unstir_time_to_first_step_seconds", 1, 0.75),
         **histogram("unstir_image_encode_seconds", 1, 0.004),
@@ -204,3 +208,32 @@ async def test_gauges_of_a_server_are_those_of_its_engine(client, tiny_ckpt):
 def test_the_tests_reader_refuses_what_is_not_declared(name, labels):
     with pytest.raises(AssertionError, match=r"unstir_requests_in_flight|endpoint.*path"):
         metric(Metrics(), name, **labels)
+
+
+@pytest.mark.anyio
+async def test_series_exist_before_their_first_event(client):
+    """Or the first error would be no increase."""
+    found = samples_of((await client.get("/metrics")).text)
+    for name in (
+        "unstir_requests_total{code=500,endpoint=/sample,sampler=ddim}",
+        "unstir_requests_total{code=503,endpoint=/invert,sampler=fixed_point}",
+        "unstir_requests_finished_total{endpoint=/interpolate,outcome=engine_dead}",
+        "unstir_rejections_total{reason=overloaded}",
+        "unstir_rejections_total{reason=image_too_large}",
+        "unstir_images_total{endpoint=/invert}",
+        "unstir_nfe_total{sampler=inverse ddim}",
+        "unstir_forward_errors_total{kind=oom}",
+        "unstir_forwards_total{width=8}",
+    ):
+        assert found[name] == 0, name
+    assert found["process_open_fds"] > 0
+    assert found["process_resident_memory_bytes"] > 1e6
+
+
+@pytest.mark.anyio
+async def test_durations_have_the_status_and_a_bucket_beyond_the_longest_queue(client, settings):
+    await client.post("/sample", json={"steps": 0})
+    text = (await client.get("/metrics")).text
+    assert 'unstir_request_duration_seconds_count{code="422",endpoint="/sample",sampler=""} 1' in text
+    bounds = [float(bound) for bound in re.findall(r'request_duration_seconds_bucket\{.*?le="([\d.]+)"', text)]
+    assert max(bounds) > settings.max_queue_seconds
