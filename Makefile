@@ -49,6 +49,16 @@ images: .venv/.serve  ## Draw the images of the README and docs/ from the shippe
 	.venv-peers/bin/pip install --quiet --editable . --requirement bench/peers/requirements.txt
 	touch $@
 
+# The generators of the clients that tests/test_clients.py calls the service with; it makes both.
+.venv-clients/.ready: tests/clients/requirements.txt
+	test -x .venv-clients/bin/python || $(PYTHON) -m venv .venv-clients
+	.venv-clients/bin/pip install --quiet --requirement tests/clients/requirements.txt
+	touch $@
+
+tests/clients/node_modules/.ready: tests/clients/package-lock.json
+	cd tests/clients && npm ci --no-audit --no-fund
+	touch $@
+
 bench-peers: .venv-peers/.ready  ## Measure docs/performance.md again, beside other servers: over three hours; RESUME=--resume goes on
 	.venv-peers/bin/python -m bench.performance $(RESUME)
 
@@ -61,4 +71,7 @@ gpu-check: .venv/.dev  ## Test and measure the CUDA path on this machine's card;
 fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 	$(BIN)/python -m tests.fuzz_uploads --files 20000
 
-.PHONY: help install serve test test-slow stress check golden images bench bench-peers gpu-check fuzz
+contract: .venv/.dev  ## Send a running service thousands of requests made from its OpenAPI document
+	$(BIN)/python -m tests.contract
+
+.PHONY: help install serve test test-slow stress check golden images bench bench-peers gpu-check fuzz contract

@@ -126,7 +126,7 @@ def _kind(schema: dict[str, Any]) -> str:
     if "$ref" in schema:
         name = schema["$ref"].rpartition("/")[2]
         return "[latent](#a-latent)" if name == "Latent" else "object"
-    if schema.get("format") in ("byte", "binary"):
+    if schema.get("format") in ("byte", "binary") and "contentMediaType" not in schema:  # those are base64 in JSON
         return "file"
     kind = schema.get("type", "any value")
     if kind == "array":

@@ -209,17 +209,45 @@ def test_a_python_without_venv(checkout):
     assert not (checkout.folder / ".venv").exists()
 
 
-def test_ci_stops_where_its_own_installation_fails(checkout):
-    for name in ("bash", "dirname"):
+BARE = ("bash", "chmod", "cp", "dirname")  # of a machine without curl, node and npm
+
+
+def run_ci(checkout: Checkout, apt_get: str) -> subprocess.CompletedProcess[str]:
+    """`.ci/run` where `make` only says that it was called."""
+    for name in BARE:
+        (checkout.tools / name).unlink(missing_ok=True)
         (checkout.tools / name).symlink_to(shutil.which(name) or name)
-    checkout.tool("make", f"#!/bin/sh\necho made > {checkout.folder}/made\n")
-    for fails, made in (("update", False), ("install", False), ("nothing", True)):
-        checkout.tool("apt-get", f"#!/bin/sh\n[ $1 != {fails} ]\n")
-        done = subprocess.run(
-            ["bash", ".ci/run"],
-            cwd=checkout.folder,
-            env={"PATH": str(checkout.tools)},
-            capture_output=True,
-            check=False,
-        )
-        assert (done.returncode == 0) == (checkout.folder / "made").exists() == made
+    checkout.tool("make", f"#!/bin/sh\necho $* >> {checkout.folder}/made\n")
+    checkout.tool("apt-get", f"#!/bin/bash\n{apt_get}\n")
+    return subprocess.run(
+        ["bash", ".ci/run"], cwd=checkout.folder, env={"PATH": str(checkout.tools)}, capture_output=True, text=True,
+        check=False,
+    )  # fmt: skip
+
+
+def installed_by(checkout: Checkout, node: str = "exit 0") -> str:
+    """What apt-get does when it works."""
+    (checkout.folder / "node").write_text(f"#!/bin/sh\n{node}\n")
+    each = f"cp {checkout.folder}/node {checkout.tools}/$name; chmod +x {checkout.tools}/$name"
+    return f"[ $1 = update ] || for name in curl node npm; do {each}; done"
+
+
+def test_ci_stops_where_its_own_installation_fails(checkout):
+    for fails in ("update", "install"):
+        assert run_ci(checkout, f"[ $1 != {fails} ]").returncode != 0
+    absent = run_ci(checkout, "true")  # says that all is well, and installs nothing
+    assert absent.returncode != 0
+    assert "curl is needed by the tests, and does not start: install curl nodejs npm" in absent.stderr
+    assert not (checkout.folder / "made").exists()
+
+
+def test_ci_does_not_run_with_an_old_node(checkout):
+    old = run_ci(checkout, installed_by(checkout, "case $1 in -e) exit 1;; *) echo v16.20.2;; esac"))
+    assert old.returncode != 0
+    assert "Node 18 or newer is needed by the tests, and node is v16.20.2" in old.stderr
+    assert not (checkout.folder / "made").exists()
+
+
+def test_ci_installs_what_is_missing_and_runs_all(checkout):
+    assert run_ci(checkout, installed_by(checkout)).returncode == 0
+    assert (checkout.folder / "made").read_text().split() == ["check", "test"]

@@ -13,7 +13,7 @@ from app.api.job_store import JobStore
 from app.api.lifespan import Lifecycle
 from app.api.middleware import BodyLimitMiddleware, RequestMiddleware
 from app.api.origins import OriginMiddleware
-from app.api.routes import jobs, operations, status
+from app.api.routes import docs, jobs, operations, status
 from app.api.routes.operations import OPERATIONS
 from app.errors import UnstirError
 from app.settings import Settings
@@ -42,11 +42,13 @@ def create_app(settings: Settings | None = None, on_failure: Callable[[], None] 
         version=__version__,
         summary="HTTP inference for pixel-space diffusion models.",
         lifespan=lifecycle.run,
+        docs_url=None,  # ours needs no internet
         redoc_url=None,
+        generate_unique_id_function=openapi.operation_id,
         redirect_slashes=False,  # a redirect would name the host that the client claims to have asked
     )
     app.state.lifecycle, app.state.job_store = lifecycle, job_store
-    app.state.routers = (operations.router, jobs.router, status.router)
+    app.state.routers = (operations.router, jobs.router, status.router, docs.router)
     for router in app.state.routers:
         app.include_router(router)
     app.add_exception_handler(UnstirError, problems.on_unstir_error)

@@ -37,7 +37,8 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
         errors=[
             FieldProblem(field=encodable(field)[:200], value=plain(value), remedy=remedy)
             for field, value, remedy in error.fields[: errors.MAX_FAULTS]
-        ],
+        ]
+        or None,
     )
     return content.model_dump(mode="json", exclude_defaults=True)
 

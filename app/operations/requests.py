@@ -6,8 +6,18 @@ import base64
 import binascii
 from typing import Annotated, Any, Literal, Self, get_args, get_origin
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, PlainSerializer, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    GetJsonSchemaHandler,
+    PlainSerializer,
+    model_validator,
+)
 from pydantic import WithJsonSchema as Described
+from pydantic_core import CoreSchema
 
 from app.engine.jobs import SnapshotKind
 from app.operations.files import is_file
@@ -22,6 +32,7 @@ MAX_SEED = 2**53 - 1  # the largest integer that every JSON reader keeps exact
 MAX_TRAJECTORY = 100
 MAX_ENDS = 8
 WHITESPACE = b" \t\r\n\v\f"
+TINY_PNG = "iVBORw0KGgoAAAANSUhEUgAAAAIAAAACCAAAAABX3VL4AAAADklEQVR42mP8dY4hSgQACO4COJWJARAAAAAASUVORK5CYII="  # 2 × 2
 
 
 def _known_sampler(name: str) -> str:
@@ -74,7 +85,8 @@ Content = Annotated[
     bytes,
     BeforeValidator(_from_base64),
     PlainSerializer(_to_base64, return_type=str),
-    Described({"type": "string", "format": "byte", "description": "A file in base64."}),
+    # As generators of OpenAPI 3.0 (format) and of 3.1 (contentEncoding) know it.
+    Described({"type": "string", "format": "byte", "contentEncoding": "base64", "description": "A file in base64."}),
 ]
 SamplerName = Annotated[str, AfterValidator(_known_sampler), Field(json_schema_extra={"enum": list(SAMPLERS)})]
 MethodName = Annotated[str, AfterValidator(_known_method), Field(json_schema_extra={"enum": list(INVERSIONS)})]
@@ -109,6 +121,12 @@ STRICT = ConfigDict(
 )
 
 
+def _without_null(schema: dict[str, Any]) -> dict[str, Any]:
+    """What a field that may be null is otherwise."""
+    (member,) = (member for member in schema["anyOf"] if member.get("type") != "null")
+    return {**member, "description": schema["description"]}
+
+
 class Latent(BaseModel):
     """An x_T: one of its three forms. A bare number is a seed."""
 
@@ -119,6 +137,28 @@ class Latent(BaseModel):
         None, description="A .npy of float32 [C, H, W], or [2, C, H, W] for the pair of `obelm`, in base64."
     )
     image: Content | None = Field(None, description="An image, in base64; it is encoded first, as /invert does.")
+
+    @classmethod
+    def __get_pydantic_json_schema__(cls, core: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        """One form or another, each with a title and its one field required, so that typed clients can tell them."""
+        reference = handler(core)
+        schema = handler.resolve_ref_schema(reference)
+        forms = {name: _without_null(found) for name, found in schema.pop("properties").items()}
+        del schema["type"], schema["additionalProperties"]  # which would know no field of the forms
+        schema["oneOf"] = [
+            {**forms["seed"], "title": "Seed"},
+            *(
+                {
+                    "type": "object",
+                    "title": f"{name.title()}Latent",
+                    "properties": {name: form},
+                    "required": [name],
+                    "additionalProperties": False,
+                }
+                for name, form in forms.items()
+            ),
+        ]
+        return reference
 
     @model_validator(mode="before")
     @classmethod
@@ -183,7 +223,9 @@ class SampleRequest(SamplingRequest):
     """What to sample. Every field may be left out."""
 
     model_config = ConfigDict(
-        json_schema_extra={"examples": [{"label": "lorelei", "seed": 7}, {"sampler": "ddpm", "n": 4, "seed": 1}]}
+        json_schema_extra={
+            "examples": [{"label": "lorelei", "seed": 7}, {"sampler": "dpmpp_2m", "steps": 10, "n": 4, "seed": 1}]
+        }
     )
 
     n: int = Field(1, ge=1, description=f"How many images, up to {MAX_IMAGES}.")
@@ -209,7 +251,7 @@ class InvertRequest(BaseModel):
     """An image to encode."""
 
     model_config = ConfigDict(
-        **STRICT, json_schema_extra={"examples": [{"image": "<base64>", "method": "fixed_point", "steps": 50}]}
+        **STRICT, json_schema_extra={"examples": [{"image": TINY_PNG, "fit": "resize", "steps": 20}]}
     )
 
     image: Content = Field(description="PNG, JPEG, WebP, GIF, HEIC or AVIF (its first frame).")

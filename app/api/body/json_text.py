@@ -13,6 +13,7 @@ from typing import Any
 
 from app.api.body.faults import plain
 from app.errors import InvalidField, InvalidJSON
+from app.operations.requests import MAX_SEED
 
 MAX_TOKENS = 1024  # brackets, commas, colons, strings and numbers; the largest request has about a hundred
 MAX_DEPTH = 16  # a request has 3 levels
@@ -37,7 +38,7 @@ def parse_json(content: bytes) -> dict[str, Any]:
     content = content.removeprefix(b"\xef\xbb\xbf") or b"{}"
     _judge(content)
     try:
-        fields = json.loads(content.decode(), object_pairs_hook=_refuse_duplicates)
+        fields = json.loads(content.decode(), object_pairs_hook=_refuse_duplicates, parse_float=_parse_number)
     except json.JSONDecodeError as error:
         raise InvalidJSON(f"at character {error.pos}: {error.msg}; {WHOLE}") from None  # the error holds the text
     except UnicodeDecodeError as error:
@@ -88,6 +89,15 @@ def _tokens(content: bytes) -> Iterator[tuple[int, int]]:
                 at = text.end()
             at += 1
         yield start, min(at, len(content))
+
+
+def _parse_number(text: str) -> float | int:
+    """A number of JSON with a fraction or an exponent. JSON schema takes 20.0 for an integer, and so do we.
+
+    Beyond 2^53 a float does not say which integer it is, and stays one.
+    """
+    value = float(text)
+    return int(value) if value.is_integer() and abs(value) <= MAX_SEED else value
 
 
 def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:

@@ -111,7 +111,8 @@ def _choose_parser(request: Request, model: type[M], media: str, content_type: s
         if content:
             images = f", or one of {', '.join(IMAGE_TYPES)}" if "image" in model.model_fields else ""
             raise UnsupportedMedia(
-                f"content-type = {media[:80]!r}: send application/json or multipart/form-data{images}"
+                f"content-type = {media[:80]!r}: send application/json, multipart/form-data or "
+                f"application/x-www-form-urlencoded{images}"
             )
         _refuse_query(request)
         return validate(model, {}, strict=True)

@@ -16,23 +16,24 @@ from app.api.responses.results import (
     request_file,
     to_base64,
 )
-from app.api.responses.schemas import SamplingResponse, Timing
+from app.api.responses.schemas import EncodedArray, EncodedImage, SamplingResponse, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.interpolate import Interpolation
 from app.operations.requests import InterpolateRequest
 from model.checkpoint import Card
+from model.diffusion.interpolation import InterpolationMethod
 from model.images import png, to_uint8
 
 
 class InterpolateResponse(SamplingResponse):
     """The JSON response of `/interpolate`."""
 
-    images: list[str] = Field(description="PNG, base64; of a grid row by row.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy.")
+    images: list[EncodedImage] = Field(description="PNG, base64; of a grid row by row.")
+    latents: list[EncodedArray] = Field(description="x_T of each image: base64 of a .npy.")
     weights: list[list[float]] = Field(description="Of each image, the weight of each given latent.")
-    method: str
+    method: InterpolationMethod
     grid: list[int] | None = None
     labels: list[str | None] = Field(description="Class of each given latent.")
     warnings: list[str] = Field([], description="What is unusual about these latents.")

@@ -5,40 +5,41 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from pydantic import BaseModel, Field
+from pydantic import Field
 from torch import Tensor
 
 from app.api.responses.results import NO_TRAJECTORY, OperationResult, embed_request, join_name, to_base64
 from app.api.responses.sample import SampleResult
-from app.api.responses.schemas import Timing
+from app.api.responses.schemas import Answer, EncodedArray, EncodedImage, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
 from app.operations.invert import Encoding
-from app.operations.requests import InvertRequest
+from app.operations.requests import InvertRequest, MethodName, SamplerName
 from model.checkpoint import Card
+from model.diffusion.schedule import Spacing
 from model.images import png, to_uint8
 
 
-class DecodeFields(BaseModel):
+class DecodeFields(Answer):
     """What `/sample` needs beside the latent to give the image back."""
 
-    sampler: str
+    sampler: SamplerName
     steps: int
-    spacing: str
+    spacing: Spacing
     clip: bool
     label: str | None = None
     reproducible: bool
 
 
-class InvertResponse(BaseModel):
+class InvertResponse(Answer):
     """The JSON response of `/invert`. PSNR, MSE and the largest error are measured on [-1, 1], unrounded."""
 
     decode: DecodeFields = Field(description='Send these fields to /sample, with `latent` as {"npy": …}.')
-    method: str
+    method: MethodName
     steps: int
     refinements: int | None = None
-    spacing: str
+    spacing: Spacing
     label: str | None = None
     nfe: int = Field(description="Network evaluations of the inversion.")
     decode_nfe: int = Field(description="Network evaluations of decoding.")
@@ -55,9 +56,11 @@ class InvertResponse(BaseModel):
     model: str = Field(description="Name of the checkpoint.")
     sha256: str = Field(description="Of the weights.")
     timing: Timing
-    latent: str = Field(description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm.")
-    reconstruction: str | None = Field(None, description="PNG, base64: the response of /sample to `decode`.")
-    trajectory: list[str] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
+    latent: EncodedArray = Field(
+        description="base64 of a .npy: float32 [C, H, W], or [2, C, H, W] for the pair of obelm."
+    )
+    reconstruction: EncodedImage | None = Field(None, description="PNG, base64: the response of /sample to `decode`.")
+    trajectory: list[EncodedImage] | None = Field(None, description="Frames of the trajectory: PNG, base64.")
 
 
 def no_animation(request: InvertRequest) -> str | None:

@@ -18,7 +18,7 @@ from app.api.responses.results import (
     request_file,
     to_base64,
 )
-from app.api.responses.schemas import SamplingResponse, Timing
+from app.api.responses.schemas import EncodedArray, EncodedImage, SamplingResponse, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
 from app.operations.files import to_npy
@@ -33,11 +33,11 @@ from model.images import png, sheet, to_uint8
 class SampleResponse(SamplingResponse):
     """The JSON response of `/sample`."""
 
-    images: list[str] = Field(description="PNG, base64.")
+    images: list[EncodedImage] = Field(description="PNG, base64.")
     seeds: list[int] = Field(description="Of each image; empty where a latent was given and no noise drawn.")
-    latents: list[str] = Field(description="x_T of each image: base64 of a .npy, float32 [C, H, W].")
+    latents: list[EncodedArray] = Field(description="x_T of each image: base64 of a .npy, float32 [C, H, W].")
     label: str | None = Field(None, description="Name of the class; left out where none was asked for.")
-    trajectory: list[list[str]] | None = Field(None, description="Of each image, its frames: PNG, base64.")
+    trajectory: list[list[EncodedImage]] | None = Field(None, description="Of each image, its frames: PNG, base64.")
 
 
 def no_animation(request: SampleRequest) -> str | None:

@@ -2,28 +2,60 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.operations.requests import SamplerName
+from model.diffusion.schedule import Spacing
+
+
+def _leave_out_null(schema: dict[str, Any], model: type[BaseModel]) -> None:
+    """Fields that are None are not sent: what is null by default may be missing and is never null; all else is there.
+
+    Of fields that are null by default, the type loses its null; ``required`` are all others.
+    """
+    fields, properties = model.model_fields, schema["properties"]
+    optional = {name for name in properties if not fields[name].is_required() and fields[name].default is None}
+    for found in properties.values():
+        found.pop("default", None)
+    for name in optional:
+        found = properties[name]
+        members = [member for member in found.pop("anyOf", []) if member.get("type") != "null"]
+        found |= members[0] if len(members) == 1 else {"anyOf": members} if members else {}
+    schema["required"] = [name for name in properties if name not in optional]
+
+
+class Answer(BaseModel):
+    """A JSON response, or a part of one, sent without the fields that are None."""
+
+    model_config = ConfigDict(json_schema_extra=_leave_out_null)
+
+
+# Files in base64, as generators of OpenAPI 3.0 (format) and of 3.1 (contentEncoding) know them.
+_BASE64 = {"format": "byte", "contentEncoding": "base64"}
+EncodedImage = Annotated[str, Field(json_schema_extra={**_BASE64, "contentMediaType": "image/png"})]
+EncodedArray = Annotated[str, Field(json_schema_extra={**_BASE64, "contentMediaType": "application/x-npy"})]
+JobState = Literal["waiting", "running", "done", "failed", "cancelled"]
 
 
 class Timing(BaseModel):
     """Durations in milliseconds."""
 
-    queue_ms: float
-    device_ms: float
-    encode_ms: float
+    queue_ms: float = Field(description="Until its first step.")
+    device_ms: float = Field(description="From its first step to its last.")
+    encode_ms: float = Field(description="To make the response.")
 
 
-class SamplingResponse(BaseModel):
+class SamplingResponse(Answer):
     """What `/sample` and `/interpolate` report in common: the request with every default filled in, and its cost."""
 
-    sampler: str
+    sampler: SamplerName
     steps: int
     eta: float | None = None
     order: int | None = None
     warmup: bool | None = None
-    spacing: str
+    spacing: Spacing
     clip: bool
     guidance: float
     reproducible: bool
@@ -35,15 +67,15 @@ class SamplingResponse(BaseModel):
     timing: Timing
 
 
-class FieldProblem(BaseModel):
+class FieldProblem(Answer):
     """One invalid field."""
 
-    field: str
-    value: Any
-    remedy: str
+    field: str = Field(description="Its name; of a nested field with a dot, of an item with its index.")
+    value: Any = Field(None, description="What was sent; left out where the field is missing or null.")
+    remedy: str = Field(description="What to send instead.")
 
 
-class Problem(BaseModel):
+class Problem(Answer):
     """RFC 9457 problem details: the shape of all errors."""
 
     type: str = Field(description="urn:unstir:problem: and the code.")
@@ -52,7 +84,7 @@ class Problem(BaseModel):
     detail: str = Field(description="What is wrong, its value and the remedy.")
     code: str = Field(description="Stable name of the problem, for programs.")
     request_id: str = Field(description="The X-Request-Id, which is in the log, too.")
-    errors: list[FieldProblem] = Field([], description="For invalid fields, each of them.")
+    errors: list[FieldProblem] | None = Field(None, description="For invalid fields, each of them.")
 
 
 class SamplerInfo(BaseModel):
@@ -79,7 +111,7 @@ class InversionInfo(BaseModel):
     what: str
     when: str
     evaluations: str = Field(description="What N steps cost.")
-    sampler: str = Field(description="The one that leads back.")
+    sampler: SamplerName = Field(description="The one that leads back.")
 
 
 class ModelInfo(BaseModel):
@@ -117,12 +149,12 @@ class ModelInfo(BaseModel):
     version: str = Field(description="Of Unstir.")
 
 
-class JobStatus(BaseModel):
+class JobStatus(Answer):
     """The state of an asynchronous job."""
 
     id: str = Field(description="For /jobs/{id}.")
     operation: str = Field(description="The path of the request.")
-    state: str = Field(description="waiting, running, done, failed or cancelled.")
+    state: JobState = Field(description="The result is there once it is done.")
     position: int = Field(description="Estimated number of requests before it; 0 once it runs.")
     done: int = Field(description="Network evaluations that are done.")
     total: int = Field(description="Network evaluations of the whole job.")
@@ -137,4 +169,4 @@ class JobStatus(BaseModel):
 class Status(BaseModel):
     """Alive, or ready."""
 
-    status: str
+    status: str = Field(description="alive; ready, or the reason why not.")

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from fastapi import APIRouter, Request, Response
 
+from app.api.openapi import result_response
+from app.api.problems import DECLARED
 from app.api.respond import render, send, stream, until_disconnect
 from app.api.responses.formats import EVENTS
 from app.api.responses.schemas import JobStatus, Problem
-from app.errors import Cancelled, NotDone
+from app.api.routes.operations import OPERATIONS
+from app.errors import Cancelled, NoSuchJob, NotDone
 
-router = APIRouter()
+router = APIRouter(tags=["jobs"])
+UNKNOWN: dict[int | str, dict[str, Any]] = {404: {"model": Problem, "description": NoSuchJob.title}}
+PROBLEMS = {status: DECLARED[status] for status in (403, 500, 503)} | UNKNOWN
 
 
-@router.get("/jobs/{identifier}", summary="The state of a job", responses={404: {"model": Problem}})
+@router.get(
+    "/jobs/{identifier}",
+    name="get_job",
+    summary="The state of a job",
+    response_model_exclude_none=True,
+    responses=PROBLEMS,
+)
 async def job(request: Request, identifier: str) -> JobStatus:
     """Its state, its position in the queue, its progress, and about how long it will take."""
     return request.app.state.job_store.get(identifier).status(request.app.state.lifecycle.get_service())  # type: ignore[no-any-return]
@@ -20,9 +33,14 @@ async def job(request: Request, identifier: str) -> JobStatus:
 
 @router.get(
     "/jobs/{identifier}/result",
+    name="get_job_result",
     summary="The result of a job",
     response_class=Response,
-    responses={status: {"model": Problem} for status in (404, 406, 409, 410)},
+    responses={
+        200: result_response(OPERATIONS, "As the operation itself responds: by default an image, of /invert JSON."),
+        **DECLARED,
+        **UNKNOWN,
+    },
 )
 async def result(request: Request, identifier: str) -> Response:
     """In the format that `Accept` asks for, as the operation itself responds; as often as it is asked for."""
@@ -40,7 +58,13 @@ async def result(request: Request, identifier: str) -> Response:
     return send(await until_disconnect(request, rendering, lifecycle.stopped), {"Cache-Control": "no-store"})
 
 
-@router.delete("/jobs/{identifier}", summary="Cancel a job", responses={404: {"model": Problem}})
+@router.delete(
+    "/jobs/{identifier}",
+    name="cancel_job",
+    summary="Cancel a job",
+    response_model_exclude_none=True,
+    responses=PROBLEMS,
+)
 async def cancel(request: Request, identifier: str) -> JobStatus:
     """Its rows are free before the next forward. Of a job that is done, the result is dropped."""
     store = request.app.state.job_store

@@ -8,6 +8,7 @@ from typing import Any
 from fastapi import APIRouter, Request, Response
 
 from app.api import responses
+from app.api.openapi import result_response
 from app.api.operation import Operation
 from app.api.problems import DECLARED
 from app.api.respond import respond
@@ -67,19 +68,15 @@ OPERATIONS = (
         no_animation=responses.interpolate.no_animation,
     ),
 )
-router = APIRouter()
+router = APIRouter(tags=["images"])
 
 
 def _responses(operation: Operation) -> dict[int | str, dict[str, Any]]:
     """What OpenAPI says of the endpoint's responses."""
     first, *others = operation.formats
-    binary = {"schema": {"type": "string", "format": "binary"}}
     return {
-        200: {
-            "description": f"By default {first}; by Accept also {', '.join(others)}.",
-            "model": operation.response,
-            "content": {media_type: binary for media_type in operation.formats if media_type != JSON},
-        },
+        200: result_response([operation], f"By default {first}; by Accept also {', '.join(others)}."),
+        304: {"description": "The client has this response already: its `If-None-Match` names the present `ETag`."},
         202: {"model": JobStatus, "description": "With `Prefer: respond-async`: where to ask, in `Location`."},
         **DECLARED,
     }
@@ -98,7 +95,7 @@ for _operation in OPERATIONS:
             _operation.path,
             _endpoint(_operation),
             methods=[_method],
-            name=f"{_operation.name}_{_method.lower()}",
+            name=_operation.name if _method == "POST" else f"get_{_operation.name}",
             summary=_operation.summary if _method == "POST" else f"{_operation.summary}, by a query string",
             description=_operation.description,
             response_class=Response,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 
 from app import __version__
 from app.api.problems import DECLARED
@@ -13,11 +14,16 @@ from app.operations.service import Service
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS, Sampler
 
-router = APIRouter()
+router = APIRouter(tags=["service"])
 LIMITS = ("max_images", "max_queue_seconds", "max_body_bytes", "max_pixels")
 
 
-@router.get("/model", summary="The served network", responses={503: DECLARED[503]})
+@router.get(
+    "/model",
+    name="get_model",
+    summary="The served network",
+    responses={status: DECLARED[status] for status in (500, 503)},
+)
 async def model(request: Request) -> ModelInfo:
     """The network, its classes and schedule, the samplers, the limits, and what a forward costs here."""
     service: Service = request.app.state.lifecycle.get_service()
@@ -77,13 +83,15 @@ def _describe_sampler(sampler: Sampler, loaded: LoadedModel) -> SamplerInfo:
     )
 
 
-@router.get("/healthz", summary="Is the process alive?")
+@router.get("/healthz", name="get_health", summary="Is the process alive?")
 async def healthz() -> Status:
     """Yes, if this is answered at all; it never looks at the queue."""
     return Status(status="alive")
 
 
-@router.get("/readyz", summary="Should requests be sent here?", responses={503: {"model": Status}})
+@router.get(
+    "/readyz", name="get_readiness", summary="Should requests be sent here?", responses={503: {"model": Status}}
+)
 async def readyz(request: Request, response: Response) -> Status:
     """503 with the reason while loading, draining, stalled or dead."""
     unready = request.app.state.lifecycle.unready
@@ -92,7 +100,7 @@ async def readyz(request: Request, response: Response) -> Status:
     return Status(status=unready or "ready")
 
 
-@router.get("/metrics", summary="Metrics for Prometheus", response_class=Response)
+@router.get("/metrics", name="get_metrics", summary="Metrics for Prometheus", response_class=PlainTextResponse)
 async def metrics(request: Request) -> Response:
     """Every metric, in Prometheus' text format."""
     return Response(

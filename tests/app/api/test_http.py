@@ -221,7 +221,9 @@ async def test_links_begin_with_the_prefix_of_a_proxy(settings):
             while (job := (await client.get(accepted.headers["location"])).json())["state"] != "done":
                 await asyncio.sleep(0.01)
             assert job["result"] == f"{accepted.headers['location']}/result"
-        assert "/unstir/openapi.json" in (await client.get("/docs")).text
+        assert 'src="docs/start.js"' in (await client.get("/unstir/docs")).text
+        assert 'url: "openapi.json"' in (await client.get("/unstir/docs/start.js")).text
+        assert (await client.get("/unstir/openapi.json")).json()["servers"] == [{"url": "/unstir"}]
         assert_problem(await client.get("/unstir/sample?steps=1", headers=IMAGE), 403, "foreign_origin")
 
 

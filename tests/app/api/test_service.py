@@ -62,7 +62,11 @@ async def test_health_readiness_and_docs(client):
     problems = {status: set(r["content"]) for status, r in documented["responses"].items() if status >= "400"}
     assert set(problems) == {"400", "403", "406", "408", "409", "410", "413", "415", "422", "429", "500", "503", "504"}
     assert all(content == {"application/problem+json"} for content in problems.values())
-    assert set(documented["requestBody"]["content"]) == {"application/json", "multipart/form-data"}
+    assert set(documented["requestBody"]["content"]) == {
+        "application/json",
+        "multipart/form-data",
+        "application/x-www-form-urlencoded",
+    }
     assert set(paths["/invert"]["post"]["requestBody"]["content"]) >= {"image/*"}
 
 
