@@ -13,10 +13,11 @@ from app.engine.loading import LoadedModel
 from app.errors import InvalidField
 from app.operations import files
 from app.operations.context import Phase, RequestContext, Usage, reserve
+from app.operations.fields import Latent
 from app.operations.files import FileReference
 from app.operations.labels import resolve_label
 from app.operations.latents import squeeze_slots
-from app.operations.requests import InvertRequest, Latent, SampleRequest
+from app.operations.requests import InvertRequest, SampleRequest
 from app.operations.resolve import (
     ResolvedRequest,
     compile_inversion,

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from app.engine.loading import LoadedModel
 from app.errors import InvalidField
-from app.operations.requests import Label
+from app.operations.fields import Label
 
 
 def resolve_label(model: LoadedModel, label: Label, field: str = "label") -> tuple[int | None, str | None]:

@@ -14,8 +14,9 @@ from app.engine.reservation import Reservation
 from app.errors import InvalidField
 from app.operations import files
 from app.operations.context import Phase
+from app.operations.fields import Latent
 from app.operations.files import FileReference
-from app.operations.requests import Latent, SamplingRequest
+from app.operations.requests import SamplingRequest
 from app.operations.resolve import ResolvedRequest, compile_inversion, inversion_for
 from app.operations.service import Service
 from model.diffusion.noise import draw_noise, seeded_generator

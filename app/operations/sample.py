@@ -12,10 +12,11 @@ from torch import Tensor
 from app.engine.jobs import Lane, Result
 from app.errors import InvalidField
 from app.operations.context import RequestContext, Usage, reserve
+from app.operations.fields import MAX_SEED
 from app.operations.files import FileReference
 from app.operations.labels import check_guidance, resolve_label
 from app.operations.latents import check_pairs, encode_images, encoding_phases, read_latent, sources_of
-from app.operations.requests import MAX_SEED, SampleRequest
+from app.operations.requests import SampleRequest
 from app.operations.resolve import ResolvedRequest, resolve, trajectory_steps
 from app.operations.service import Service
 from model.diffusion.noise import draw_noise, seeded_generator

@@ -13,7 +13,7 @@ from typing import Any
 
 from app.api.body.faults import plain
 from app.errors import InvalidField, InvalidJSON
-from app.operations.requests import MAX_SEED
+from app.operations.fields import MAX_SEED
 
 MAX_TOKENS = 1024  # brackets, commas, colons, strings and numbers; the largest request has about a hundred
 MAX_DEPTH = 16  # a request has 3 levels

@@ -23,7 +23,7 @@ from app.api.body.faults import plain, validate
 from app.api.body.form import Part, parse_multipart, parse_urlencoded
 from app.api.body.json_text import parse_json
 from app.errors import ClientGone, InvalidField, SlowRequest, UnsupportedMedia
-from app.operations.files import NPY_MAGIC
+from app.operations.files import NPY_MAGIC, is_file
 from app.operations.requests import latent_fields, list_fields
 
 M = TypeVar("M", bound=BaseModel)
@@ -140,7 +140,7 @@ def _read_field(name: str, parts: Sequence[Part], model: type[BaseModel]) -> Any
     if len(parts) > MAX_ITEMS:
         raise InvalidField(name, f"{len(parts)} values", "send fewer")
     if name in list_fields(model):
-        if len(parts) == 1 and parts[0].filename is None and not _is_file(parts[0].content):
+        if len(parts) == 1 and parts[0].filename is None and not is_file(parts[0].content):
             parts = [Part(name, item) for item in _split_list(name, _text(name, parts[0]))]
         return [_read_value(name, part, latent=latent) for part in parts]
     if len(parts) > 1:
@@ -169,7 +169,7 @@ def _read_value(name: str, part: Part, *, latent: bool) -> Any:
     filename = part.filename or ""
     if any(mark in filename for mark in ("/", "\\", "\0")) or filename in (".", ".."):
         raise InvalidField(name, f"a file called {part.filename}", "a file's name has no path here; send a plain name")
-    if part.filename is None and not (wanted and _is_file(part.content)):
+    if part.filename is None and not (wanted and is_file(part.content)):
         text = _text(name, part)
         if not latent:
             return text
@@ -181,15 +181,6 @@ def _read_value(name: str, part: Part, *, latent: bool) -> Any:
     if wanted:
         return part.content
     raise InvalidField(name, "a file", f"send it as text, as -F {name}=…")
-
-
-def _is_file(content: bytes) -> bool:
-    """Whether this can be no text: some clients send files without a name."""
-    try:
-        content[:64].decode()
-    except UnicodeDecodeError as error:
-        return error.start < 60  # a character may be cut in two at the end
-    return b"\0" in content[:64]
 
 
 def _text(name: str, part: Part) -> str:

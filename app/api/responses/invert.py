@@ -13,9 +13,10 @@ from app.api.responses.sample import SampleResult
 from app.api.responses.schemas import Answer, EncodedArray, EncodedImage, Timing
 from app.errors import NotAcceptable
 from app.operations.context import Usage
+from app.operations.fields import MethodName, SamplerName
 from app.operations.files import to_npy
 from app.operations.invert import Encoding
-from app.operations.requests import InvertRequest, MethodName, SamplerName
+from app.operations.requests import InvertRequest
 from model.checkpoint import Card
 from model.diffusion.schedule import Spacing
 from model.images import png, to_uint8

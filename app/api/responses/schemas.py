@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from app.operations.requests import SamplerName
+from app.operations.fields import SamplerName
 from model.diffusion.schedule import Spacing
 
 
