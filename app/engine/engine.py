@@ -46,6 +46,7 @@ class Engine:
             observer,
             publish=partial(self._call_on_loop, self._complete),
             on_death=partial(self._call_on_loop, self._fail),
+            max_lanes=max_lanes,
         )
         self._admission = Admission(max_queue_seconds)
         self._max_lanes = max_lanes
@@ -128,7 +129,7 @@ class Engine:
 
     async def _run(self, job: Job) -> Result:
         self._check_alive()
-        job.submitted = time.monotonic()
+        job.progress.submitted = time.monotonic()
         self._futures[job] = self._loop.create_future()
         self.worker.inbox.put(Submit(job))
         try:
