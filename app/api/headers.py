@@ -74,6 +74,7 @@ class RequestHeaders:
             deadline=deadline,
             priority=self.priority,
             sender=f"{host} {self.idempotency_key or digest}",
+            host=host,
             endpoint=request.url.path,
         )
 
