@@ -1,11 +1,12 @@
-"""A tick that failed, repeated in ever smaller parts, so that only a lane that fails alone fails its job."""
+"""What fails alone: lanes of a tick that failed, found by repeating it in parts; jobs that are too wide."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
-from app.engine.jobs import Lane
+from app.engine.jobs import Job, Lane
+from app.errors import DeviceMemory
 
 Owner = TypeVar("Owner")
 
@@ -36,3 +37,15 @@ def isolate(
                 half = len(part) // 2
                 parts += [part[half:], part[:half]]
     return errors
+
+
+def no_room_for(job: Job) -> DeviceMemory:
+    """The error of a job that needs wider forwards than the device has memory for."""
+    if any(lane.reproducible for lane in job.lanes):
+        detail, remedy = (
+            "reproducible needs forwards of more rows",
+            "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH",
+        )
+    else:
+        detail, remedy = "guidance needs 2 rows", "ask without it"
+    return DeviceMemory(f"{detail}, and the device has no room for them; {remedy}")

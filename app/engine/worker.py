@@ -23,7 +23,7 @@ from typing import NamedTuple, Protocol
 import torch
 
 from app.engine.cost_model import CostModel
-from app.engine.isolation import isolate
+from app.engine.isolation import isolate, no_room_for
 from app.engine.jobs import Job, Lane, Result
 from app.engine.reservation import Cancel, Close, Message, Submit
 from app.engine.runner import OutOfMemoryError
@@ -114,6 +114,7 @@ class Worker:
         self._publish = publish
         self._on_death = on_death
         self._max_lanes = max_lanes
+        self._favoured = 0
 
     def work(self) -> None:
         """Run the device thread until it is closed."""
@@ -134,11 +135,16 @@ class Worker:
             return False
         lanes = self._lanes()
         ahead = self.device.ahead
-        if not lanes or not self._advance(choose(lanes, self.cost_model.forwards, time.monotonic())):
+        if not lanes or not self._advance(self._choose(lanes)):
             ahead = 0
         while len(self._pending) > ahead:
             self._complete_oldest()
         return True
+
+    def _choose(self, lanes: list[Lane]) -> Choice[Lane]:
+        choice = choose(lanes, self.cost_model.forwards, time.monotonic(), self._favoured)
+        self._favoured = choice.favoured
+        return choice
 
     def _lanes(self) -> list[Lane]:
         """Those that can advance: with a step left, and while too many are begun, without those that are not."""
@@ -308,11 +314,4 @@ class Worker:
         for job in jobs:
             if all(self.cost_model.widths(lane.exact).narrowest(lane.rows, lane.reproducible) for lane in job.lanes):
                 continue
-            if any(lane.reproducible for lane in job.lanes):
-                detail, remedy = (
-                    "reproducible needs forwards of more rows",
-                    "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH",
-                )
-            else:
-                detail, remedy = "guidance needs 2 rows", "ask without it"
-            self._fail(job, DeviceMemory(f"{detail}, and the device has no room for them; {remedy}"))
+            self._fail(job, no_room_for(job))

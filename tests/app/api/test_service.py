@@ -161,7 +161,7 @@ async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
         long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 8}))
         while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
-        refused = await client.post("/sample", json={"steps": 1})
+        refused = await client.post("/sample", json={"sampler": "ddpm", "n": 8})
         assert_problem(refused, 429, "overloaded", "try again in", "0.01")
         wait = int(refused.headers["retry-after"])
         assert wait >= 1
