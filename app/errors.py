@@ -29,6 +29,7 @@
     │   ├── EngineDead           503
     │   ├── DeviceMemory         503
     │   ├── NotFinite            500
+    │   ├── StepFailed           500
     │   └── Internal             500
     └── ClientGone               499, only in metrics and logs
 
@@ -39,6 +40,7 @@ from __future__ import annotations
 
 import json
 import math
+import traceback
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -250,13 +252,21 @@ class DeviceMemory(Failed):
     code, status, title = "device_memory", 503, "The device ran out of memory"
     meaning = (
         "`reproducible` needs forwards of `UNSTIR_REPRODUCIBLE_WIDTH` rows, `guidance` those of 2, and the device has "
-        "no room for them."
+        "no room for them; or there was none for what this request keeps."
     )
 
 
 class NotFinite(Failed):
     code, status, title = "not_finite", 500, "The result is not finite"
     meaning = "The network returned NaN or infinity for this request; another seed or more steps may help."
+
+
+class StepFailed(Failed):
+    code, status, title = "step_failed", 500, "A step failed"
+    meaning = (
+        "The network cannot compute a step of this very request, while the device still works; others are not "
+        "affected. The log has the reason."
+    )
 
 
 class Internal(Failed):
@@ -270,6 +280,21 @@ class ClientGone(UnstirError):
 
 
 REJECTIONS = (Overloaded, Starting, Draining, TooLate, BodyTooLarge, ImageTooLarge)  # for lack of capacity or time
+
+
+def forget_frames(error: BaseException | None) -> None:
+    """Clear the local variables of the frames that an error came through; where it came from can still be printed.
+
+    An error that is kept, or is part of a cycle of references, would keep bodies and tensors with it.
+    """
+    seen: set[int] = set()
+    pending = [error]
+    while pending:
+        error = pending.pop()
+        if error is not None and id(error) not in seen:
+            seen.add(id(error))
+            traceback.clear_frames(error.__traceback__)
+            pending += [error.__cause__, error.__context__]
 
 
 def catalogue() -> list[type[UnstirError]]:

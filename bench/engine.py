@@ -50,6 +50,10 @@ class BareLoopFirst:
             self.seconds = time.perf_counter() - began
         return self.device.advance(lanes, width, exact)
 
+    def check(self) -> None:
+        """As the device that it stands before."""
+        self.device.check()
+
     def read_output(self, lane: Lane) -> torch.Tensor:
         return self.device.read_output(lane)
 

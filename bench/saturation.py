@@ -90,6 +90,10 @@ class Alternation:
         self._turn.rows += sum(lane.rows for lane in lanes)
         return landing
 
+    def check(self) -> None:
+        """As the device that it stands before."""
+        self._device.check()
+
     def read_output(self, lane: Lane) -> torch.Tensor:
         return self._device.read_output(lane)
 

@@ -63,6 +63,10 @@ class FakeDevice:
         pending.record()
         return pending
 
+    def check(self) -> None:
+        if self.fail:
+            self.fail([], 1)
+
     def read_output(self, lane: Lane) -> torch.Tensor:
         return torch.full((1, 1, 2, 2), float(lane.seed))
 
@@ -88,6 +92,11 @@ class Ahead(FakeDevice):
         self.begun += 1
         self.most = max(self.most, self.begun - self.completed)
         return _Handle(self, self.begun, [lane for lane in lanes if not lane.remaining])
+
+    def check(self) -> None:
+        super().check()
+        if self.completion_error:
+            raise self.completion_error
 
     def read_output(self, lane: Lane) -> torch.Tensor:
         assert lane.state is not None, "read before its tick was complete"

@@ -69,10 +69,12 @@ class RequestHeaders:
 
     def submit_options(self, request: Request, deadline: float | None, digest: str) -> SubmitOptions:
         """For the engine."""
+        caller = identify_caller(request)
         return SubmitOptions(
             deadline=deadline,
             priority=self.priority,
-            sender=f"{identify_caller(request)} {self.idempotency_key or digest}",
+            sender=f"{caller} {self.idempotency_key or digest}",
+            host=caller,
             endpoint=request.url.path,
         )
 

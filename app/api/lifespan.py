@@ -125,7 +125,7 @@ class Lifecycle:
             model = load(self.settings, self.metrics)
             if model.device.type == "cuda":
                 warm_up(model.runner, model.engine.forwards)
-        except Exception as error:
+        except BaseException as error:  # a SystemExit would end the thread without a word
             self._call(loop, self._fail, error)
         else:
             self._call(loop, self._start, model)
@@ -145,7 +145,9 @@ class Lifecycle:
         self._service = Service(self.settings, self.metrics, model)
         log.info("ready")
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = str(error)
-        log.critical("the network could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG) and error)
+    def _fail(self, error: BaseException) -> None:
+        expected = isinstance(error, Exception) and str(error)
+        self.failure = str(error) if expected else f"{type(error).__name__}: {error}"
+        traced = log.isEnabledFor(logging.DEBUG) or not expected
+        log.critical("the network could not be loaded: %s", self.failure, exc_info=error if traced else None)
         self._on_failure()

@@ -47,15 +47,9 @@ def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
     if isinstance(error, errors.REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
     content = describe(error, request.state.request_id)
-    _forget_frames(error)
+    errors.forget_frames(error)
     headers = {"Cache-Control": "no-store", **error.headers}
     return JSONResponse(content, error.status, headers=headers, media_type="application/problem+json")
-
-
-def _forget_frames(error: BaseException) -> None:
-    """Frames of an error hold what was in them, such as an upload, for as long as anything holds the error."""
-    error.__cause__ = error.__context__ = None
-    error.__traceback__ = None
 
 
 async def on_unstir_error(request: Request, error: Exception) -> Response:

@@ -3,7 +3,15 @@
 A server that answers a hundred clients at once with ``Retry-After: 3`` has promised the same capacity a hundred times.
 So each one refused gets a promise of its own, behind all others: ``Retry-After`` says when it is due. Until then,
 newcomers are admitted only as far as they leave room for it, or if the device would soon be idle. A client that returns
-in time is always admitted; a promise that is not claimed expires a little later.
+in time is always admitted; one that returns early finds the same promise; one that is not claimed expires a little
+after it is due.
+
+Promises hold capacity that others could use, so they are bounded: all together, and for each host by its credit, which
+grows with promises that were claimed and shrinks with those that were not. Beyond these bounds a refusal
+has no promise, and says so.
+
+One request does not fill the queue for all others: it counts for at most half of it, since the scheduler lets shorter
+ones go first, and one that takes longer than all that may wait is admitted only while nothing does.
 """
 
 from __future__ import annotations
@@ -12,11 +20,46 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from app.engine.credit import Credit
 from app.errors import Overloaded, TooLate
 
 GRACE = 10.0  # seconds that a promise may be claimed after it is due
 MAX_PROMISES = 4096
+MAX_PROMISED = 4.0  # times the seconds that may wait: of all promises together
+MARGIN = 1.5  # a promise holds for this many times its seconds: costs are corrected while it waits
 REMEDY = "allow more in X-Request-Timeout-Ms, or ask for fewer steps"
+
+
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """What a request needs, and from whom it is.
+
+    Attributes:
+        seconds: of work.
+        lanes: images at once.
+        sender: as in :class:`app.engine.reservation.SubmitOptions`; None gets no promise.
+        host: that the promise is counted against.
+    """
+
+    seconds: float
+    lanes: int = 1
+    sender: str | None = None
+    host: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """What was admitted and is not done.
+
+    Attributes:
+        seconds: of work, as :meth:`Admission.count` has it.
+        lanes: images.
+        total: seconds of all the work.
+    """
+
+    seconds: float
+    lanes: int
+    total: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,12 +68,10 @@ class Promise:
 
     Attributes:
         due: from when on it may be claimed.
-        seconds: of work.
     """
 
     due: float
-    seconds: float
-    sender: str
+    demand: Demand
 
 
 class Admission:
@@ -40,51 +81,115 @@ class Admission:
         promises: in the order in which they are due.
     """
 
-    def __init__(self, max_seconds: float) -> None:
-        self.max_seconds = max_seconds
+    def __init__(self, max_seconds: float, max_lanes: int = 2**62) -> None:
+        self.max_seconds, self.max_lanes = max_seconds, max_lanes
         self.promises: list[Promise] = []
+        self._credit = Credit(start=max_seconds / 2, most=MAX_PROMISED * max_seconds)
 
     def count_open(self, now: float) -> int:
         """How many promises can still be claimed."""
         return sum(promise.due > now - GRACE for promise in self.promises)
 
-    def admit(self, seconds: float, waiting: float, now: float, sender: str | None, *, claim: bool = True) -> None:
+    def count(self, seconds: float) -> float:
+        """What a request's remaining work counts for those that come after it."""
+        return min(seconds, self.max_seconds / 2)
+
+    def admit(self, demand: Demand, load: Load, now: float) -> None:
         """Admit work, or refuse it.
 
-        It is admitted while the work ahead of it takes at most ``max_seconds``, however large it is itself.
-
-        Args:
-            seconds: of the work.
-            waiting: seconds of work that was admitted and is not done.
-            sender: as in :class:`app.engine.reservation.SubmitOptions`; None gets no promise.
-            claim: whether a promise is used up; not if the work must be refused for other reasons.
+        It is admitted while the work ahead of it counts for at most ``max_seconds``, and there are at most
+        ``max_lanes`` images with its own, or no others. A promise that is due is kept in any case.
 
         Raises:
-            Overloaded: with the whole seconds after which it will be admitted.
+            Overloaded: with the whole seconds after which it will be admitted; or without a promise, after which there
+                may be room.
         """
-        self.promises = [promise for promise in self.promises if promise.due > now - GRACE]
-        promise = next((promise for promise in self.promises if promise.sender == sender and promise.due <= now), None)
-        if promise is not None:
-            if claim:
-                self.promises.remove(promise)
+        self._expire(now)
+        own = self._find(demand)
+        if own is not None and own.due <= now:
+            self._claim(own)
             return
-        ahead, fits = waiting, waiting <= self.max_seconds
+        if demand.seconds > self.max_seconds and load.seconds > 0:
+            raise self._too_large(demand, load)
+        crowded = load.lanes > 0 and load.lanes + demand.lanes > self.max_lanes
+        ahead, fits = load.seconds, load.seconds <= self.max_seconds
         for promise in self.promises:  # the work that each would find ahead, were this admitted
-            fits = fits and ahead + seconds - max(0.0, promise.due - now) <= self.max_seconds
-            ahead += promise.seconds
+            if promise is not own:
+                fits = fits and ahead + demand.seconds - max(0.0, promise.due - now) <= self.max_seconds
+                ahead += promise.demand.seconds
         # Some promises are never claimed: newcomers are admitted before the device becomes idle.
-        if fits or waiting + seconds <= self.max_seconds / 2:
+        if not crowded and (fits or load.seconds + demand.seconds <= self.max_seconds / 2):
+            if own is not None:
+                self._claim(own)
             return
-        after = max(1, math.ceil(ahead - self.max_seconds))
-        if sender is not None and len(self.promises) < MAX_PROMISES:
-            due = max(now + after, self.promises[-1].due if self.promises else 0.0)
-            after = math.ceil(due - now)
-            self.promises.append(Promise(due, seconds, sender))
-        raise Overloaded(
-            f"{waiting:.0f} s of work are waiting and {ahead - waiting:.0f} s are promised to others, at most "
-            f"{self.max_seconds:g} s may wait; try again in {after} s, for then there is a place for this request",
-            retry_after=after,
+        if own is None:
+            own = self._promise(demand, load, ahead, now)
+        raise self._refusal(demand, load, own, ahead, now)
+
+    def _expire(self, now: float) -> None:
+        for promise in self.promises:
+            if promise.due <= now - GRACE:
+                self._credit.lose(promise.demand.host, promise.demand.seconds)
+        self.promises = [promise for promise in self.promises if promise.due > now - GRACE]
+
+    def _find(self, demand: Demand) -> Promise | None:
+        """The promise for this very request; an ``Idempotency-Key`` could name a larger one the second time."""
+        for promise in self.promises:
+            held = promise.demand
+            if demand.sender is not None and held.sender == demand.sender:
+                return promise if demand.seconds <= MARGIN * held.seconds and demand.lanes <= held.lanes else None
+        return None
+
+    def _claim(self, promise: Promise) -> None:
+        self.promises.remove(promise)
+        self._credit.gain(promise.demand.host, promise.demand.seconds)
+
+    def _promise(self, demand: Demand, load: Load, ahead: float, now: float) -> Promise | None:
+        """A promise behind all others; None if there are too many already."""
+        held = [promise.demand for promise in self.promises]
+        of_host = [each.seconds for each in held if each.host == demand.host]
+        if (
+            demand.sender is None
+            or any(each.sender == demand.sender for each in held)
+            or len(held) >= MAX_PROMISES
+            or (of_host and sum(of_host) + demand.seconds > self._credit.of(demand.host))
+            or (held and ahead - load.seconds + demand.seconds > MAX_PROMISED * self.max_seconds)
+            or (held and sum(each.lanes for each in held) + demand.lanes > self.max_lanes)
+        ):
+            return None
+        after = self._wait(demand, load, ahead)
+        promise = Promise(max(now + after, self.promises[-1].due if self.promises else 0.0), demand)
+        self.promises.append(promise)
+        return promise
+
+    def _wait(self, demand: Demand, load: Load, ahead: float) -> int:
+        """Whole seconds until the device has done what must be done before, at least one."""
+        excess = load.lanes + demand.lanes - self.max_lanes
+        crowd = load.total * min(1.0, excess / load.lanes) if load.lanes and excess > 0 else 0.0
+        return max(1, math.ceil(max(ahead - self.max_seconds, crowd)))
+
+    def _too_large(self, demand: Demand, load: Load) -> Overloaded:
+        after = max(1, math.ceil(load.total))
+        share = math.floor(100 * self.max_seconds / demand.seconds)
+        return Overloaded(
+            f"this request alone takes {demand.seconds:.0f} s, and while others wait at most {self.max_seconds:g} s "
+            f"are taken; ask for {share} % of its images or steps at a time, or try again in {after} s",
+            after,
         )
+
+    def _refusal(self, demand: Demand, load: Load, own: Promise | None, ahead: float, now: float) -> Overloaded:
+        if load.lanes > 0 and load.lanes + demand.lanes > self.max_lanes:
+            why = f"{load.lanes} images are in progress, and {demand.lanes} more would exceed {self.max_lanes}"
+        else:
+            why = (
+                f"{load.total:.0f} s of work are waiting and {ahead - load.seconds:.0f} s are promised to others, at "
+                f"most {self.max_seconds:g} s may wait"
+            )
+        if own is not None:
+            after = max(1, math.ceil(own.due - now))
+            return Overloaded(f"{why}; try again in {after} s, for then there is a place for this request", after)
+        after = self._wait(demand, load, ahead)
+        return Overloaded(f"{why}; try again in {after} s, though no place can be kept until then", after)
 
 
 def check_deadline(alone: float, ahead: Callable[[], float], left: float) -> None:

@@ -8,10 +8,14 @@ A width that nearly all ticks have says nothing about itself beside others: were
 it would soon seem too expensive, and forwards would become narrower than pays. So the larger a width's share of the
 ticks, the less they correct it. And a width that is never tried could never be found to be cheaper than assumed, so
 with every tick of others it is assumed to be a little cheaper.
+
+Widths for which there was no memory are given up by halves, and come back one half at a time after enough ticks that
+had room; each time that proves too early, it takes four times as many.
 """
 
 from __future__ import annotations
 
+import logging
 from typing import NamedTuple
 
 from app.engine.widths import Forwards, Widths
@@ -24,6 +28,9 @@ MAX_DEVIATION = 2.0  # one tick counts for no more than this factor: it may have
 MAX_WIDTH_DEVIATION = 1.25  # the same for its width: hangs hit the longest forwards most often
 DECAY = 1 - 1e-6  # of the factors of widths not tried: one that seems 3 % too expensive is tried after 30,000 ticks
 BOUND = 4.0  # of either factor, whatever the ticks were
+WIDEN_TICKS, MAX_WIDEN_TICKS = 1000, 1_000_000  # without want of memory, before widths that were given up come back
+
+log = logging.getLogger("unstir.engine")
 
 
 class _Key(NamedTuple):
@@ -50,12 +57,17 @@ class CostModel:
         self._factors = dict.fromkeys(keys, 1.0)  # of each width, beside ``ratio``
         self._shares = dict.fromkeys(keys, 0.0)  # of recent ticks
         self._ticks = 0
+        self._given_up: list[Forwards] = []  # the widest first
+        self._roomy_ticks = 0  # since the widths changed
+        self._widen_ticks = WIDEN_TICKS
+        self._on_trial = False  # whether the last change was to wider ones
 
     def widths(self, exact: bool) -> Widths:
         return self.forwards.exact if exact else self.forwards.fast
 
     def update(self, exact: bool, width: int, seconds: float) -> None:
         """Correct the costs by a tick's time; a width that was given up meanwhile is ignored."""
+        self._widen_in_time()
         own = _Key(exact and not self._start.shared, width)
         widths = self._start.exact if exact else self._start.fast
         if width not in widths.sizes:
@@ -78,9 +90,29 @@ class CostModel:
         narrower = self._start.halve()
         if narrower is None:
             return False
+        if self._on_trial:
+            self._widen_ticks = min(4 * self._widen_ticks, MAX_WIDEN_TICKS)
+        self._on_trial = False
+        self._roomy_ticks = 0
+        self._given_up.append(self._start)
         self._start = narrower
         self._apply()
         return True
+
+    def _widen_in_time(self) -> None:
+        """Count a tick that had room, and after enough of them take back the widths given up last."""
+        if not self._given_up and not self._on_trial:
+            return
+        self._roomy_ticks += 1
+        if self._roomy_ticks < self._widen_ticks:
+            return
+        self._roomy_ticks, self._on_trial = 0, bool(self._given_up)
+        if self._given_up:
+            self._start = self._given_up.pop()
+            self._apply()
+            log.info("forwards of up to %d rows are tried again", self.forwards.fast.cap)
+        else:
+            self._widen_ticks = WIDEN_TICKS
 
     def _apply(self) -> None:
         start = self._start

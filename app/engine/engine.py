@@ -17,13 +17,13 @@ from collections import Counter
 from collections.abc import Callable
 from functools import partial
 
-from app.engine.admission import Admission, check_deadline
+from app.engine.admission import Admission, Demand, Load, check_deadline
 from app.engine.cost_model import CostModel
 from app.engine.jobs import Job, Result
 from app.engine.reservation import Cancel, Close, Reservation, Submit, SubmitOptions
 from app.engine.widths import Forwards
 from app.engine.worker import Device, Observer, Outcome, Worker
-from app.errors import Draining, EngineDead, Overloaded
+from app.errors import Draining, EngineDead
 
 STALL_SECONDS = 30.0  # without a tick, beside what the widest forwards take
 CLOSE_SECONDS = 5.0  # that the last tick may take when the process stops
@@ -46,9 +46,9 @@ class Engine:
             observer,
             publish=partial(self._call_on_loop, self._complete),
             on_death=partial(self._call_on_loop, self._fail),
+            max_lanes=max_lanes,
         )
-        self._admission = Admission(max_queue_seconds)
-        self._max_lanes = max_lanes
+        self._admission = Admission(max_queue_seconds, max_lanes)
         self._admitted: set[Reservation] = set()
         self._futures: dict[Job, asyncio.Future[Result]] = {}
 
@@ -86,15 +86,7 @@ class Engine:
             sequential = (row_steps / lanes if steps is None else steps) * widths.seconds[0]
             alone = max(seconds, sequential)
             check_deadline(alone, lambda: self._due_before(deadline, options.priority), deadline - now)
-        wait = self.wait_seconds
-        held = sum(reservation.lanes for reservation in self._admitted)
-        crowded = held > 0 and held + lanes > self._max_lanes
-        self._admission.admit(seconds, wait, now, options.sender, claim=not crowded)
-        if crowded:
-            raise Overloaded(
-                f"{held} images are in progress, and {lanes} more would exceed {self._max_lanes}; try again later",
-                retry_after=wait * min(1.0, (held + lanes - self._max_lanes) / held),
-            )
+        self._admission.admit(Demand(seconds, lanes, options.sender, options.host), self._load(), now)
         return Reservation(self._admitted, self._run, lanes, row_steps, exact, options)
 
     def _check_alive(self) -> None:
@@ -113,6 +105,12 @@ class Engine:
         """Recent time of a tick over the time of its forward at the start."""
         return self._cost_model.ratio
 
+    def _load(self) -> Load:
+        """What is admitted and not done."""
+        seconds = [self._seconds(reservation) for reservation in self._admitted]
+        lanes = sum(reservation.lanes for reservation in self._admitted)
+        return Load(sum(map(self._admission.count, seconds)), lanes, sum(seconds))
+
     def _seconds(self, reservation: Reservation) -> float:
         return reservation.remaining * self._cost_model.widths(reservation.exact).seconds_per_row
 
@@ -128,7 +126,7 @@ class Engine:
 
     async def _run(self, job: Job) -> Result:
         self._check_alive()
-        job.submitted = time.monotonic()
+        job.progress.submitted = time.monotonic()
         self._futures[job] = self._loop.create_future()
         self.worker.inbox.put(Submit(job))
         try:

@@ -14,6 +14,21 @@ SnapshotKind = Literal["x_0", "x_t"]
 
 
 @dataclass(eq=False, slots=True)
+class Progress:
+    """What the lanes of a job have in common. It refers to neither, so that lanes and job are no cycle of references.
+
+    Attributes:
+        total: row-steps at the start.
+        work: row-steps still to be done; the device thread counts it down.
+        submitted: when the job was, in seconds on the engine's clock; 0 until then.
+    """
+
+    total: int
+    work: int
+    submitted: float = 0.0
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Lane:
     """One image on its trajectory.
 
@@ -31,7 +46,7 @@ class Lane:
         snapshot_steps: steps that leave a snapshot.
         snapshot_kind: ``x_0`` is the step's prediction of x_0, ``x_t`` the state before the step.
         rows: of a forward, that a step takes: with guidance a second one, without the class.
-        job: the one that it belongs to, with its total row-steps, priority and deadline.
+        progress: of its job; total row-steps, priority and deadline are the job's, too.
         cursor: steps done, 0..NFE.
         passed_over: ticks since the lane last advanced.
         state: [R, C, H, W] on the device; None until the first step.
@@ -51,7 +66,7 @@ class Lane:
     snapshot_kind: SnapshotKind = "x_0"
 
     rows: int = field(init=False)
-    job: Job | None = None
+    progress: Progress | None = None
     total: int = field(init=False)
     priority: int = 0
     deadline: float | None = None
@@ -69,18 +84,18 @@ class Lane:
         self.total = self.plan.nfe * self.rows
 
     def release(self) -> None:
-        """Free its tensors; it will not advance any more."""
+        """Free its tensors but for the snapshots; it will not advance any more."""
         self.state = self.generator = self.noise = self.initial_state = None
 
     @property
     def work(self) -> int:
         """Row-steps that the whole job still needs."""
-        return self.remaining * self.rows if self.job is None else self.job.work
+        return self.remaining * self.rows if self.progress is None else self.progress.work
 
     @property
     def since(self) -> float:
         """When the job was submitted, on the engine's clock."""
-        return 0.0 if self.job is None else self.job.submitted
+        return 0.0 if self.progress is None else self.progress.submitted
 
     @property
     def remaining(self) -> int:
@@ -88,33 +103,43 @@ class Lane:
         return self.plan.nfe - self.cursor
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Job:
     """Lanes that are submitted, and answered, together.
 
     Attributes:
         priority: one of the scheduler's ``PRIORITIES``.
         deadline: when it must be done, in seconds on the engine's clock.
-        total: row-steps at the start.
-        work: row-steps still to be done; the device thread counts it down.
-        submitted, started, ended: times in seconds on the engine's clock; 0 until they happen.
-        outputs: of the lanes that are done, by their place.
+        progress: work and time that its lanes share.
+        started, ended: times in seconds on the engine's clock; 0 until they happen.
+        outputs: of the lanes that are done, by their place; emptied once they are published, or will not be.
     """
 
     lanes: list[Lane]
     priority: int = 0
     deadline: float | None = None
-    total: int = 0
-    work: int = 0
-    submitted: float = 0.0
+    progress: Progress = field(init=False)
     started: float = 0.0
     ended: float = 0.0
     outputs: dict[int, Tensor] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        self.total = self.work = sum(lane.remaining * lane.rows for lane in self.lanes)
+        total = sum(lane.remaining * lane.rows for lane in self.lanes)
+        self.progress = Progress(total, total)
         for lane in self.lanes:
-            lane.job, lane.total, lane.priority, lane.deadline = self, self.total, self.priority, self.deadline
+            lane.progress, lane.total, lane.priority, lane.deadline = self.progress, total, self.priority, self.deadline
+
+    @property
+    def work(self) -> int:
+        """Row-steps still to be done."""
+        return self.progress.work
+
+    def release(self) -> None:
+        """Free all that it holds, as there will be no result."""
+        self.outputs.clear()
+        for lane in self.lanes:
+            lane.release()
+            lane.snapshots = {}
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ with the one before.
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 import numpy as np
@@ -26,11 +26,17 @@ from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.plan import Columns
 from model.network.inference import InferenceUNet
 
+ALLOCATOR = "DefaultCPUAllocator"  # in the message of the RuntimeError that the CPU's allocator raises
 NOISE_THREADS = 8  # they draw noise for a CUDA device, which would otherwise wait for it at large widths
 
 
 class OutOfMemoryError(Exception):
     """The device had no room for a forward of this width; no lane has moved."""
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether a device's or the host's allocator had no room."""
+    return isinstance(error, torch.OutOfMemoryError | MemoryError) or ALLOCATOR in str(error)
 
 
 class Runner:
@@ -68,15 +74,26 @@ class Runner:
         pending = PendingTick(self.device)
         try:
             new = self._forward(lanes, width, exact, pending)
-        except torch.OutOfMemoryError as error:
-            torch.cuda.empty_cache()
+            outputs = self._copy_to_host(lanes, new)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            if self.device.type == "cuda":
+                torch.cuda.empty_cache()
             raise OutOfMemoryError(f"a forward of {width} rows does not fit: {error}") from error
         for i, lane in enumerate(lanes):
-            lane.state, lane.noise = new[i, : lane.plan.slots], None
+            lane.state, lane.noise = outputs.get(i, new[i, : lane.plan.slots]), None
             lane.cursor += 1
-        self._copy_to_host(lanes, new)
         pending.record()
         return pending
+
+    @torch.inference_mode()
+    def check(self) -> None:
+        """Compute a row of zeros by each network, and wait for it; raises whatever a device that has failed raises."""
+        y = torch.zeros(1, dtype=torch.int64) if self.conditional else None
+        for net in (self.networks.fast, self.networks.exact):
+            conditioning = net.conditioning(torch.zeros(1), y)
+            net.forward(torch.zeros(1, *self.shape, device=self.device), conditioning).sum().item()
 
     def _forward(self, lanes: Sequence[Lane], width: int, exact: bool, pending: PendingTick) -> Tensor:
         """The next states [B, R, C, H, W], lanes first; it can be repeated, since noise once drawn is kept."""
@@ -101,8 +118,10 @@ class Runner:
             lane.generator = seeded_generator(lane.seed)
         states = torch.zeros(len(lanes), max((lane.plan.slots for lane in lanes), default=0), *self.shape)
         # x_T is drawn even where it is not used, so that the noise of later steps is the same.
-        for state, lane, x_T in zip(states, lanes, self._draw(lanes), strict=True):
-            initial = x_T[None] if lane.initial_state is None else lane.initial_state
+        self._draw(lanes)
+        for state, lane in zip(states, lanes, strict=True):
+            initial = lane.noise[None] if lane.initial_state is None else lane.initial_state  # type: ignore[index]
+            lane.noise = None
             state[: len(initial)] = initial
         for state, lane in zip(to_device(states, self.device) if lanes else (), lanes, strict=True):
             lane.state = state[: lane.plan.slots]
@@ -123,29 +142,34 @@ class Runner:
         return state
 
     @staticmethod
-    def _copy_to_host(lanes: Sequence[Lane], new: Tensor) -> None:
-        """Begin to copy the outputs of lanes that are done, in one copy."""
-        done = [i for i, lane in enumerate(lanes) if not lane.remaining]
-        if done:
-            first, slots = done[0], max(lanes[i].output_slots for i in done)
-            copies = to_host(new[first : done[-1] + 1, :slots])
-            for i in done:
-                lanes[i].state = copies[i - first, : lanes[i].output_slots]
+    def _copy_to_host(lanes: Sequence[Lane], new: Tensor) -> dict[int, Tensor]:
+        """Begin to copy the outputs of the lanes whose last step this is, by their place, in one copy."""
+        done = [i for i, lane in enumerate(lanes) if lane.remaining == 1]
+        if not done:
+            return {}
+        first, slots = done[0], max(lanes[i].output_slots for i in done)
+        copies = to_host(new[first : done[-1] + 1, :slots])
+        return {i: copies[i - first, : lanes[i].output_slots] for i in done}
 
-    def _draw(self, lanes: Iterable[Lane]) -> Iterable[Tensor]:
-        """The next noise from each lane's own generator, in their order."""
+    def _draw(self, lanes: Iterable[Lane]) -> None:
+        """Draw each lane's next noise from its own generator. If one raises, the others keep what they drew."""
 
-        def draw(lane: Lane) -> Tensor:
-            return draw_noise(lane.generator, self.shape)  # type: ignore[arg-type]
+        def draw(lane: Lane) -> None:
+            lane.noise = draw_noise(lane.generator, self.shape)  # type: ignore[arg-type]
 
-        return map(draw, lanes) if self._noise_pool is None else self._noise_pool.map(draw, lanes)
+        if self._noise_pool is None:
+            for lane in lanes:
+                draw(lane)
+            return
+        drawing = [self._noise_pool.submit(draw, lane) for lane in lanes]
+        wait(drawing)  # all of them, so that none is still drawing when the step is tried again
+        for each in drawing:
+            each.result()
 
     def _gather_noise(self, lanes: Sequence[Lane], count: int) -> Tensor:
         """z [count, C, H, W], zero for rows that draw none."""
         noisy = [i for i, lane in enumerate(lanes) if lane.plan.steps[lane.cursor].noisy]
-        new = [lanes[i] for i in noisy if lanes[i].noise is None]
-        for lane, noise in zip(new, self._draw(new), strict=True):
-            lane.noise = noise
+        self._draw([lanes[i] for i in noisy if lanes[i].noise is None])
         z = torch.zeros(count, *self.shape)
         for i in noisy:
             z[i] = lanes[i].noise  # type: ignore[assignment]

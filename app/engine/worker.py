@@ -4,12 +4,16 @@
 
 Where the device is asynchronous, the tick that is settled is the one before the tick just begun: the host prepares a
 tick while the device is busy with another, so the device never waits for it.
+
+A tick that fails is repeated in ever smaller parts: a lane that fails alone fails its job, and the others go on. Only a
+device that no longer computes a row of zeros ends the thread.
 """
 
 from __future__ import annotations
 
 import logging
 import queue
+import sys
 import threading
 import time
 from collections import deque
@@ -19,11 +23,12 @@ from typing import NamedTuple, Protocol
 import torch
 
 from app.engine.cost_model import CostModel
+from app.engine.isolation import isolate, no_room_for
 from app.engine.jobs import Job, Lane, Result
 from app.engine.reservation import Cancel, Close, Message, Submit
 from app.engine.runner import OutOfMemoryError
 from app.engine.scheduler import Choice, choose
-from app.errors import DeviceMemory, NotFinite, UnstirError
+from app.errors import DeviceMemory, NotFinite, StepFailed, UnstirError, forget_frames
 
 log = logging.getLogger("unstir.engine")
 Outcome = Result | UnstirError
@@ -46,7 +51,10 @@ class Device(Protocol):
     ahead: int
 
     def advance(self, lanes: list[Lane], width: int, exact: bool) -> TickHandle:
-        """Begin one step of every lane; cursors move at once. Raises OutOfMemoryError with all lanes as they were."""
+        """Begin one step of every lane; cursors move at once. Whatever it raises, all lanes are as they were."""
+
+    def check(self) -> None:
+        """Compute something that no request has any part in; raises if the device has failed."""
 
     def read_output(self, lane: Lane) -> torch.Tensor:
         """A finished lane's output, [output_slots, C, H, W] on the CPU; its last tick is complete."""
@@ -88,8 +96,13 @@ class Worker:
         *,
         publish: Callable[[Job, Outcome], None],
         on_death: Callable[[str], None],
+        max_lanes: int = sys.maxsize,
     ) -> None:
-        """Both callbacks are called on this thread: with a job's outcome, and with why there will be no others."""
+        """Both callbacks are called on this thread: with a job's outcome, and with why there will be no others.
+
+        Args:
+            max_lanes: that have a state at once; further ones begin as others end.
+        """
         self.device = device
         self.cost_model = cost_model
         self.inbox: queue.SimpleQueue[Message] = queue.SimpleQueue()
@@ -100,16 +113,19 @@ class Worker:
         self._observer = observer
         self._publish = publish
         self._on_death = on_death
+        self._max_lanes = max_lanes
+        self._favoured = 0
 
     def work(self) -> None:
         """Run the device thread until it is closed."""
         try:
             while self.tick():
                 pass
-        except Exception as error:
-            log.exception("the device thread has ended")
+        except BaseException as error:  # a SystemExit would end the thread without a word
+            log.critical("the device thread has ended: %s", type(error).__name__, exc_info=error)
             self._observer.on_failure("exception")
             self._on_death(f"{type(error).__name__}: {error}")
+            forget_frames(error)
         finally:
             self.stopped.set()
 
@@ -117,51 +133,123 @@ class Worker:
         """Read the inbox and advance some lanes by a step; False once the thread should end."""
         if not self._drain():
             return False
-        lanes = [lane for lanes in self.jobs.values() for lane in lanes if lane.remaining]
+        lanes = self._lanes()
         ahead = self.device.ahead
-        if not lanes or not self._advance(choose(lanes, self.cost_model.forwards, time.monotonic())):
+        if not lanes or not self._advance(self._choose(lanes)):
             ahead = 0
         while len(self._pending) > ahead:
             self._complete_oldest()
         return True
 
+    def _choose(self, lanes: list[Lane]) -> Choice[Lane]:
+        choice = choose(lanes, self.cost_model.forwards, time.monotonic(), self._favoured)
+        self._favoured = choice.favoured
+        return choice
+
+    def _lanes(self) -> list[Lane]:
+        """Those that can advance: with a step left, and while too many are begun, without those that are not."""
+        lanes = [lane for lanes in self.jobs.values() for lane in lanes if lane.remaining]
+        if len(lanes) <= self._max_lanes:
+            return lanes
+        waiting = sorted((lane for lane in lanes if not lane.cursor), key=lambda lane: -lane.priority)
+        left_out = set(waiting[max(0, self._max_lanes - (len(lanes) - len(waiting))) :])
+        return [lane for lane in lanes if lane not in left_out]
+
     def _drain(self) -> bool:
         """Read the inbox empty, blocking on it while there is nothing to do; False once the thread should end."""
         while True:
             try:
-                message = self.inbox.get(block=not self.jobs and not self._pending)
+                if not self._receive(self.inbox.get(block=not self.jobs and not self._pending)):
+                    return False
             except queue.Empty:
                 return True
-            self.last_tick = time.monotonic()
-            match message:
-                case Submit(job):
-                    self.jobs[job] = list(job.lanes)
-                    self._fail_oversized([job])
-                case Cancel(job, since):
-                    self._drop(job)
-                    self._observer.on_cancel(self.last_tick - since)
-                case Close():
-                    return False
+
+    def _receive(self, message: Message) -> bool:
+        """Do what a message says; False once the thread should end. Nothing of it stays in a variable afterwards."""
+        self.last_tick = time.monotonic()
+        match message:
+            case Submit(job):
+                self.jobs[job] = list(job.lanes)
+                self._fail_oversized([job])
+            case Cancel(job, since):
+                self._drop(job)
+                self._observer.on_cancel(self.last_tick - since)
+            case Close():
+                return False
+        return True
 
     def _drop(self, job: Job) -> None:
         """Forget the job and free its tensors, since others may still hold the job itself."""
-        for lane in self.jobs.pop(job, ()):
-            lane.release()
+        if self.jobs.pop(job, None) is not None:
+            job.release()
+
+    def _fail(self, job: Job, error: UnstirError) -> None:
+        """Answer the job with an error, unless it is answered already."""
+        if job in self.jobs:
+            self._drop(job)
+            self._publish(job, error)
 
     def _advance(self, choice: Choice[Lane]) -> bool:
-        """Begin a tick; False if the device has no memory for it."""
+        """Begin a tick; False if it failed."""
+        try:
+            self._begin(choice)
+        except OutOfMemoryError as error:
+            self._complete_all()  # what is pending may hold the memory that is missing
+            self._observer.on_failure("oom")
+            if self.cost_model.halve():
+                log.warning("%s; at most %d rows from now on", error, self.cost_model.forwards.fast.cap)
+                self._fail_oversized(list(self.jobs))
+            else:
+                self._isolate(choice, error)
+        except Exception as error:
+            log.warning("a forward of %d rows failed: %s: %s", choice.width, type(error).__name__, error)
+            self._isolate(choice, error)
+        else:
+            return True
+        return False
+
+    def _isolate(self, choice: Choice[Lane], why: Exception) -> None:
+        """Fail the jobs with a lane that cannot advance, and advance the other lanes of a tick that failed.
+
+        Raises:
+            Exception: the device fails at what no request has any part in: it is the device that has failed.
+        """
+        self._complete_all()
+        self._check(why)
+        owners = {lane: job for job, lanes in self.jobs.items() for lane in lanes}
+        widths = self.cost_model.widths(choice.exact)
+
+        def advance(part: list[Lane]) -> None:
+            width = widths.narrowest(sum(lane.rows for lane in part), any(lane.reproducible for lane in part))
+            assert width is not None, "This is a bug: a part that is wider than the whole."
+            self._begin(Choice(part, width, choice.exact))
+            self._complete_all()
+
+        for job, error in isolate(choice.batch, owners, advance).items():
+            self._fail_alone(job, error)
+
+    def _check(self, why: Exception) -> None:
+        try:
+            self.device.check()
+        except Exception as error:
+            raise error from why
+
+    def _fail_alone(self, job: Job, error: Exception) -> None:
+        """Answer one job with what only its own lanes have met."""
+        if isinstance(error, OutOfMemoryError | MemoryError):
+            self._fail(job, DeviceMemory(f"{error}; try again when the device has more room"))
+        else:
+            self._observer.on_failure("exception")
+            log.error("a job has failed, the others go on", exc_info=error)
+            why = f"{type(error).__name__}: {error}"[:500]
+            self._fail(job, StepFailed(f"the network cannot compute a step of this request: {why}"))
+        forget_frames(error)
+
+    def _begin(self, choice: Choice[Lane]) -> None:
+        """Begin a tick."""
         began = time.monotonic()
         batch = choice.batch
-        try:
-            handle = self.device.advance(batch, choice.width, choice.exact)
-        except OutOfMemoryError:
-            while self._pending:  # they may hold the memory that is missing
-                self._complete_oldest()
-            self._observer.on_failure("oom")
-            if not self.cost_model.halve():
-                raise
-            self._fail_oversized(list(self.jobs))
-            return False
+        handle = self.device.advance(batch, choice.width, choice.exact)
         self._pending.append(_Tick(handle, choice, [lane for lane in batch if not lane.remaining]))
         for job, lanes in self.jobs.items():
             for lane in lanes:
@@ -170,14 +258,24 @@ class Worker:
                 job.started = began
         for lane in batch:
             lane.passed_over = 0
-            if lane.job:
-                lane.job.work -= lane.rows
-        return True
+            if lane.progress:
+                lane.progress.work -= lane.rows
+
+    def _complete_all(self) -> None:
+        while self._pending:
+            self._complete_oldest()
 
     def _complete_oldest(self) -> None:
         """Wait for the oldest pending tick, and settle it."""
         handle, choice, done = self._pending.popleft()
-        seconds = handle.wait()
+        try:
+            seconds = handle.wait()
+        except Exception as error:  # its lanes have moved: what it computed is lost
+            self._check(error)
+            lost = set(choice.batch)
+            for job in [job for job, lanes in self.jobs.items() if not lost.isdisjoint(lanes)]:
+                self._fail_alone(job, error)
+            return
         self.last_tick = time.monotonic()
         self.cost_model.update(choice.exact, choice.width, seconds)
         self._observer.on_forward(choice.width, sum(lane.rows for lane in choice.batch), seconds)
@@ -187,13 +285,21 @@ class Worker:
     def _settle(self, done: set[Lane]) -> None:
         """Read the outputs of these lanes, and publish the jobs that are done with them."""
         for job, lanes in list(self.jobs.items()):
-            for lane in done.intersection(lanes):
-                job.outputs[job.lanes.index(lane)] = self.device.read_output(lane)
-                lanes.remove(lane)
-            if not lanes:
-                del self.jobs[job]
+            try:
+                for lane in done.intersection(lanes):
+                    job.outputs[job.lanes.index(lane)] = self.device.read_output(lane)
+                    lanes.remove(lane)
+                if lanes:
+                    continue
                 job.ended = time.monotonic()
-                self._publish(job, self._outcome(job))
+                outcome = self._outcome(job)
+            except Exception as error:
+                self._check(error)
+                self._fail_alone(job, error)
+                continue
+            del self.jobs[job]
+            job.outputs.clear()
+            self._publish(job, outcome)
 
     def _outcome(self, job: Job) -> Outcome:
         outputs = [job.outputs[i] for i in range(len(job.lanes))]
@@ -201,19 +307,11 @@ class Worker:
             self._observer.on_failure("nan")
             return NotFinite("the network returned NaN or infinity; try another seed, or more steps")
         snapshots = [lane.snapshots for lane in job.lanes]
-        return Result(outputs, snapshots, job.started - job.submitted, job.ended - job.started, job.started)
+        return Result(outputs, snapshots, job.started - job.progress.submitted, job.ended - job.started, job.started)
 
     def _fail_oversized(self, jobs: Iterable[Job]) -> None:
         """Fail the jobs that need wider forwards than the device has memory for."""
         for job in jobs:
             if all(self.cost_model.widths(lane.exact).narrowest(lane.rows, lane.reproducible) for lane in job.lanes):
                 continue
-            if any(lane.reproducible for lane in job.lanes):
-                detail, remedy = (
-                    "reproducible needs forwards of more rows",
-                    "ask without it, or lower UNSTIR_REPRODUCIBLE_WIDTH",
-                )
-            else:
-                detail, remedy = "guidance needs 2 rows", "ask without it"
-            self._drop(job)
-            self._publish(job, DeviceMemory(f"{detail}, and the device has no room for them; {remedy}"))
+            self._fail(job, no_room_for(job))

@@ -12,7 +12,6 @@ from torch import Tensor
 from app.engine.jobs import Lane, Result
 from app.engine.reservation import Reservation, SubmitOptions
 from app.operations.service import Service
-from model.diffusion.plan import Plan
 
 
 class RequestContext:
@@ -56,18 +55,19 @@ class Phase:
 
     Attributes:
         name: of the sampler, or "inverse" and the sampler that leads back.
+        steps: network evaluations of each image without guidance.
         rows: of a forward, that one image takes.
     """
 
     name: str
-    plan: Plan
+    steps: int
     images: int = 1
     rows: int = 1
 
     @property
     def nfe(self) -> int:
         """Network evaluations of each image."""
-        return self.plan.nfe * self.rows
+        return self.steps * self.rows
 
     @property
     def evaluations(self) -> int:
@@ -114,7 +114,7 @@ def reserve(
     reservation = service.engine.reserve(
         max(phase.images for phase in phases),
         sum(phase.evaluations for phase in phases),
-        steps=sum(phase.plan.nfe for phase in phases),
+        steps=sum(phase.steps for phase in phases),
         exact=exact,
         options=context.options,
     )

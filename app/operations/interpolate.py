@@ -78,13 +78,13 @@ async def interpolate(
     given = _read_latents(model, request)
     paired = check_pairs(given, request.sampler)
     returning = paired or any(each.slots is None for each in given)
-    resolved = resolve(model, request, paired=paired, returning=returning)
+    resolved = await resolve(service, request, paired=paired, returning=returning)
     _check_deterministic(resolved)
     indices, names = resolve_labels(model, request.label, request.labels, len(given))
     check_guidance(model, request.guidance, indices)
     exact = request.reproducible or any(each.exact for each in given)
 
-    encoding = encoding_phases(model, resolved, given)
+    encoding = encoding_phases(resolved, given)
     phases = [*encoding, resolved.phase(count)]
     with reserve(service, context, phases, exact=exact) as reservation:
         given, results = await encode_images(service, reservation, resolved, encoding, given, indices)

@@ -17,6 +17,7 @@ from app.operations.fields import Latent
 from app.operations.files import FileReference
 from app.operations.labels import resolve_label
 from app.operations.latents import squeeze_slots
+from app.operations.plans import check_evaluations
 from app.operations.requests import InvertRequest, SampleRequest
 from app.operations.resolve import (
     ResolvedRequest,
@@ -121,15 +122,19 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
     """
     context, model = context or RequestContext(), service.model
     inversion = INVERSIONS[request.method]
-    plan, request = _resolve(model, request, inversion)
+    request, options = _resolve(model, request, inversion)
     label, name = resolve_label(model, request.label)
-    shown = trajectory_steps(plan, request.trajectory, request.trajectory_of)
-    decode = resolve(model, _decode_request(request, inversion, name), paired=inversion.slots == 2)
+    nfe = inversion.nfe(request.steps, **options)
+    shown = trajectory_steps(nfe, request.trajectory, request.trajectory_of)
 
-    phases = [Phase(f"inverse {inversion.sampler}", plan)] + [decode.phase()] * request.check
+    phases = [Phase(f"inverse {inversion.sampler}", nfe)]
+    phases += [Phase(inversion.sampler, inversion.decode_nfe(request.steps))] * request.check
     with reserve(service, context, phases, exact=True) as reservation:
         image = await files.decode_image(service, "image", request.image, request.fit)
         source = await anyio.to_thread.run_sync(files.refer, "image", request.image)
+        # Plans come last: they may take longer to compile than all that could be wrong with the request.
+        decode = await resolve(service, _decode_request(request, inversion, name), paired=inversion.slots == 2)
+        plan = await compile_inversion(service, inversion, request.steps, request.spacing, **options)
         lane = Lane(
             plan,
             0,
@@ -163,7 +168,8 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
     )
 
 
-def _resolve(model: LoadedModel, request: InvertRequest, inversion: Inversion) -> tuple[Plan, InvertRequest]:
+def _resolve(model: LoadedModel, request: InvertRequest, inversion: Inversion) -> tuple[InvertRequest, dict[str, int]]:
+    """The request with its defaults filled in, and what the inversion takes beside steps and spacing."""
     options = {}
     if "refinements" in inversion.options:
         options["refinements"] = request.refinements or 3
@@ -174,8 +180,10 @@ def _resolve(model: LoadedModel, request: InvertRequest, inversion: Inversion) -
     with schedule_errors_as_fields():
         defaults = model.defaults.options(SAMPLERS[inversion.sampler], request.steps, model.schedule.T)
     spacing = request.spacing or defaults["spacing"]
-    plan = compile_inversion(model.schedule, inversion.name, request.steps, spacing=spacing, **options)
-    return plan, request.model_copy(update={"spacing": spacing, "refinements": options.get("refinements")})
+    field, value = ("refinements", options["refinements"]) if options else ("steps", request.steps)
+    remedy = "ask for fewer steps or refinements" if options else "ask for fewer steps"
+    check_evaluations(inversion.nfe(request.steps, **options), field, value, remedy)
+    return request.model_copy(update={"spacing": spacing, "refinements": options.get("refinements")}), options
 
 
 def _decode_request(request: InvertRequest, inversion: Inversion, label: str | None) -> SampleRequest:

@@ -16,6 +16,7 @@ from app.operations import files
 from app.operations.context import Phase
 from app.operations.fields import Latent
 from app.operations.files import FileReference
+from app.operations.plans import check_evaluations
 from app.operations.requests import SamplingRequest
 from app.operations.resolve import ResolvedRequest, compile_inversion, inversion_for
 from app.operations.service import Service
@@ -94,17 +95,19 @@ def check_pairs(latents: Sequence[InitialLatent], sampler: str) -> bool:
     return any(pairs.values())
 
 
-def encoding_phases(
-    model: LoadedModel, resolved: ResolvedRequest[SamplingRequest], latents: Sequence[InitialLatent]
-) -> list[Phase]:
-    """What encoding those latents that are images costs: one phase, or none."""
+def encoding_phases(resolved: ResolvedRequest[SamplingRequest], latents: Sequence[InitialLatent]) -> list[Phase]:
+    """What encoding those latents that are images costs: one phase, or none.
+
+    Raises:
+        InvalidField: too many evaluations.
+    """
     images = sum(each.slots is None for each in latents)
     inversion = inversion_for(resolved.request.sampler)
     if not images or inversion is None:
         return []
-    request = resolved.request
-    plan = compile_inversion(model.schedule, inversion.name, request.steps or 1, spacing=request.spacing)
-    return [Phase(f"inverse {request.sampler}", plan, images)]
+    request, steps = resolved.request, resolved.request.steps or 1
+    check_evaluations(inversion.nfe(steps), "steps", steps, "ask for fewer steps, as images are encoded first")
+    return [Phase(f"inverse {request.sampler}", inversion.nfe(steps), images)]
 
 
 async def encode_images(
@@ -125,14 +128,16 @@ async def encode_images(
     """
     if not phases:
         return list(latents), []
-    (phase,), request = phases, resolved.request
+    request, inversion = resolved.request, inversion_for(resolved.request.sampler)
+    assert inversion is not None, "This is a bug: images to encode for a sampler without an inversion."
     missing = [i for i, each in enumerate(latents) if each.slots is None]
     contents = [(f"{latents[i].field}.image", latents[i].latent.image or b"") for i in missing]
     images = [await files.decode_image(service, field, content, request.fit) for field, content in contents]
     sources = [await anyio.to_thread.run_sync(files.refer, "image", content) for _, content in contents]
+    plan = await compile_inversion(service, inversion, request.steps or 1, request.spacing)
     lanes = [
         Lane(
-            phase.plan,
+            plan,
             0,
             labels[i],
             request.reproducible,

@@ -5,18 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import lru_cache
 from typing import Any, Generic, TypeVar
 
 from app.engine.jobs import SnapshotKind
-from app.engine.loading import LoadedModel
 from app.errors import InvalidField
 from app.operations.context import Phase
+from app.operations.plans import check_evaluations
 from app.operations.requests import SamplingRequest
+from app.operations.service import Service
 from model.diffusion.inversion.registry import INVERSIONS, Inversion
 from model.diffusion.plan import Clip, Plan
 from model.diffusion.samplers import SAMPLERS, Sampler
-from model.diffusion.schedule import NoiseSchedule, ScheduleError
+from model.diffusion.schedule import ScheduleError, Spacing
 
 R = TypeVar("R", bound=SamplingRequest)
 R_co = TypeVar("R_co", bound=SamplingRequest, covariant=True)
@@ -38,7 +38,7 @@ class ResolvedRequest(Generic[R_co]):
 
     def phase(self, images: int = 1) -> Phase:
         """The cost of so many images; with guidance, each takes two rows of a forward."""
-        return Phase(self.request.sampler, self.plan, images, 1 if self.request.guidance == 1 else 2)
+        return Phase(self.request.sampler, self.plan.nfe, images, 1 if self.request.guidance == 1 else 2)
 
     @property
     def nfe(self) -> int:
@@ -59,7 +59,7 @@ def schedule_errors_as_fields() -> Iterator[None]:
         raise InvalidField(error.field, error.value, error.remedy) from error
 
 
-def resolve(model: LoadedModel, request: R, *, paired: bool = False, returning: bool = False) -> ResolvedRequest[R]:
+async def resolve(service: Service, request: R, *, paired: bool = False, returning: bool = False) -> ResolvedRequest[R]:
     """Fill in the checkpoint's defaults and compile the plan.
 
     Args:
@@ -69,7 +69,8 @@ def resolve(model: LoadedModel, request: R, *, paired: bool = False, returning: 
     Raises:
         InvalidField: naming the field, its value and the remedy.
     """
-    sampler, T, defaults = SAMPLERS[request.sampler], model.schedule.T, model.defaults
+    schedule, defaults = service.model.schedule, service.model.defaults
+    sampler, T = SAMPLERS[request.sampler], schedule.T
     steps = request.steps or min(sampler.default_steps or T, T)
     given = _given_options(request, sampler)
     clip = False if request.clip is None and returning else request.clip
@@ -77,7 +78,10 @@ def resolve(model: LoadedModel, request: R, *, paired: bool = False, returning: 
         options = defaults.options(sampler, steps, T) | given
         if clip is not None:
             options["clip"] = (defaults.clip or Clip(defaults.clip_limit)) if clip else None
-        plan = _compile(model.schedule, sampler.name, steps, **options, **({"paired": True} if paired else {}))
+        per_step, more = sampler.evaluations
+        check_evaluations(per_step * steps + more, "steps", steps, "ask for fewer steps")
+        pair = {"paired": True} if paired else {}
+        plan = await service.plans.compile(sampler.compile, schedule, steps, **options, **pair)
     changes = {name: options.get(name) for name in ("eta", "order", "warmup", "spacing")}
     changes |= {"steps": steps, "clip": options["clip"] is not None}
     return ResolvedRequest(request.model_copy(update=changes), plan, paired)
@@ -100,20 +104,16 @@ def _given_options(request: SamplingRequest, sampler: Sampler) -> dict[str, Any]
     return options
 
 
-@lru_cache(maxsize=256)
-def _compile(schedule: NoiseSchedule, sampler: str, steps: int, **options: Any) -> Plan:
-    return SAMPLERS[sampler].compile(schedule, steps, **options)
-
-
-@lru_cache(maxsize=256)
-def compile_inversion(schedule: NoiseSchedule, inversion: str, steps: int, **options: Any) -> Plan:
+async def compile_inversion(
+    service: Service, inversion: Inversion, steps: int, spacing: Spacing | None, **options: Any
+) -> Plan:
     """The plan from image to latent.
 
     Raises:
         InvalidField: naming the field, its value and the remedy.
     """
     with schedule_errors_as_fields():
-        return INVERSIONS[inversion].compile(schedule, steps, **options)
+        return await service.plans.compile(inversion.compile, service.model.schedule, steps, spacing=spacing, **options)
 
 
 def inversion_for(sampler: str) -> Inversion | None:
@@ -121,17 +121,17 @@ def inversion_for(sampler: str) -> Inversion | None:
     return next((inversion for inversion in INVERSIONS.values() if inversion.sampler == sampler), None)
 
 
-def trajectory_steps(plan: Plan, count: int | None, look: SnapshotKind) -> list[int]:
-    """The steps of which ``count`` frames are taken; NFE itself stands for the final state.
+def trajectory_steps(nfe: int, count: int | None, look: SnapshotKind) -> list[int]:
+    """The steps of a plan of which ``count`` frames are taken; NFE itself stands for the final state.
 
     Raises:
         InvalidField: the plan has not that many.
     """
     if count is None:
         return []
-    if count > plan.nfe:
-        limit = f"at most {plan.nfe}" if plan.nfe > 1 else "none"
-        remedy = f"this request has {plan.nfe} evaluations; ask for {limit}, or more steps"
+    if count > nfe:
+        limit = f"at most {nfe}" if nfe > 1 else "none"
+        remedy = f"this request has {nfe} evaluations; ask for {limit}, or more steps"
         raise InvalidField("trajectory", count, remedy)
-    last = plan.nfe - 1 if look == "x_0" else plan.nfe
+    last = nfe - 1 if look == "x_0" else nfe
     return [round(i * last / (count - 1)) for i in range(count)]

@@ -72,14 +72,14 @@ async def sample(service: Service, request: SampleRequest, context: RequestConte
     given = [] if request.latent is None else [read_latent(model, "latent", request.latent, request.sampler)]
     paired = check_pairs(given, request.sampler)
     returning = paired or any(each.slots is None for each in given)
-    resolved = resolve(model, request, paired=paired, returning=returning)
+    resolved = await resolve(service, request, paired=paired, returning=returning)
     label, name = resolve_label(model, request.label)
     check_guidance(model, request.guidance, [label])
     seeds = _seeds(resolved)
-    shown = trajectory_steps(resolved.plan, request.trajectory, request.trajectory_of)
+    shown = trajectory_steps(resolved.plan.nfe, request.trajectory, request.trajectory_of)
     exact = request.reproducible or any(each.exact for each in given)
 
-    encoding = encoding_phases(model, resolved, given)
+    encoding = encoding_phases(resolved, given)
     phases = [*encoding, resolved.phase(request.n)]
     with reserve(service, context, phases, exact=exact) as reservation:
         given, results = await encode_images(service, reservation, resolved, encoding, given, [label])

@@ -8,6 +8,7 @@ import anyio
 
 from app.engine.engine import Engine
 from app.engine.loading import LoadedModel
+from app.operations.plans import Plans
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
 
@@ -22,6 +23,7 @@ class Service:
     settings: Settings
     metrics: Metrics
     model: LoadedModel
+    plans: Plans = field(default_factory=Plans)
     decoders: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CONCURRENT_DECODES))
     encoders: anyio.CapacityLimiter = field(default_factory=lambda: anyio.CapacityLimiter(CONCURRENT_ENCODES))
 

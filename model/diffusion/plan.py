@@ -117,12 +117,13 @@ class Plan:
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("a plan needs at least one step")
-        for i, step in enumerate(self.steps):
+        for step in _distinct(self.steps):
             sizes = {len(step.g), len(step.b), len(step.c), len(step.s), len(step.A), *map(len, step.A)}
             if step.guard is not None:
                 sizes.add(len(step.guard.instead))
             if sizes != {self.slots}:
-                raise ValueError(f"step {i} has {sorted(sizes)} slots, the plan has {self.slots}")
+                at = self.steps.index(step)
+                raise ValueError(f"step {at} has {sorted(sizes)} slots, the plan has {self.slots}")
         if not np.isfinite(np.delete(self.table(self.slots), Columns.LIMIT, axis=1)).all():
             raise ValueError("a plan's coefficients must be finite")
 
@@ -145,6 +146,13 @@ class Plan:
     def digest(self) -> str:
         """Twelve hexadecimal digits of the hash of the float32 coefficients, which identify the plan."""
         return hashlib.sha256(self.table(self.slots).astype("<f4").tobytes()).hexdigest()[:12]
+
+    @property
+    def nbytes(self) -> int:
+        """About the memory that it takes: its tables, and objects of some 30 bytes for each number of a step."""
+        numbers = Columns(self.slots).width
+        tables = sum(int(table.nbytes) for table in list(self._tables.values()))
+        return tables + len(_distinct(self.steps)) * (300 + 30 * numbers)
 
     def table(self, slots: int) -> np.ndarray:
         """The coefficients, float64 [NFE, K] in the columns of ``Columns(slots)``; ``slots`` may exceed the plan's."""
@@ -176,10 +184,17 @@ def conversion(
             return (0.0, 1.0), (1 / sigma, -alpha / sigma, 0.0)
 
 
+def _distinct(steps: tuple[Step, ...]) -> list[Step]:
+    """The steps, each object once: a plan may repeat one."""
+    return list({id(step): step for step in steps}.values())
+
+
 def _pack(steps: tuple[Step, ...], slots: int) -> np.ndarray:
     at = Columns(slots)
-    table = np.zeros((len(steps), at.width))
-    for row, step in zip(table, steps, strict=True):
+    distinct = _distinct(steps)
+    places = {id(step): place for place, step in enumerate(distinct)}
+    table = np.zeros((len(distinct), at.width))
+    for row, step in zip(table, distinct, strict=True):
         r = len(step.g)
         row[at.T] = step.t
         row[[at.P, at.Q]] = step.x0
@@ -195,4 +210,4 @@ def _pack(steps: tuple[Step, ...], slots: int) -> np.ndarray:
             row[at.instead[:r]] = [0 if slot is None else slot + 1 for slot in step.guard.instead]
         for i in range(r):
             row[at.A[i][:r]] = step.A[i]
-    return table
+    return table if len(distinct) == len(steps) else table[[places[id(step)] for step in steps]]

@@ -43,6 +43,11 @@ class SimulatedLane:
     reproducible: bool = False
 
     @property
+    def progress(self) -> SimulatedJob:
+        """Of its whole request."""
+        return self.job
+
+    @property
     def work(self) -> int:
         """Row-steps that its whole request still needs."""
         return self.job.work

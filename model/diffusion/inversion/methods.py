@@ -76,15 +76,14 @@ def fixed_point(schedule: NoiseSchedule, steps: int, *, refinements: int = 3, sp
     for here, there in pairwise(ascending_levels(schedule, steps, spacing)):
         first_guess = ddim_step(x, eps, here, there)
         program.append(step(schedule, there, [first_guess, x, best, 0 * error, total_error + error]))
-        for k in range(refinements):
-            solved = ddim_step(start, eps, here, there)
-            last = k + 1 == refinements
-            # The residual of x is known here, that of ``solved`` is not; the last one is taken if x was the best.
-            refine = step(schedule, there, [solved, start, x, solved - x, total_error])
-            if k:
-                instead = (2 if last else None, None, 2, 3, None)
-                refine = replace(refine, guard=Guard(watch=3, instead=instead))
-            program.append(refine)
+        # The residual of x is known here, that of ``solved`` is not; the last one is taken if x was the best.
+        solved = ddim_step(start, eps, here, there)
+        refine = step(schedule, there, [solved, start, x, solved - x, total_error])
+        program.append(refine)
+        if refinements > 1:
+            guarded = replace(refine, guard=Guard(watch=3, instead=(None, None, 2, 3, None)))
+            program += [guarded] * (refinements - 2)
+            program.append(replace(refine, guard=Guard(watch=3, instead=(2, None, 2, 3, None))))
     return Plan(tuple(program))
 
 

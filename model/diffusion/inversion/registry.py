@@ -38,6 +38,14 @@ class Inversion:
     residual: Callable[[Tensor], Tensor] | None = None
     ordinary: tuple[float, float] = (0.6, 1.15)
 
+    def nfe(self, steps: int, refinements: int = 3) -> int:
+        """Network evaluations of its plan, before that is compiled."""
+        return steps * (1 + refinements) if "refinements" in self.options else steps
+
+    def decode_nfe(self, steps: int) -> int:
+        """The same of decoding: a pair of states saves the first evaluation."""
+        return steps - (self.slots - 1)
+
     @property
     def summary(self) -> str:
         """What, when, and its cost, in one line."""

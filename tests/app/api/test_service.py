@@ -165,7 +165,7 @@ async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
         long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 8}))
         while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
-        refused = await client.post("/sample", json={"steps": 1})
+        refused = await client.post("/sample", json={"sampler": "ddpm", "n": 8})
         assert_problem(refused, 429, "overloaded", "try again in", "0.01")
         wait = int(refused.headers["retry-after"])
         assert wait >= 1
@@ -226,7 +226,7 @@ async def test_every_error_has_the_one_shape(client, monkeypatch, kind):
 
 def test_codes_are_unique_and_every_error_is_explained():
     kinds = catalogue()
-    assert len({kind.code for kind in kinds}) == len(kinds) == 27
+    assert len({kind.code for kind in kinds}) == len(kinds) == 28
     assert all(kind.meaning and kind.title for kind in kinds)
 
 
@@ -247,3 +247,29 @@ def test_warming_up_takes_every_kind_of_plan(tiny_ckpt, monkeypatch):
     assert any(plan.stochastic for plan in plans)
     assert any(step.guard for plan in plans for step in plan.steps)
     assert all(not lane.remaining and lane.snapshots.keys() == {0} for lane, _, _ in seen)
+
+
+@pytest.mark.parametrize(
+    ("error", "shown"),
+    [
+        pytest.param(SystemExit(3), "SystemExit: 3", id="exit"),
+        pytest.param(MemoryError(), "MemoryError: ", id="without-a-word"),
+        pytest.param(ValueError("config.json is none"), "config.json is none", id="with-words"),
+    ],
+)
+async def test_whatever_ends_the_loading_is_said(settings, monkeypatch, caplog, error, shown):
+    """The thread's end is the process's: not ready, a line in the log, and the callback that stops the server."""
+
+    def load(*_):
+        raise error
+
+    monkeypatch.setattr("app.api.lifespan.load", load)
+    stopped = []
+    app = create_app(settings, on_failure=lambda: stopped.append(True))
+    async with serving(app, ready=False) as client:
+        while not stopped:
+            await asyncio.sleep(0.002)
+        assert app.state.lifecycle.failure == shown
+        response = await client.get("/readyz")
+        assert (response.status_code, response.json()["status"]) == (503, f"the network could not be loaded: {shown}")
+    assert f"the network could not be loaded: {shown}" in caplog.text

@@ -6,6 +6,7 @@ import random
 
 import pytest
 
+from app.engine import cost_model as module
 from app.engine.cost_model import MAX_DEVIATION, RATE, CostModel
 from app.engine.widths import Forwards, Widths
 
@@ -125,3 +126,30 @@ def test_the_wider_half_is_given_up_and_the_ratio_kept():
     assert model.forwards.fast.time(1) == pytest.approx(0.020, rel=0.05)
     assert [model.halve() for _ in range(3)] == [True, True, False]
     assert model.forwards.fast.sizes == (1,)
+
+
+def test_widths_given_up_come_back_and_later_each_time_that_it_was_too_early(monkeypatch):
+    monkeypatch.setattr(module, "WIDEN_TICKS", 10)
+    model = shared()
+
+    def ticks_until_wider() -> int:
+        cap, ticks = model.forwards.fast.cap, 0
+        while model.forwards.fast.cap == cap:
+            model.update(False, 1, LINE.seconds[0])
+            ticks += 1
+            assert ticks < 10_000
+        return ticks
+
+    model.halve()
+    model.halve()
+    assert [ticks_until_wider(), ticks_until_wider()] == [10, 10]
+    assert model.forwards.fast.sizes == LINE.sizes
+    waits = []
+    for _ in range(3):
+        model.halve()
+        waits.append(ticks_until_wider())
+    assert waits == [40, 160, 640]
+    for _ in range(640):
+        model.update(False, 1, LINE.seconds[0])
+    model.halve()
+    assert ticks_until_wider() == 10  # the memory was there all that time

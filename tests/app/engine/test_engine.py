@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
+from collections import Counter
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from app.engine.cost_model import CostModel
-from app.engine.jobs import Lane
+from app.engine.jobs import Job, Lane
 from app.engine.reservation import Close, SubmitOptions
 from app.engine.widths import Forwards, Widths
 from app.engine.worker import Worker
@@ -114,18 +115,29 @@ async def test_a_lane_knows_for_how_many_ticks_it_was_passed_over():
 
 
 async def test_admission_is_arithmetic():
-    """Ten steps at 1/8 ms a row: a hundred rows are 125 ms of work."""
-    async with engine_on(FakeDevice(gated=True), max_queue_seconds=0.1) as engine:
-        with engine.reserve(100, 100 * 10):
-            assert engine.wait_seconds == pytest.approx(0.125)
+    """A row-step takes 1/8 s."""
+    async with engine_on(FakeDevice(gated=True), Widths((8,), (1.0,)), max_queue_seconds=10) as engine:
+        with engine.reserve(8, 40), engine.reserve(8, 40), engine.reserve(8, 24):
+            assert engine.wait_seconds == pytest.approx(13)
             with pytest.raises(Overloaded) as refused:
                 engine.reserve(1, 1)
-            assert refused.value.headers["Retry-After"] == "1"
+            assert refused.value.headers["Retry-After"] == "3"
         assert engine.wait_seconds == 0
-        # Large, but nothing is ahead of it.
-        with engine.reserve(100, 100 * 100_000), pytest.raises(Overloaded) as refused:
-            engine.reserve(1, 1)
-        assert refused.value.headers["Retry-After"] == str(1250)  # 1250 s of work, 0.1 s of which may wait
+
+
+async def test_one_request_does_not_fill_the_queue_for_all_others():
+    """A row-step takes 1/8 s: 64 images of 1,000 steps with guidance are 16,000 s."""
+    async with engine_on(FakeDevice(gated=True), Widths((8,), (1.0,)), max_queue_seconds=300) as engine:
+        with engine.reserve(64, 128_000):  # nothing is ahead of it
+            assert engine.wait_seconds == pytest.approx(16_000)
+            with pytest.raises(Overloaded, match="takes 16000 s, and while others wait at most 300 s are taken") as no:
+                engine.reserve(1, 128_000)
+            assert no.value.headers["Retry-After"] == "16000"
+            for _ in range(4):
+                engine.reserve(8, 8 * 50).__enter__()  # 50 s each
+            with pytest.raises(Overloaded) as refused:
+                engine.reserve(1, 1)
+            assert refused.value.headers["Retry-After"] == "50"
 
 
 async def test_images_in_progress_are_bounded():
@@ -167,7 +179,7 @@ async def test_lanes_advance_in_forwards_of_their_own_kind():
 
 async def test_work_is_counted_in_the_seconds_of_its_own_kind_of_forward():
     """80 row-steps are ten forwards of eight rows."""
-    async with engine_on(FakeDevice(), Forwards(Widths((8,), (1.0,)), Widths((8,), (3.0,), (8,)))) as engine:
+    async with engine_on(FakeDevice(), Forwards(Widths((8,), (1.0,)), Widths((8,), (3.0,), (8,))), 100) as engine:
         with engine.reserve(8, 80) as ordinary:
             assert engine.wait_seconds == pytest.approx(10)
             with engine.reserve(8, 80, exact=True) as exact:
@@ -325,29 +337,55 @@ async def test_a_crowd_waits_for_as_long_as_its_share_of_the_work():
         engine.reserve(11, 1)  # nothing else is in progress
 
 
-async def test_a_refused_request_is_promised_its_place_unless_it_is_refused_for_its_size():
-    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=10, max_queue_seconds=1) as engine:
+async def test_a_refused_request_is_promised_its_place():
+    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=10, max_queue_seconds=10) as engine:
         with engine.reserve(8, 80):
             for sender in ("a", "b"):
                 with pytest.raises(Overloaded):
-                    engine.reserve(1, 1, options=SubmitOptions(sender=sender))
+                    engine.reserve(4, 1, options=SubmitOptions(sender=sender, host=sender))
             assert engine.promised == 2
 
 
-async def test_a_promise_outlives_a_refusal_for_want_of_places(monkeypatch):
+async def test_who_is_refused_for_want_of_places_is_admitted_when_it_returns(monkeypatch):
+    """However many images are in progress by then: they wait before their first step, and take no memory."""
     clock = SimpleNamespace(monotonic=lambda: 1000.0)
     monkeypatch.setattr("app.engine.engine.time", clock)
-    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=10, max_queue_seconds=1) as engine:
+    async with engine_on(FakeDevice(), Widths((8,), (1.0,)), max_lanes=8) as engine:
         with engine.reserve(8, 80):
             options = SubmitOptions(sender="a")
-            with pytest.raises(Overloaded, match="are promised to others") as refused:
+            with pytest.raises(Overloaded, match="8 images are in progress, and 4 more would exceed 8") as refused:
                 engine.reserve(4, 1, options=options)
-            clock.monotonic = lambda: 1000.0 + int(refused.value.headers["Retry-After"])
-            with pytest.raises(Overloaded, match="8 images are in progress, and 4 more would exceed 10"):
+            after = int(refused.value.headers["Retry-After"])
+            assert after == 5
+            clock.monotonic = lambda: 1000.0 + after - 1
+            with pytest.raises(Overloaded, match="try again in 1 s, for then there is a place"):
                 engine.reserve(4, 1, options=options)
-            assert engine.promised == 1
-            engine.reserve(2, 1, options=options)
+            clock.monotonic = lambda: 1000.0 + after
+            engine.reserve(4, 1, options=options)
             assert engine.promised == 0
+
+
+async def test_no_more_images_than_may_be_are_begun_at_once():
+    """Ten were admitted where eight may have a state: two begin when others end, the most urgent first."""
+    device = FakeDevice(gated=True)
+    async with engine_on(device, Widths((1, 16), (0.001, 0.001)), max_lanes=8) as engine:
+        jobs = []
+        for seeds in (range(7), range(7, 9)):
+            lanes = [Lane(plan(2), seed, 0) for seed in seeds]
+            with engine.reserve(8, 1) as place:
+                jobs.append(asyncio.create_task(place._run(Job(lanes))))
+        urgent = [Lane(plan(2), 99)]
+        jobs.append(asyncio.create_task(engine._run(Job(urgent, priority=1))))
+        await until(lambda: device.entered)
+        device.gate.release(100)
+        await asyncio.gather(*jobs)
+    steps: Counter[Lane] = Counter()
+    for lanes in device.seen:
+        assert len({lane for lane, done in steps.items() if done == 1} | set(lanes)) <= 8
+        steps.update(lanes)
+    assert set(steps.values()) == {2}
+    assert len(steps) == 10
+    assert urgent[0] in device.seen[1]  # the first tick was before it
 
 
 async def test_the_device_thread_sleeps_while_there_is_nothing_to_do():

@@ -9,8 +9,8 @@ from tests.engines import plan
 def test_lanes_have_the_work_of_their_whole_job():
     lanes = [Lane(plan(10), 1), Lane(plan(5), 2, guidance=2.0)]
     job = Job(lanes, priority=3, deadline=7.0)
-    job.submitted = 5.0
-    job.work -= 3
+    job.progress.submitted = 5.0
+    job.progress.work -= 3
     for lane in lanes:
         assert (lane.total, lane.work) == (10 + 2 * 5, 10 + 2 * 5 - 3)
         assert (lane.since, lane.priority, lane.deadline) == (5.0, 3, 7.0)
