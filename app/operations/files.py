@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import asyncio
 import hashlib
 import io
 import math
 from dataclasses import dataclass
 from typing import Literal
 
-import anyio
 import numpy as np
 import torch
 from torch import Tensor
 
 from app.errors import ImageTooLarge, InvalidField
 from app.operations.service import Service
+from app.operations.threads import run_limited
 from model import images
 from model.checkpoint import Checkpoint
 from model.images import Fit, ImageError, TooManyPixels
@@ -58,18 +57,8 @@ async def decode_image(service: Service, field: str, content: bytes, fit: Fit) -
         InvalidField: it is no image, or has another size.
         ImageTooLarge: it has too many pixels.
     """
-    holder = object()
-    await service.decoders.acquire_on_behalf_of(holder)
     arguments = (service.model.checkpoint, service.settings.max_pixels, field, content, fit)
-    decoding = asyncio.ensure_future(anyio.to_thread.run_sync(read_image, *arguments))
-
-    def release(done: asyncio.Future[Tensor]) -> None:
-        service.decoders.release_on_behalf_of(holder)
-        _ = done.cancelled() or done.exception()  # nobody may be left to retrieve it
-
-    decoding.add_done_callback(release)
-    # A thread cannot be stopped: if the client disconnects, its place is taken until the thread is done.
-    return await asyncio.shield(decoding)
+    return await run_limited(service.decoders, read_image, *arguments)
 
 
 def read_image(checkpoint: Checkpoint, max_pixels: int, field: str, content: bytes, fit: Fit) -> Tensor:
