@@ -42,6 +42,8 @@ def _faults(error: ValidationError, model: type[BaseModel]) -> Iterable[tuple[st
             remedy = f"no such field; known are {known}"
         elif fault["type"] == "missing":
             remedy = "it is missing; send it"
+        elif fault["type"] == "greater_than_equal" and place[-1] == "seed":  # elsewhere -1 asks for a random one
+            remedy += "; leave it out, and one is drawn"
         before = merged.get(field)
         value = None if fault["type"] == "missing" else plain(fault.get("input"))
         merged[field] = (field, value, f"{before[2]} or {remedy}" if before else remedy)

@@ -53,7 +53,7 @@ def assert_problem(response, status: int, code: str, *words: str) -> dict:
         ({"clip": "perhaps"}, "clip", "boolean"),
         ({"n": 0}, "n", "greater than or equal to 1"),
         ({"n": 17}, "n", "at most 16"),
-        ({"seed": -1}, "seed", "greater than or equal to 0"),
+        ({"seed": -1}, "seed", "greater than or equal to 0; leave it out, and one is drawn"),
         ({"seed": 2**53}, "seed", "less than or equal to"),
         ({"seed": 2**53 - 1, "n": 2}, "seed", "must not exceed"),
         ({"label": "Sombrero"}, "label", "circle, square, Big star, or an index of 0..2"),
