@@ -44,6 +44,7 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
 def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
     if isinstance(error, REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
+    errors.forget_frames(error)  # which hold the body
     content = describe(error, request.state.request_id)
     return JSONResponse(content, error.status, headers=error.headers, media_type="application/problem+json")
 
