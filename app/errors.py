@@ -207,7 +207,8 @@ class TryLater(UnstirError):
 class Overloaded(TryLater):
     code, status, title = "overloaded", 429, "The queue is full"
     meaning = (
-        "More work waits than `UNSTIR_MAX_QUEUE_SECONDS`; after `Retry-After` seconds the same request is admitted."
+        "More work waits than `UNSTIR_MAX_QUEUE_SECONDS`; after `Retry-After` seconds the same request is admitted, or "
+        "if the detail says that no place can be kept, may be."
     )
 
 

@@ -46,6 +46,7 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
 def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
     if isinstance(error, errors.REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
+    errors.forget_frames(error)  # which hold the body
     content = describe(error, request.state.request_id)
     errors.forget_frames(error)
     headers = {"Cache-Control": "no-store", **error.headers}

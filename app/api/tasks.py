@@ -12,7 +12,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from app.api.responses.results import OperationResult
-from app.errors import Cancelled, UnstirError
+from app.errors import Cancelled, UnstirError, forget_frames
 from app.operations.context import RequestContext
 
 ASK_AGAIN = "it was cancelled before it was done; send it again"
@@ -42,7 +42,10 @@ class RequestTask:
 
     def _end(self, task: asyncio.Task[OperationResult]) -> None:
         self.ended = time.monotonic()
-        _ = task.cancelled() or task.exception()  # nobody may be left to retrieve it
+        try:
+            forget_frames(task.exception())  # it is retrieved even if nobody is left to do so
+        except asyncio.CancelledError as error:
+            forget_frames(error)
         self._on_end(self)
 
     @property

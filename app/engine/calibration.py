@@ -2,7 +2,8 @@
 
 It takes a second or two at the start. The result is kept in a file, since the same checkpoint on the same device with
 the same versions would give the same. Other load on the machine only makes forwards slower, so the fastest of a few is
-taken; :mod:`app.engine.cost_model` follows later load.
+taken; :mod:`app.engine.cost_model` follows later load. Where that load took much of the time, the
+result is used and not kept.
 """
 
 from __future__ import annotations
@@ -10,13 +11,14 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
+import math
 import os
 import platform
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, get_args
 
 import torch
 
@@ -32,6 +34,8 @@ from model.network.inference_layers import Layout
 MAX_ERROR = 0.01  # of ε by the fast network: rms of the difference over rms of ε, at any noise level; 0.004 as shipped
 MAX_FLOAT32_ERROR = 1e-4  # the same between two float32 layouts, which sum in another order: about 1e-6
 MIN_SPEEDUP = 1.05  # a choice other than the usual one must be faster by this factor
+MAX_THREADS = 1024
+MIN_SHARE = 0.9  # of a core, that the measuring thread has on a CPU that nobody else uses; its waits are short
 FORMAT = 6  # of the file
 K = TypeVar("K")
 log = logging.getLogger("unstir.engine")
@@ -72,6 +76,20 @@ class Calibration:
     exact: dict[int, float]
     bit_identical: tuple[int, ...]
 
+    def __post_init__(self) -> None:
+        for name, costs in (("fast", self.fast), ("exact", self.exact)):
+            if not costs or list(costs) != sorted(costs) or min(costs) < 1:
+                raise ValueError(f"{name} has the widths {list(costs)}")
+            if not all(0 < seconds < math.inf for seconds in costs.values()):
+                raise ValueError(f"{name} has the seconds {list(costs.values())}")
+        identical = self.bit_identical
+        if not identical or list(identical) != sorted(identical) or not set(identical) <= set(self.exact):
+            raise ValueError(f"bit_identical = {identical}, of the widths {list(self.exact)}")
+        if not (isinstance(self.threads, int) and 1 <= self.threads <= MAX_THREADS):
+            raise ValueError(f"threads = {self.threads}")
+        if self.layout not in get_args(Layout) or self.dtype not in get_args(Dtype):
+            raise ValueError(f"layout = {self.layout}, dtype = {self.dtype}")
+
     def widths(self, *, exact: bool) -> Widths:
         costs = self.exact if exact else self.fast
         return Widths(tuple(costs), tuple(costs.values()), self.bit_identical if exact else ())
@@ -96,13 +114,19 @@ def calibrate(
     calibration = _read(file)
     if calibration is None:
         log.info("calibrating, once for this checkpoint on this machine")
-        began = time.perf_counter()
+        began, busy = time.perf_counter(), time.thread_time()
         with torch.inference_mode():
             calibration = _measure(checkpoint, device, options)
+        share = (time.thread_time() - busy) / (time.perf_counter() - began)
         if device.type == "cuda":
             torch.cuda.empty_cache()  # of graphs that were captured to be timed
         log.info("calibrated in %.1f s", time.perf_counter() - began)
-        _write(file, calibration)
+        if device.type == "cpu" and share < MIN_SHARE:
+            log.warning(
+                "measured beside other load, with %.0f %% of a core: not kept, the next start measures", 100 * share
+            )
+        else:
+            _write(file, calibration)
     if device.type == "cpu":
         torch.set_num_threads(calibration.threads)
     return calibration

@@ -54,6 +54,10 @@ class SubmitOptions:
     endpoint: str = ""
 
 
+def _do_nothing() -> None:
+    pass
+
+
 class Reservation:
     """Work that was admitted; a context manager, since it counts as admitted until it is left.
 
@@ -85,7 +89,7 @@ class Reservation:
         self.exact = exact
         self.options = options
         self.job: Job | None = None
-        self.on_submit: Callable[[], None] = lambda: None
+        self.on_submit: Callable[[], None] = _do_nothing
 
     @property
     def remaining(self) -> int:
@@ -115,3 +119,4 @@ class Reservation:
 
     def __exit__(self, *_: object) -> None:
         self._admitted.discard(self)
+        self.on_submit = _do_nothing  # which may refer to the reservation

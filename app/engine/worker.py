@@ -244,6 +244,7 @@ class Worker:
             why = f"{type(error).__name__}: {error}"[:500]
             self._fail(job, StepFailed(f"the network cannot compute a step of this request: {why}"))
         forget_frames(error)
+        error.__traceback__ = error.__context__ = None  # its frames lead to this one's callers, which hold the error
 
     def _begin(self, choice: Choice[Lane]) -> None:
         """Begin a tick."""

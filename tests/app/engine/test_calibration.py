@@ -329,3 +329,45 @@ def test_a_folder_that_cannot_be_written_does_no_harm(tiny_ckpt, tmp_path, monke
     (tmp_path / "file").write_text("")
     assert calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), tmp_path / "file" / "cache") == FOUND
     assert calibrate(tiny_ckpt, CPU, CalibrationOptions(8, 4), Path("/proc/nowhere")) == FOUND
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        pytest.param({"fast": {}}, id="no-widths"),
+        pytest.param({"exact": {}}, id="no-exact-widths"),
+        pytest.param({"fast": {"1": 0.0}}, id="no-time"),
+        pytest.param({"fast": {"1": float("nan")}}, id="nan"),
+        pytest.param({"exact": {"4": 0.04, "1": 0.02}}, id="falling"),
+        pytest.param({"fast": {"-1": 0.1}}, id="negative"),
+        pytest.param({"threads": 0}, id="no-threads"),
+        pytest.param({"threads": "two"}, id="threads-in-words"),
+        pytest.param({"bit_identical": [3]}, id="a-width-that-is-not-there"),
+        pytest.param({"bit_identical": []}, id="no-bit-identical-width"),
+        pytest.param({"layout": "diagonal"}, id="layout"),
+        pytest.param({"dtype": "int8"}, id="dtype"),
+    ],
+)
+def test_a_senseless_file_is_measured_again_with_a_warning(tiny_ckpt, tmp_path, monkeypatch, caplog, change):
+    monkeypatch.setattr(calibration, "_measure", lambda *_: FOUND)
+    options = CalibrationOptions(4, 4)
+    calibrate(tiny_ckpt, CPU, options, tmp_path)
+    (file,) = tmp_path.iterdir()
+    sound = file.read_text()
+    file.write_text(json.dumps(json.loads(sound) | change))
+    assert calibrate(tiny_ckpt, CPU, options, tmp_path) == FOUND
+    assert f"{file} is ignored" in caplog.text
+    assert file.read_text() == sound
+
+
+@pytest.mark.parametrize("share", [0.5, 0.89, 0.95, 1.0])
+def test_a_calibration_beside_other_load_is_used_and_not_kept(tiny_ckpt, tmp_path, monkeypatch, caplog, share):
+    clock = itertools.count()
+    monkeypatch.setattr(calibration, "MIN_SHARE", 0.9)
+    monkeypatch.setattr(calibration, "_measure", lambda *_: FOUND)
+    monkeypatch.setattr(calibration.time, "perf_counter", lambda: 10.0 * next(clock))
+    monkeypatch.setattr(calibration.time, "thread_time", itertools.count(0, 10.0 * share).__next__)
+    assert calibrate(tiny_ckpt, CPU, CalibrationOptions(4, 4), tmp_path) == FOUND
+    kept = list(tmp_path.iterdir())
+    assert len(kept) == (share >= calibration.MIN_SHARE)
+    assert (f"with {100 * share:.0f} % of a core: not kept" in caplog.text) is (not kept)
