@@ -21,6 +21,8 @@ from types import SimpleNamespace
 from typing import Any, get_args
 
 import numpy as np
+import pi_heif
+import pillow_heif
 from PIL import Image, ImageCms
 
 from app.errors import UnstirError
@@ -68,6 +70,8 @@ def adam7(grey: np.ndarray) -> bytes:
 
 
 SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
+pillow_heif.register_heif_opener()  # which can write HEIC; what reads it is registered again
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)
 APART: dict[str, dict[str, Any]] = {"AVIF": {"speed": 10}, "HEIF": {"chroma": 444}}  # decoded in a process of their own
 
 

@@ -75,11 +75,11 @@ def _child(max_pixels: int, most_bytes: int) -> None:
     _limit(most_bytes)
     import io  # noqa: PLC0415 - only the process needs them, and within its limits
 
-    import pillow_heif  # noqa: PLC0415
+    import pi_heif  # noqa: PLC0415
     from PIL import AvifImagePlugin, Image  # noqa: PLC0415
 
     AvifImagePlugin.DEFAULT_MAX_THREADS = 1  # each takes a stack, and frames of its own
-    pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
+    pi_heif.register_heif_opener(decode_threads=1, thumbnails=False, depth_images=False, aux_images=False)
     Image.MAX_IMAGE_PIXELS = None  # it is checked here, with a message
     with Image.open(io.BytesIO(sys.stdin.buffer.read()), formats=FORMATS) as image:
         if max_pixels and image.width * image.height > max_pixels:

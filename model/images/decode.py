@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pillow_heif
+import pi_heif
 from PIL import Image, ImageSequence, UnidentifiedImageError
 
 from model.images import container
@@ -40,7 +40,7 @@ TURNS: dict[int, Callable[[np.ndarray], np.ndarray]] = {  # of [H, W, C], by ori
     8: lambda pixels: pixels[:, ::-1].swapaxes(0, 1),
 }
 
-pillow_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)  # for trusted files
+pi_heif.register_heif_opener(thumbnails=False, depth_images=False, aux_images=False)  # for trusted files
 
 
 def decode(
