@@ -23,7 +23,7 @@ from model.diffusion.plan import Clip
 from model.diffusion.schedule import NoiseSchedule
 from model.network.unet import UNet
 from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError
-from model.training.state import STATE, read_facts, read_recipe, read_state, update_facts
+from model.training.state import STATE, background_of, read_facts, read_recipe, read_state, update_facts
 from model.training.trainer import Trainer
 
 LIMITS = ("steps", "minutes")  # of a run; raising them is no change of recipe
@@ -67,7 +67,11 @@ def train(
         classes = classes or tuple(saved.get("classes_given", ()))
     elif state.exists():
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
-    dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
+    dataset = data.load(
+        source, recipe.size, 1 if recipe.grey else None, classes=classes, background=background_of(facts)
+    )
+    for notice in dataset.notices:
+        tqdm.write(notice)
     with _stop_signals() as stopping, _tensor_cores(device):
         trainer = Trainer.start(recipe, dataset, device)
         trainer.facts, trainer.classes_given = facts, classes

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -48,9 +49,10 @@ def read_recipe(out: Path) -> Recipe:
     Raises:
         TrainingError: no run is there, or a damaged one.
     """
-    saved = read_state(out / STATE)["recipe"]
+    saved: dict[str, Any] = read_state(out / STATE)["recipe"]
+    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
     try:
-        return Recipe(**{key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()})
+        return Recipe(**values)
     except TypeError as error:
         raise damaged(out / STATE) from error
 
@@ -101,6 +103,19 @@ def read_facts(out: Path) -> dict[str, Any]:
         TrainingError: the card cannot be read.
     """
     return {key: value for key, value in _read_card(out / "card.json").items() if key in GIVEN}
+
+
+def background_of(facts: dict[str, Any]) -> tuple[int, int, int]:
+    """RGB behind the images: the card's, so that images are read here as the service reads those that are uploaded.
+
+    Raises:
+        TrainingError: no colour.
+    """
+    text = facts.get("background", Card.background)
+    if not re.fullmatch("#[0-9a-fA-F]{6}", str(text)):
+        raise TrainingError(f"background {text!r} is no colour of the form #rrggbb")
+    red, green, blue = bytes.fromhex(text[1:])
+    return red, green, blue
 
 
 def update_facts(out: Path, facts: dict[str, Any]) -> None:
