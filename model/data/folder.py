@@ -114,4 +114,4 @@ def _name(entry: Path) -> str:
 
 
 def _types(counts: Counter[str]) -> str:
-    return listed(f"{count} {suffix}" for suffix, count in counts.most_common())
+    return listed(f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))

@@ -59,10 +59,11 @@ def load(
     if channels not in (None, images.shape[-1]):
         raise DataError(f"{path}: has {images.shape[-1]} channels, not {channels}")
     labels, names, named = _classify(path, source, split)
+    _check_names(path, names)
     if classes:
+        _check_names(path, classes)
         labels, names = _arrange(path, labels, names, named, tuple(classes))
         named = True
-    _check_names(path, names)
     return Dataset(fit(images, size, background), labels, names, named, source.notices)
 
 
@@ -150,5 +151,6 @@ def _check_names(path: Path, names: Sequence[str]) -> None:
     for name in names:
         if not name.strip() or not name.isprintable():
             raise DataError(f"{path}: {name!r} is no name for a class; give it printable characters")
-        if (other := seen.setdefault(name.casefold(), name)) is not name:
-            raise DataError(f"{path}: classes {other!r} and {name!r} have one name, but for case; rename one")
+        if (key := name.casefold()) in seen:
+            raise DataError(f"{path}: classes {seen[key]!r} and {name!r} have one name, but for case; rename one")
+        seen[key] = name

@@ -36,7 +36,9 @@ def read_reference(source: Path, loaded: Checkpoint) -> Reference:
     Raises:
         DataError: unreadable, of other channels or classes than the network's, or fewer than five images.
     """
-    channels, side, _ = loaded.shape
+    channels, side, width = loaded.shape
+    if side != width:
+        raise DataError(f"{source}: is read as squares, and the network's images are {width}x{side}")
     training = data.load(source, side, channels, background=loaded.background)
     _check_classes(source, training, loaded)
     for notice in training.notices:

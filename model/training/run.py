@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -189,7 +190,17 @@ def publish(trainer: Trainer, out: Path, with_grid: bool = True) -> None:
     )
     dtype = getattr(torch, recipe.weights)
     weights = {key: value.to(dtype) for key, value in trainer.ema.state_dict().items()}
-    checkpoint.save(out, trainer.net, weights, SCHEDULER_CONFIG, card)
+    part = out / ".part"
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        # Beside the last checkpoint, which is replaced only when all of this one is written: a disk may be full.
+        checkpoint.save(part, trainer.net, weights, SCHEDULER_CONFIG, card)
+        for file in sorted(file for file in part.rglob("*") if file.is_file()):
+            target = out / file.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     if with_grid:
         (out / "samples").mkdir(exist_ok=True)
         drawn = images.png(grid(trainer.ema, dataset.classes), scale=2)

@@ -16,7 +16,16 @@ from model.files import write_atomically
 from model.training.recipe import Recipe, TrainingError
 
 STATE = "state.pt"
-KEYS = {"recipe", "net", "ema", "optimizer", "precision", "step", "seconds", "loss"}
+KEYS: dict[str, type] = {
+    "recipe": dict,
+    "net": dict,
+    "ema": dict,
+    "optimizer": dict,
+    "precision": str,
+    "step": int,
+    "seconds": float,
+    "loss": float,
+}
 MADE = {"classes", "null_class", "training", "numbers", "sha256"}  # of a card: what a run says of itself
 GIVEN = {each.name for each in fields(Card)} - MADE  # what people say of it
 
@@ -33,7 +42,7 @@ def read_state(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # torch raises almost anything for bytes that it did not write
         raise damaged(path) from error
-    if not isinstance(state, dict) or not state.keys() >= KEYS or not isinstance(state["recipe"], dict):
+    if not isinstance(state, dict) or any(not isinstance(state.get(key), kind) for key, kind in KEYS.items()):
         raise damaged(path)
     return state
 
@@ -57,16 +66,22 @@ def read_recipe(out: Path) -> Recipe:
         raise damaged(out / STATE) from error
 
 
-def check_network(path: Path, state: dict[str, Any], recipe: Recipe) -> None:
+def check_network(path: Path, state: dict[str, Any], recipe: Recipe, channels: int) -> None:
     """A run keeps the network that it began with.
 
+    Args:
+        channels: of the images.
+
     Raises:
-        TrainingError: the recipe makes another one.
+        TrainingError: recipe and images make another one.
     """
     for key in ("size", "channels", "layers", "attention", "head_dim", "groups"):
         was, now = state["recipe"].get(key), getattr(recipe, key)
         if was != (list(now) if isinstance(now, tuple) else now):
             raise TrainingError(f"{path}: was trained with {key} = {was}, not {now}; keep it, or use another --out")
+    weight = state["net"].get("conv_in.weight")
+    if weight is not None and weight.shape[1] != channels:
+        raise TrainingError(f"{path}: was trained on images of {weight.shape[1]} channels, these have {channels}")
 
 
 def check_classes(path: Path, state: dict[str, Any], now: Sequence[str]) -> None:

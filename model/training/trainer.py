@@ -251,7 +251,7 @@ class Trainer:
             TrainingError: the state is of another network or other classes, of a run that diverged, or damaged.
         """
         state = read_state(path)
-        check_network(path, state, self.recipe)
+        check_network(path, state, self.recipe, self.dataset.images.shape[-1])
         check_classes(path, state, self.dataset.classes)
         was, now = state["net"].get("class_embedding.weight"), self.net.state_dict().get("class_embedding.weight")
         if (None if was is None else was.shape) != (None if now is None else now.shape):
@@ -266,6 +266,8 @@ class Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
         except Exception as error:  # tensors that are not those of this network
             raise damaged(path) from error
+        if not math.isfinite(state["loss"]) or not _all_finite([*self.net.parameters(), *self.ema.parameters()]):
+            raise TrainingError(f"{path}: this run diverged before it was saved; start again with a lower --lr")
         for key in ("precision", "step", "seconds", "loss"):
             setattr(self, key, state[key])
         self.saved = self.step
