@@ -10,7 +10,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, Field
 
 from app.cli.flags import flags_of, read, with_flags
-from app.cli.terminal import ExistingPath, explain
+from app.cli.terminal import CommandError, ExistingPath, complain, explain
 from app.settings import SHIPPED
 from model.checkpoint import CheckpointError
 from model.data import DataError
@@ -47,15 +47,19 @@ def evaluate(**flags: Any) -> int:
     command = ["unstir", "evaluate", "--checkpoint", f"weights/{options.checkpoint.resolve().name}"]
     command += ["--data", options.data.name, "--images", str(scope.images), *["--quick"] * options.quick]
     with explain(DataError, CheckpointError, ScheduleError, DeviceError, flags={"device"}):
-        page = run(
-            options.checkpoint,
-            options.data,
-            options.out,
-            options.work,
-            scope,
-            select_device(options.device),
-            parts=(options.part,) if options.part else PARTS,
-            command=shlex.join(command),
-        )
+        try:
+            page = run(
+                options.checkpoint,
+                options.data,
+                options.out,
+                options.work,
+                scope,
+                select_device(options.device),
+                parts=(options.part,) if options.part else PARTS,
+                command=shlex.join(command),
+            )
+        except OSError as error:  # not the command is wrong: a folder cannot be written to, or a disk is full
+            complain(CommandError(str(error)))
+            return 1
     print(page)
     return 0

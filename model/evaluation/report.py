@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +29,20 @@ def write(out: Path, facts: dict[str, Any]) -> str:
     Args:
         facts: ``checkpoint``, ``command``, ``unseen``, and whatever was measured: ``samplers`` and ``inversion``.
     """
-    write_atomically(out / "quality.json", json.dumps(facts, indent=1, ensure_ascii=False) + "\n")
+    content = json.dumps(_without_nan(facts), indent=1, ensure_ascii=False, allow_nan=False)
+    write_atomically(out / "quality.json", content + "\n")
     text = page(facts, _plots(out, facts))
     write_atomically(out / "quality.md", text)
     return text
+
+
+def _without_nan(value: Any) -> Any:
+    """null for what JSON has no number for, such as the error of a round trip that left float32's range."""
+    if isinstance(value, dict):
+        return {key: _without_nan(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_without_nan(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def page(facts: dict[str, Any], plots: dict[str, str]) -> str:

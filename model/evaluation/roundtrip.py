@@ -60,7 +60,12 @@ def round_trips(schedule: NoiseSchedule, steps: Sequence[int], middle: int = 50)
 def measure(
     checkpoint: Checkpoint, todo: Sequence[RoundTrip], held_out: Dataset, count: int, folder: Path, device: torch.device
 ) -> list[dict[str, Any]]:
-    """Round trips of the first ``count`` images, in float32; results are cached in ``folder``."""
+    """Round trips of the first ``count`` images, or of all if there are fewer, in float32.
+
+    Args:
+        folder: keeps the results; its name must tell these images from others.
+    """
+    count = min(count, len(held_out.images))
     x_0 = images.from_uint8(held_out.images[:count])
     conditional = checkpoint.net.config.num_class_embeds is not None
     given = held_out.labels[:count] if held_out.labels is not None else np.full(count, checkpoint.card.null_class or 0)

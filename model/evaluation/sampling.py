@@ -107,7 +107,7 @@ def compare(
             "plan": cell.plan.digest,
             "frechet": distances(features),
         }
-        if decisions is not None:
+        if decisions is not None and checkpoint.card.classes:  # a network without classes was asked for none
             row["accuracy"] = round(float((decisions == labels).mean()), 4)
         rows.append(row)
     floor = {

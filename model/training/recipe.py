@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, fields
@@ -17,6 +18,19 @@ from model.network.unet import UNet
 
 class TrainingError(ValueError):
     """Training cannot start; the message says what to change."""
+
+
+class DivergedError(ArithmeticError):
+    """Training went wrong beyond repair.
+
+    Attributes:
+        step: the first whose loss, gradient or weights are not finite, or whose loss is absurd; from 1.
+        loss: smoothed, at the time it was noticed; of no dimension, may be nan.
+    """
+
+    def __init__(self, step: int, loss: float, remedy: str = "") -> None:
+        super().__init__(f"training diverged at step {step}, the loss is {loss:.4g}{remedy and '; '}{remedy}")
+        self.step, self.loss = step, loss
 
 
 class RecipeError(TrainingError):
@@ -74,6 +88,8 @@ class Recipe:
             value = getattr(self, each.name)
             if get_origin(choices[each.name]) is Literal and value not in get_args(choices[each.name]):
                 raise RecipeError(each.name, value, f"choose one of {_join(get_args(choices[each.name]))}")
+            if isinstance(value, float) and math.isinf(value):
+                raise RecipeError(each.name, value, "must be finite")
             for bound, limit in each.metadata["bounds"].items():
                 holds, words = BOUNDS[bound]
                 if value is not None and not holds(value, limit):

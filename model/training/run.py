@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -22,24 +23,11 @@ from model.diffusion import machine, samplers
 from model.diffusion.plan import Clip
 from model.diffusion.schedule import NoiseSchedule
 from model.network.unet import UNet
-from model.training.recipe import SCHEDULER_CONFIG, Recipe, TrainingError
+from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError
+from model.training.state import STATE, background_of, read_facts, read_recipe, read_state, update_facts
 from model.training.trainer import Trainer
 
-STATE = "state.pt"
 LIMITS = ("steps", "minutes")  # of a run; raising them is no change of recipe
-
-
-def read_recipe(out: Path) -> Recipe:
-    """The recipe with which the run in ``out`` was last trained.
-
-    Raises:
-        TrainingError: no run is there.
-    """
-    if not (out / STATE).exists():
-        raise TrainingError(f"{out / STATE} does not exist; leave out --resume to start a run")
-    saved: dict[str, Any] = torch.load(out / STATE, map_location="cpu", weights_only=True)["recipe"]
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
-    return Recipe(**values)
 
 
 def train(
@@ -52,6 +40,7 @@ def train(
     save_seconds: float = 30.0,
     grid_minutes: float = 5.0,
     card: dict[str, Any] | None = None,
+    classes: tuple[str, ...] = (),
 ) -> Trainer:
     """Train until a limit of the recipe is reached or SIGINT or SIGTERM comes; then save and return.
 
@@ -59,24 +48,37 @@ def train(
     run that is killed loses at most ``save_seconds`` of work; resumed, it repeats them, on a CPU bit for bit.
 
     Args:
-        card: values of the checkpoint's card that replace the run's own.
+        card: values of the checkpoint's card; those not given stay as they are in a run that is resumed.
+        classes: names and order of the classes, see :func:`model.data.load`; not given, a resumed run keeps its own.
 
     Raises:
-        TrainingError: no limit given, ``out`` holds another run, or nothing to resume.
+        TrainingError: no limit given, ``out`` holds another run, nothing to resume, or a damaged or other run.
         DataError: nothing to train on.
+        DivergedError: training went wrong; the state and the checkpoint on disk are as they were before.
+        OSError: ``out`` cannot be written to.
     """
     state = out / STATE
     if recipe.steps is None and recipe.minutes is None:
         raise TrainingError("say how long to train: --minutes or --steps")
+    facts = dict(card or {})
     if resume:
         _log_changes(read_recipe(out), recipe)
-    if not resume and state.exists():
+        saved = read_state(state)
+        facts = {**saved.get("card", {}), **read_facts(out), **facts}
+        classes = classes or tuple(saved.get("classes_given", ()))
+    elif state.exists():
         raise TrainingError(f"{state} exists; continue that run with --resume, or choose another --out")
-    dataset = data.load(source, recipe.size, 1 if recipe.grey else None)
+    dataset = data.load(
+        source, recipe.size, 1 if recipe.grey else None, classes=classes, background=background_of(facts)
+    )
+    for notice in dataset.notices:
+        tqdm.write(notice)
     with _stop_signals() as stopping, _tensor_cores(device):
         trainer = Trainer.start(recipe, dataset, device)
+        trainer.facts, trainer.classes_given = facts, classes
         if resume:
             trainer.load_state(state)
+            update_facts(out, card or {})
         if trainer.precision == "auto" and device.type == "cpu":
             tqdm.write("timing a few steps in bf16 and in fp32, to take the faster; they do not count as training")
         trainer.choose_precision(stopping)
@@ -87,7 +89,13 @@ def train(
             tqdm.write(f"the images need over half of the free memory of {device}; they are copied batch by batch")
         if recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda"):
             _compile(trainer)
-        _run(trainer, out, stopping, save_seconds, grid_minutes, card or {})
+        try:
+            _run(trainer, out, stopping, save_seconds, grid_minutes)
+        except DivergedError as error:
+            remedy = "nothing was saved yet; start again with a lower --lr"
+            if trainer.saved is not None:
+                remedy = f"{state} is that of step {trainer.saved}; continue with --resume and a lower --lr"
+            raise DivergedError(error.step, error.loss, remedy) from error
     return trainer
 
 
@@ -98,14 +106,7 @@ def _log_changes(was: Recipe, now: Recipe) -> None:
             tqdm.write(f"{name} was {before} until now, and is {value} from here on")
 
 
-def _run(
-    trainer: Trainer,
-    out: Path,
-    stopping: Callable[[], bool],
-    save_seconds: float,
-    grid_minutes: float,
-    facts: dict[str, Any],
-) -> None:
+def _run(trainer: Trainer, out: Path, stopping: Callable[[], bool], save_seconds: float, grid_minutes: float) -> None:
     """Advance until a limit is reached or a signal comes, saving at intervals and at the end."""
     state = out / STATE
     saved = drawn = time.monotonic()
@@ -116,6 +117,7 @@ def _run(
             trainer.advance()
             now = time.monotonic()
             if now - shown > 1 or trainer.progress() == 1:
+                trainer.check()
                 bar.n = round(trainer.progress(), 4)
                 bar.set_description_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
                 shown = now
@@ -123,10 +125,10 @@ def _run(
                 trainer.save_state(state)
                 saved = now
             if now - drawn > 60 * grid_minutes:
-                publish(trainer, out, facts)
+                publish(trainer, out)
                 drawn = now
     trainer.save_state(state)
-    publish(trainer, out, facts, with_grid=trainer.progress() == 1)  # a stop signal should not have to wait for samples
+    publish(trainer, out, with_grid=trainer.progress() == 1)  # a stop signal should not have to wait for samples
     ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
     tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
 
@@ -159,8 +161,13 @@ def _tensor_cores(device: torch.device) -> Iterator[None]:
         torch.backends.cudnn.benchmark = benchmark
 
 
-def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool = True) -> None:
-    """Write the averaged weights as a checkpoint, and a grid of their samples (DDIM, 50 steps, seeds 0, 1, 2…)."""
+def publish(trainer: Trainer, out: Path, with_grid: bool = True) -> None:
+    """Write the averaged weights as a checkpoint, and a grid of their samples (DDIM, 50 steps, seeds 0, 1, 2…).
+
+    Raises:
+        DivergedError: they are not finite; ``out`` is as it was.
+    """
+    trainer.check(weights=True)
     dataset, recipe = trainer.dataset, trainer.recipe
     card = Card(
         **{
@@ -178,12 +185,22 @@ def publish(trainer: Trainer, out: Path, facts: dict[str, Any], with_grid: bool 
                 "parameters": sum(p.numel() for p in trainer.net.parameters()),
                 "training_loss": round(trainer.loss, 5),
             },
-            **facts,
+            **trainer.facts,
         }
     )
     dtype = getattr(torch, recipe.weights)
     weights = {key: value.to(dtype) for key, value in trainer.ema.state_dict().items()}
-    checkpoint.save(out, trainer.net, weights, SCHEDULER_CONFIG, card)
+    part = out / ".part"
+    shutil.rmtree(part, ignore_errors=True)  # of a run that was killed
+    try:
+        # Beside the last checkpoint, which is replaced only when all of this one is written: a disk may be full.
+        checkpoint.save(part, trainer.net, weights, SCHEDULER_CONFIG, card)
+        for file in sorted(file for file in part.rglob("*") if file.is_file()):
+            target = out / file.relative_to(part)
+            target.parent.mkdir(parents=True, exist_ok=True)
+            file.replace(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
     if with_grid:
         (out / "samples").mkdir(exist_ok=True)
         drawn = images.png(grid(trainer.ema, dataset.classes), scale=2)

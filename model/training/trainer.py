@@ -13,8 +13,8 @@ import io
 import math
 import time
 from collections import deque
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -27,9 +27,11 @@ from model.diffusion.schedule import NoiseSchedule
 from model.files import write_atomically
 from model.network.unet import UNet
 from model.training.batches import Batch, Batches
-from model.training.recipe import SCHEDULER_CONFIG, Recipe, TrainingError, network
+from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, network
+from model.training.state import check_classes, check_network, damaged, plain, read_state
 
 AHEAD = 4  # steps queued on a CUDA device at most: enough to keep it busy, few enough for clocks and signals
+DIVERGED = 100.0  # smoothed loss from which a run is given up: a network that predicts only zeros has 1
 
 
 def denoising_loss(
@@ -59,8 +61,12 @@ class Trainer:
             the first step and knows no growing decay, and its state would not be a UNet's.
         forward: the network, or its compiled form.
         smoothed: the loss over about a hundred steps: float64, of no dimension, on the device.
+        sound: the number of steps that went well, int64 on the device; ``step``, unless the run diverged.
         seconds: of training, including those before a resumption; without the choice of precision, compilation, saving
             and samples, so that a limit of minutes gives the same training however often the run is resumed.
+        facts: values of the checkpoint's card that people gave.
+        classes_given: names and order of the classes, where they were given and not read from the data.
+        saved: the step of the state on disk, if there is one.
     """
 
     recipe: Recipe
@@ -73,8 +79,12 @@ class Trainer:
     precision: str
     forward: Callable[..., Tensor]
     smoothed: Tensor
+    sound: Tensor
     step: int = 0
     seconds: float = 0.0
+    facts: dict[str, Any] = field(default_factory=dict)
+    classes_given: tuple[str, ...] = ()
+    saved: int | None = None
     _queued: deque[torch.cuda.Event] = field(default_factory=deque)
 
     @classmethod
@@ -93,6 +103,7 @@ class Trainer:
             precision=recipe.precision,
             forward=net,
             smoothed=torch.ones((), dtype=torch.float64, device=device),
+            sound=torch.zeros((), dtype=torch.int64, device=device),
         )
 
     def choose_precision(self, stopping: Callable[[], bool] = lambda: False) -> None:
@@ -166,17 +177,33 @@ class Trainer:
             ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
             group["lr"] = recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * self.progress()))
         loss = self._gradient(batch)
-        nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
+        norm = nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()
         decay = min(recipe.ema, (1 + self.step) / (10 + self.step))
         get_ema_multi_avg_fn(decay)(list(self.ema.parameters()), list(self.net.parameters()), self.step)  # type: ignore[no-untyped-call]
         self.step += 1
         self.smoothed += (loss - self.smoothed) * max(0.01, 1 / self.step)
+        # Kept on the device: reading it here would synchronize. It never grows again after a step that went wrong.
+        self.sound += (self.smoothed < DIVERGED) & norm.isfinite() & (self.sound == self.step - 1)
         if self.device.type == "cuda":
             self._queued.append(torch.cuda.Event(blocking=True))  # type: ignore[no-untyped-call]
             self._queued[-1].record(torch.cuda.current_stream(self.device))
         self._await(AHEAD)
         self.seconds += time.perf_counter() - began
+
+    def check(self, weights: bool = False) -> None:
+        """Synchronize with the device, and see whether the run is still sound.
+
+        Args:
+            weights: look at every weight and average, too; at least before they are written.
+
+        Raises:
+            DivergedError: it is not.
+        """
+        if (sound := int(self.sound)) < self.step:
+            raise DivergedError(sound + 1, self.loss)
+        if weights and not _all_finite([*self.net.parameters(), *self.ema.parameters()]):
+            raise DivergedError(self.step, self.loss)
 
     def catch_up(self) -> None:
         """Wait for all queued steps, and count their time."""
@@ -196,10 +223,18 @@ class Trainer:
         return loss.detach().double()
 
     def save_state(self, path: Path) -> None:
-        """Write the state atomically."""
+        """Write the state atomically.
+
+        Raises:
+            DivergedError: it is not finite; ``path`` is as it was.
+        """
         self.catch_up()
+        self.check(weights=True)
         state = {
-            "recipe": {k: list(v) if isinstance(v, tuple) else v for k, v in asdict(self.recipe).items()},
+            "recipe": plain(self.recipe),
+            "classes": list(self.dataset.classes),
+            "classes_given": list(self.classes_given),
+            "card": self.facts,
             "net": self.net.state_dict(),
             "ema": self.ema.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -207,23 +242,38 @@ class Trainer:
         }
         torch.save(state, buffer := io.BytesIO())
         write_atomically(path, buffer.getbuffer())
+        self.saved = self.step
 
     def load_state(self, path: Path) -> None:
         """Continue from a saved state; the recipe's limits may differ, its network may not.
 
         Raises:
-            TrainingError: the state is of another network.
+            TrainingError: the state is of another network or other classes, of a run that diverged, or damaged.
         """
-        state = torch.load(path, map_location=self.device, weights_only=True)
-        for key in ("size", "channels", "layers", "attention", "head_dim", "groups"):
-            was, now = state["recipe"][key], getattr(self.recipe, key)
-            if was != (list(now) if isinstance(now, tuple) else now):
-                raise TrainingError(f"{path}: was trained with {key} = {was}, not {now}; keep it, or use another --out")
+        state = read_state(path)
+        check_network(path, state, self.recipe, self.dataset.images.shape[-1])
+        check_classes(path, state, self.dataset.classes)
         was, now = state["net"].get("class_embedding.weight"), self.net.state_dict().get("class_embedding.weight")
         if (None if was is None else was.shape) != (None if now is None else now.shape):
             raise TrainingError(f"{path}: was trained with other classes")
-        self.net.load_state_dict(state["net"])
-        self.ema.load_state_dict(state["ema"])
-        self.optimizer.load_state_dict(state["optimizer"])
+        if not math.isfinite(state["loss"]):
+            raise TrainingError(
+                f"{path}: this run diverged, the loss is {state['loss']}; start again with a lower --lr"
+            )
+        try:
+            self.net.load_state_dict(state["net"])
+            self.ema.load_state_dict(state["ema"])
+            self.optimizer.load_state_dict(state["optimizer"])
+        except Exception as error:  # tensors that are not those of this network
+            raise damaged(path) from error
+        if not math.isfinite(state["loss"]) or not _all_finite([*self.net.parameters(), *self.ema.parameters()]):
+            raise TrainingError(f"{path}: this run diverged before it was saved; start again with a lower --lr")
         for key in ("precision", "step", "seconds", "loss"):
             setattr(self, key, state[key])
+        self.saved = self.step
+        self.sound.fill_(self.step)
+
+
+def _all_finite(tensors: Sequence[Tensor]) -> bool:
+    # A maximum propagates nan; one transfer to the host for all.
+    return bool(torch.stack([tensor.detach().abs().amax() for tensor in tensors]).isfinite().all())

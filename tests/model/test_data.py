@@ -48,7 +48,7 @@ def test_npz_of_grey_images_without_labels(tmp_path):
 
 
 def test_labels_without_names_are_named_by_their_number(tmp_path):
-    np.savez(tmp_path / "a.npz", images=pixels(3, 4, 4), labels=np.array([2, 0, 2], np.uint8))
+    np.savez(tmp_path / "a.npz", images=pixels(3, 4, 4), labels=np.array([2, 0, 1], np.uint8))
     assert data.load(tmp_path / "a.npz", 4).classes == ("0", "1", "2")
 
 
@@ -190,7 +190,7 @@ def folder_with_a_broken_image(path):
 
 IMAGES = pixels(3, 4, 4, 1)
 UNREADABLE = {
-    "nothing": (lambda path: path / "nowhere", "neither a folder of images, an .npz nor an idx"),
+    "nothing": (lambda path: path / "nowhere", "no such file or folder"),
     "text-file": (written("a.txt", b"x"), "neither a folder of images"),
     "empty-folder": (lambda path: path, "holds no images"),
     "folder-of-text": (folder_of_text, "holds no images"),

@@ -16,6 +16,7 @@ from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import efficientnet
 from model.evaluation.run import evaluate
 from model.evaluation.scope import QUICK, VARIANTS, Scope, cells
+from tests.conftest import CLASSES
 
 CPU = torch.device("cpu")
 SMALL = Scope(images=6, budgets=(5, 10), long=None, inverted=3, inversion_steps=(4,), reference=40)
@@ -173,7 +174,7 @@ def test_psnr_and_exactness_mean_what_they_say(monkeypatch, tiny):
 
 def save(path, **more):
     data = shades(300)
-    np.savez(path, images=data.images, labels=data.labels, names=np.array(data.classes), **more)
+    np.savez(path, images=data.images, labels=data.labels, names=np.array(CLASSES), **more)
     return path
 
 
