@@ -17,6 +17,7 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras"]
+MAX_T = 100_000  # timesteps of a schedule
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 
