@@ -52,6 +52,8 @@ def load(settings: Settings, observer: Observer) -> LoadedModel:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     loaded = checkpoint.load(settings.checkpoint, device)
+    if loaded.note:
+        log.warning("%s: %s", loaded.card.name, loaded.note)
     options = CalibrationOptions(
         settings.max_width or DEFAULT_MAX_WIDTH[device.type],
         settings.reproducible_width,
@@ -70,8 +72,7 @@ def load(settings: Settings, observer: Observer) -> LoadedModel:
         max_lanes=settings.max_lanes,
         observer=observer,
     )
-    defaults = SamplingDefaults.from_config(loaded.scheduler_config)
-    return LoadedModel(loaded, loaded.schedule, defaults, device, calibration, runner, engine)
+    return LoadedModel(loaded, loaded.schedule, loaded.defaults, device, calibration, runner, engine)
 
 
 def select_device_for(settings: Settings) -> torch.device:

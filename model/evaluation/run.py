@@ -12,7 +12,6 @@ from tqdm import tqdm
 from model import checkpoint, data
 from model.checkpoint import Checkpoint
 from model.data import DataError, Dataset
-from model.diffusion.defaults import SamplingDefaults
 from model.evaluation import report, roundtrip, sampling
 from model.evaluation.classifier import load_or_train
 from model.evaluation.imagenet import efficientnet
@@ -69,7 +68,7 @@ def evaluate(
 def _samplers(
     loaded: Checkpoint, training: Dataset, held_out: Dataset, work: Path, scope: Scope, device: torch.device
 ) -> dict[str, Any]:
-    todo = list(cells(loaded.schedule, SamplingDefaults.from_config(loaded.scheduler_config), scope))
+    todo = list(cells(loaded.schedule, loaded.defaults, scope))
     classifier = None
     if training.labels is not None:
         classifier = load_or_train(work / "classifier.safetensors", training, device)
