@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from app.engine.engine import Engine
-from app.engine.loading import LoadedModel, load
+from app.engine.loading import LoadedModel, describe_failure, load
 from app.errors import EngineDead, Starting
 from app.operations.service import Service
 from app.operations.warmup import warm_up
@@ -103,7 +103,7 @@ class Lifecycle:
             model = load(self.settings, self.metrics)
             if model.device.type == "cuda":
                 warm_up(model.runner, model.engine.forwards)
-        except Exception as error:
+        except BaseException as error:  # a SystemExit, too, ends this thread, and must not leave "starting" for ever
             self._call(loop, self._fail, error)
         else:
             self._call(loop, self._start, model)
@@ -120,7 +120,8 @@ class Lifecycle:
         self._service = Service(self.settings, self.metrics, model)
         log.info("ready")
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = str(error)
-        log.critical("the network could not be loaded: %s", error, exc_info=log.isEnabledFor(logging.DEBUG) and error)
+    def _fail(self, error: BaseException) -> None:
+        self.failure = describe_failure(self.settings.checkpoint, error)
+        details = error if log.isEnabledFor(logging.DEBUG) else None
+        log.critical("the network could not be loaded: %s", self.failure, exc_info=details)
         self._on_failure()

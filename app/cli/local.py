@@ -19,6 +19,7 @@ from app.cli.serve import read_settings
 from app.cli.terminal import CommandError, fault, flag, program
 from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.settings import SHIPPED, Settings
+from model.checkpoint import sha256_on_card
 from model.images import ImageError, text_of
 
 SUFFIXES = {
@@ -126,7 +127,7 @@ def replay(
         raise CommandError(f"{image}: it does not say how it was made; PNGs that Unstir makes do") from None
     flags["checkpoint"] = flags["checkpoint"] or _checkpoint_of(sha256)
     settings = read_settings(flags)
-    if _sha256(settings.checkpoint) != sha256:
+    if sha256_on_card(settings.checkpoint) != sha256:
         named = f"{facts.get('model')} (sha256 {sha256[:12]}...)"
         raise CommandError(f"{image}: it was made by {named}; say where that is with --checkpoint")
     accept = formats.APNG if b"acTL" in content else formats.PNG
@@ -220,13 +221,6 @@ def _messages(out: Path | None) -> TextIO:
 
 def _checkpoint_of(sha256: str) -> str | None:
     """That of the settings, or one of those that ship; None if neither has these weights."""
-    if _sha256(read_settings({}).checkpoint) == sha256:
+    if sha256_on_card(read_settings({}).checkpoint) == sha256:
         return None
-    return next((str(folder) for folder in sorted(SHIPPED.iterdir()) if _sha256(folder) == sha256), None)
-
-
-def _sha256(checkpoint: Path) -> str:
-    try:
-        return str(json.loads((checkpoint / "card.json").read_text())["sha256"])
-    except (OSError, ValueError, KeyError):
-        return ""
+    return next((str(folder) for folder in sorted(SHIPPED.iterdir()) if sha256_on_card(folder) == sha256), None)

@@ -105,8 +105,6 @@ class Facts:
             CheckpointError: another type, or out of range.
         """
         value = self._value(key, default, False)
-        if value is default:
-            return default
         if not (_is_number(value) and low <= value <= high and not (above and value == low)):
             raise self.fault(
                 key,

@@ -95,9 +95,10 @@ def _check_output(loaded: Checkpoint, weights: Path) -> None:
     classes, T = loaded.net.config.num_class_embeds, loaded.schedule.T
     for i, t in enumerate(sorted({0, T // 2, T - 1})):
         x = torch.randn(1, *loaded.shape, generator=generator).to(device)
-        y = None if classes is None else torch.tensor([i % classes], device=device)
+        label = i % (classes or 1)
+        y = torch.tensor([label], device=device) if classes else None
         if not loaded.net(x, torch.tensor([t], device=device), y).isfinite().all():
-            of = "" if y is None else f" and class {i % classes}"
+            of = f" and class {label}" if classes else ""
             raise CheckpointError(weights, f"the network's output at t = {t}{of} is not finite; convert it anew")
 
 

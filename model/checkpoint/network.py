@@ -25,21 +25,15 @@ def read_network(file: Path) -> UNet:
     _check_levels(facts)
     for key, default in (("center_input_sample", False), ("flip_sin_to_cos", True), ("add_attention", True)):
         facts.flag(key, default)
-    for key, default, top in (
-        ("layers_per_block", 2, 64),
-        ("norm_num_groups", 32, MAX_WIDTH),
-        ("freq_shift", 0, 1),
-        ("downsample_padding", 1, 1),
+    for key, usual, low, high in (
+        ("layers_per_block", 2, 1, 64),
+        ("norm_num_groups", 32, 1, MAX_WIDTH),
+        ("freq_shift", 0, 0, 1),
+        ("downsample_padding", 1, 0, 1),
     ):
-        facts.integer(key, default, int(key in ("layers_per_block", "norm_num_groups")), top)
-    for key, optional, top in (
-        ("time_embedding_dim", None, MAX_WIDTH),
-        ("attention_head_dim", 8, MAX_WIDTH),
-        ("attn_norm_num_groups", None, MAX_WIDTH),
-        ("num_class_embeds", None, 10**6),
-    ):
-        if facts.given(key):
-            facts.integer(key, optional, 1, top)
+        facts.integer(key, usual, low, high)
+    for key in ("time_embedding_dim", "attention_head_dim", "attn_norm_num_groups", "num_class_embeds"):
+        facts.integer(key, None, 1, MAX_WIDTH, null=True)
     facts.number("mid_block_scale_factor", 1.0, 0, 1000, above=True)
     facts.number("dropout", 0.0, 0, 1)
     facts.number("norm_eps", 1e-5, 0, 1, above=True)
