@@ -18,7 +18,7 @@ import torch
 
 from app.api.uploads import Uploads
 from app.engine.engine import Engine
-from app.engine.loading import LoadedModel, load
+from app.engine.loading import LoadedModel, describe_failure, load
 from app.errors import EngineDead, Starting
 from app.operations.service import Service
 from app.operations.warmup import warm_up
@@ -125,7 +125,7 @@ class Lifecycle:
             model = load(self.settings, self.metrics)
             if model.device.type == "cuda":
                 warm_up(model.runner, model.engine.forwards)
-        except BaseException as error:  # a SystemExit would end the thread without a word
+        except BaseException as error:  # a SystemExit, too, ends this thread, and must not leave "starting" for ever
             self._call(loop, self._fail, error)
         else:
             self._call(loop, self._start, model)
@@ -146,8 +146,7 @@ class Lifecycle:
         log.info("ready")
 
     def _fail(self, error: BaseException) -> None:
-        expected = isinstance(error, Exception) and str(error)
-        self.failure = str(error) if expected else f"{type(error).__name__}: {error}"
-        traced = log.isEnabledFor(logging.DEBUG) or not expected
+        self.failure = describe_failure(self.settings.checkpoint, error)
+        traced = log.isEnabledFor(logging.DEBUG) or not isinstance(error, Exception)
         log.critical("the network could not be loaded: %s", self.failure, exc_info=error if traced else None)
         self._on_failure()

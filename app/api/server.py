@@ -119,4 +119,4 @@ def serve(settings: Settings) -> int:
     if server.lifecycle.loading:  # leave without the loading thread, which may be deep in the device
         logging.shutdown()
         os._exit(status)
-    return 1 if server.lifecycle.failure else status
+    return status if server.lifecycle.failure is None else 1

@@ -46,7 +46,7 @@ def evaluate(**flags: Any) -> int:
     scope = replace(scope, images=options.images or scope.images)
     command = ["unstir", "evaluate", "--checkpoint", f"weights/{options.checkpoint.resolve().name}"]
     command += ["--data", options.data.name, "--images", str(scope.images), *["--quick"] * options.quick]
-    with explain(DataError, CheckpointError, ScheduleError, DeviceError, flags={"device"}):
+    with explain(CheckpointError, status=1), explain(DataError, ScheduleError, DeviceError, flags={"device"}):
         try:
             page = run(
                 options.checkpoint,

@@ -94,7 +94,7 @@ async def _start(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
     ):
         while (await client.get("/readyz")).status_code != 200:
             if failed.is_set():
-                raise CommandError((await client.get("/readyz")).json()["status"])
+                raise CommandError((await client.get("/readyz")).json()["status"], status=1)
             await asyncio.sleep(0.05)  # seldom, since forwards are being timed
         yield client
 

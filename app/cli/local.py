@@ -20,6 +20,7 @@ from app.cli.serve import read_settings
 from app.cli.terminal import CommandError, fault, flag, program
 from app.operations.requests import InterpolateRequest, InvertRequest, SampleRequest
 from app.settings import SHIPPED, Settings
+from model.checkpoint import sha256_on_card
 
 SUFFIXES = {
     ".png": formats.PNG,
@@ -245,22 +246,15 @@ def _messages(out: Path | None) -> TextIO:
 
 def _checkpoint_of(sha256: str) -> str | None:
     """That of the settings, or one of those that ship; None if neither has these weights."""
-    if _sha256(read_settings({}).checkpoint) == sha256:
+    if sha256_on_card(read_settings({}).checkpoint) == sha256:
         return None
-    return next((str(folder) for folder in sorted(SHIPPED.iterdir()) if _sha256(folder) == sha256), None)
+    return next((str(folder) for folder in sorted(SHIPPED.iterdir()) if sha256_on_card(folder) == sha256), None)
 
 
 def _served_sha256(service: Settings | str) -> str:
     if isinstance(service, Settings):
-        return _sha256(service.checkpoint)
+        return sha256_on_card(service.checkpoint)
     try:
         return str(in_process.request(service, "GET", "/model", {}).json()["sha256"])
     except (ValueError, KeyError):
-        return ""
-
-
-def _sha256(checkpoint: Path) -> str:
-    try:
-        return str(json.loads((checkpoint / "card.json").read_text())["sha256"])
-    except (OSError, ValueError, KeyError):
         return ""

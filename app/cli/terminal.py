@@ -26,11 +26,16 @@ ExistingPath = Annotated[Path, AfterValidator(_exists)]
 
 
 class CommandError(Exception):
-    """A command that cannot be done as typed; one line for each thing that is wrong."""
+    """A command that cannot be done as typed; one line for each thing that is wrong.
 
-    def __init__(self, *lines: str) -> None:
+    Attributes:
+        status: exit status of the process; 2 where the command was typed wrongly.
+    """
+
+    def __init__(self, *lines: str, status: int = 2) -> None:
         super().__init__("\n".join(lines))
         self.lines = lines
+        self.status = status
 
 
 def flag(name: str) -> str:
@@ -83,22 +88,26 @@ def describe(error: ValidationError, name: Callable[[str], str] = flag) -> Comma
 
 
 @contextmanager
-def explain(*kinds: type[Exception], flags: Collection[str] = ()) -> Iterator[None]:
-    """Turn errors of these kinds into a :class:`CommandError`. One about a field that has a flag names the flag."""
+def explain(*kinds: type[Exception], flags: Collection[str] = (), status: int = 2) -> Iterator[None]:
+    """Turn errors of these kinds into a :class:`CommandError`. One about a field that has a flag names the flag.
+
+    Args:
+        status: of the process, where the error is not about a flag.
+    """
     try:
         yield
     except kinds as error:
         field = getattr(error, "field", getattr(error, "setting", ""))
         if field in flags:
             raise CommandError(fault(flag(field), error.value, error.remedy)) from error  # type: ignore[attr-defined]
-        raise CommandError(str(error)) from error
+        raise CommandError(str(error), status=status) from error
 
 
 def complain(error: CommandError) -> int:
     """Print what is wrong; returns the exit status."""
     for line in error.lines:
         print(f"unstir: {line}", file=sys.stderr)
-    return 2
+    return error.status
 
 
 def print_status(text: str) -> None:

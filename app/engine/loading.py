@@ -10,12 +10,13 @@ import torch
 
 from app.engine.calibration import Calibration, CalibrationOptions, build_networks, calibrate
 from app.engine.engine import Engine
+from app.engine.probe import TooSmallError
 from app.engine.runner import Runner
 from app.engine.widths import Forwards
 from app.engine.worker import Observer
 from app.settings import Settings
 from model import checkpoint
-from model.checkpoint import Checkpoint
+from model.checkpoint import Checkpoint, CheckpointError
 from model.device import DeviceError, select_device
 from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.schedule import NoiseSchedule
@@ -52,6 +53,8 @@ def load(settings: Settings, observer: Observer) -> LoadedModel:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     loaded = checkpoint.load(settings.checkpoint, device)
+    if loaded.note:
+        log.warning("%s: %s", loaded.card.name, loaded.note)
     options = CalibrationOptions(
         settings.max_width or DEFAULT_MAX_WIDTH[device.type],
         settings.reproducible_width,
@@ -70,8 +73,17 @@ def load(settings: Settings, observer: Observer) -> LoadedModel:
         max_lanes=settings.max_lanes,
         observer=observer,
     )
-    defaults = SamplingDefaults.from_config(loaded.scheduler_config)
-    return LoadedModel(loaded, loaded.schedule, defaults, device, calibration, runner, engine)
+    return LoadedModel(loaded, loaded.schedule, loaded.defaults, device, calibration, runner, engine)
+
+
+def describe_failure(folder: Path, error: BaseException) -> str:
+    """One line about why a checkpoint could not be loaded; errors of other places may name no file, or say nothing."""
+    said = " ".join(str(error).split())
+    if isinstance(error, CheckpointError | DeviceError | TooSmallError):
+        return said
+    kind = type(error).__name__
+    remedy = "give the process more memory" if isinstance(error, MemoryError) else "UNSTIR_LOG_LEVEL=debug says where"
+    return f"{folder}: {kind}{f' ({said})' if said else ''}; {remedy}"
 
 
 def select_device_for(settings: Settings) -> torch.device:

@@ -8,32 +8,36 @@ from app.engine.loading import LoadedModel
 from app.errors import InvalidField
 from app.operations.fields import Label
 
+MAX_NAMES = 20  # of classes in a message
+
 
 def resolve_label(model: LoadedModel, label: Label, field: str = "label") -> tuple[int | None, str | None]:
     """The class index (None for a network without classes), and the name that it goes by.
+
+    An integer is an index. A string is a name, and if none is so called, an index in decimal digits. The name that is
+    returned stands for the same class wherever it is sent again.
 
     Raises:
         InvalidField: naming ``field``.
     """
     card = model.checkpoint.card
-    embeddings = model.checkpoint.net.config.num_class_embeds
-    if embeddings is None:
+    if model.checkpoint.net.config.num_class_embeds is None:
         if label is not None:
             raise InvalidField(field, label, "this checkpoint has no classes; leave it out")
         return None, None
     if label is None:
         if card.null_class is None:
-            remedy = f"this checkpoint was not trained without labels; choose one of {_names(card.classes)}"
+            remedy = f"this checkpoint has no null class; choose one of {_names(card.classes)}"
             raise InvalidField(field, None, remedy)
         return card.null_class, None
     indices = {name.casefold(): index for index, name in enumerate(card.classes)}
     index = indices.get(label.casefold()) if isinstance(label, str) else label
     if index is None and isinstance(label, str) and label.isascii() and label.isdecimal() and len(label) < 10:
         index = int(label)
-    count = len(card.classes) or embeddings
+    count = len(card.classes)
     if index is None or not 0 <= index < count:
         raise InvalidField(field, label, f"choose one of {_names(card.classes)}, or an index of 0..{count - 1}")
-    return index, card.classes[index] if card.classes else str(index)
+    return index, card.classes[index]
 
 
 def resolve_labels(
@@ -84,4 +88,5 @@ def check_guidance(model: LoadedModel, guidance: float, indices: Sequence[int | 
 
 
 def _names(classes: tuple[str, ...]) -> str:
-    return ", ".join(classes) or "the class indices"
+    shown = classes if len(classes) <= MAX_NAMES else (*classes[:MAX_NAMES], f"... ({len(classes)} in GET /model)")
+    return ", ".join(shown)

@@ -9,7 +9,6 @@ from app.engine.jobs import Lane
 from app.engine.runner import Runner
 from app.engine.widths import Forwards
 from model.checkpoint import Checkpoint
-from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.plan import Plan
 from model.diffusion.samplers import SAMPLERS
@@ -33,7 +32,7 @@ def warm_up(runner: Runner, forwards: Forwards) -> None:
 
 def short_plans(loaded: Checkpoint) -> Iterator[Plan]:
     """A plan of a few steps of each sampler, at every order, and of each inversion."""
-    schedule, defaults = loaded.schedule, SamplingDefaults.from_config(loaded.scheduler_config)
+    schedule, defaults = loaded.schedule, loaded.defaults
     steps = min(WARMUP_STEPS, schedule.T)
     for sampler in SAMPLERS.values():
         options = defaults.options(sampler, steps, schedule.T)

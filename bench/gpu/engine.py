@@ -22,7 +22,6 @@ from bench.gpu.bench import Bench
 from bench.gpu.networks import Network
 from model import checkpoint
 from model.checkpoint import Checkpoint
-from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.plan import Plan
 from model.diffusion.samplers import SAMPLERS
 
@@ -79,7 +78,7 @@ class Loaded:
     def plan(self, sampler: str, steps: int, **options: Any) -> Plan:
         """With the defaults of the checkpoint's scheduler config."""
         found, schedule = SAMPLERS[sampler], self.checkpoint.schedule
-        defaults = SamplingDefaults.from_config(self.checkpoint.scheduler_config)
+        defaults = self.checkpoint.defaults
         return found.compile(schedule, steps, **defaults.options(found, steps, schedule.T), **options)
 
     def lane(self, plan: Plan, seed: int, **options: Any) -> Lane:

@@ -24,7 +24,6 @@ from app.engine.calibration import CalibrationOptions, build_networks, calibrate
 from app.settings import SHIPPED
 from model.checkpoint import Checkpoint, load
 from model.diffusion import machine
-from model.diffusion.defaults import SamplingDefaults
 from model.diffusion.noise import draw_noise, seeded_generator
 from model.diffusion.samplers import SAMPLERS
 
@@ -67,7 +66,7 @@ def null_class(rows: int) -> Tensor | None:
 def table(steps: int) -> np.ndarray:
     """Coefficients of DDIM, a line for each step, with the defaults of the checkpoint's scheduler config."""
     found, ddim = checkpoint(), SAMPLERS["ddim"]
-    options = SamplingDefaults.from_config(found.scheduler_config).options(ddim, steps, found.schedule.T)
+    options = found.defaults.options(ddim, steps, found.schedule.T)
     return ddim.compile(found.schedule, steps, **options).table(1)
 
 

@@ -72,16 +72,26 @@ class Hop:
     noisy: bool
 
 
+def last_level(schedule: NoiseSchedule) -> Level:
+    """Where DDIM and PNDM end: the clean image, or the level of t = 0 if the schedule asks for that."""
+    return CLEAN if schedule.ends_clean else Level(0, float(schedule.alphas_cumprod[0]))
+
+
 def noise_levels(
-    schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None, min_abar: float = MIN_ABAR
+    schedule: NoiseSchedule,
+    steps: int,
+    spacing: Spacing | None = None,
+    min_abar: float = MIN_ABAR,
+    last: Level = CLEAN,
 ) -> list[Level]:
-    """The ``steps`` levels at which a sampler evaluates the network, noisiest first, and the clean image after them.
+    """The ``steps`` levels at which a sampler evaluates the network, noisiest first, and after them the last.
 
     Args:
         steps: 1..T.
         spacing: None takes ``leading``, or ``trailing`` where leading would leave out the noisiest timesteps.
         min_abar: takes the place of ᾱ = 0, unless the next level has little more; 0 keeps it, for formulas that allow
             σ/α = ∞.
+        last: the clean image, or :func:`last_level`.
 
     Raises:
         ScheduleError: invalid ``steps`` or ``spacing``.
@@ -89,9 +99,9 @@ def noise_levels(
     if spacing == "karras":
         noisy = _karras(schedule, steps)
     else:
-        grid = timesteps(schedule.T, steps, spacing or covering_spacing(schedule.T, steps))
+        grid = timesteps(schedule.T, steps, spacing or covering_spacing(schedule.T, steps), schedule.steps_offset)
         noisy = [Level(t, float(schedule.alphas_cumprod[t])) for t in grid]
-    levels = [*noisy, CLEAN]
+    levels = [*noisy, last]
     if levels[0].abar == 0:
         levels[0] = Level(levels[0].t, min(min_abar, levels[1].abar / 4))
     return levels
@@ -111,12 +121,12 @@ def _karras(schedule: NoiseSchedule, steps: int, rho: float = 7.0) -> list[Level
     return [Level(float(t), float(1 / (1 + ratio**2))) for t, ratio in zip(t, ratios, strict=True)]
 
 
-def hops(schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None) -> list[Hop]:
-    """The hops between :func:`noise_levels`; the last one, to the clean image, gets no noise.
+def hops(schedule: NoiseSchedule, steps: int, spacing: Spacing | None = None, last: Level = CLEAN) -> list[Hop]:
+    """The hops between :func:`noise_levels`; the last one gets no noise.
 
     Args and errors: as :func:`noise_levels`.
     """
-    levels = noise_levels(schedule, steps, spacing, min_abar=0)
+    levels = noise_levels(schedule, steps, spacing, 0, last)
     return [Hop(levels[i].t, levels[i].abar, levels[i + 1].abar, noisy=i + 1 < steps) for i in range(steps)]
 
 

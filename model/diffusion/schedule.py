@@ -17,6 +17,7 @@ from torch import Tensor
 
 Prediction = Literal["epsilon", "v_prediction", "sample"]
 Spacing = Literal["leading", "trailing", "linspace", "quadratic", "karras"]
+MAX_T = 100_000  # timesteps of a schedule
 SPACINGS: tuple[Spacing, ...] = get_args(Spacing)
 
 
@@ -43,10 +44,15 @@ class NoiseSchedule:
     Attributes:
         alphas_cumprod: float64 [T], strictly decreasing, in (0, 1); the last may be 0 (zero terminal SNR).
         prediction: ``epsilon`` (the noise), ``v_prediction`` (α ε - σ x_0, Salimans & Ho 2022) or ``sample`` (x_0).
+        steps_offset: added to the timesteps of ``leading`` spacing, as far as they stay below T.
+        ends_clean: DDIM and PNDM, and their inversions, end at the image itself, ᾱ = 1; else at the level of t = 0, as
+            diffusers' ``set_alpha_to_one: false`` has it.
     """
 
     alphas_cumprod: np.ndarray
     prediction: Prediction = "epsilon"
+    steps_offset: int = 0
+    ends_clean: bool = True
 
     def __post_init__(self) -> None:
         if self.prediction not in get_args(Prediction):
@@ -79,7 +85,9 @@ class NoiseSchedule:
         betas = _betas(config)
         if config.get("rescale_betas_zero_snr"):
             betas = _zero_terminal_snr(betas)
-        return cls.from_betas(betas, config.get("prediction_type", "epsilon"))
+        abar = np.cumprod(1.0 - betas)
+        prediction = config.get("prediction_type", "epsilon")
+        return cls(abar, prediction, config.get("steps_offset", 0), config.get("set_alpha_to_one", True))
 
     @property
     def T(self) -> int:
@@ -130,12 +138,15 @@ def _zero_terminal_snr(betas: np.ndarray) -> np.ndarray:
     return 1 - np.concatenate([abar[:1], abar[1:] / abar[:-1]])
 
 
-def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
+def timesteps(T: int, steps: int, spacing: Spacing, offset: int = 0) -> list[int]:
     """``steps`` distinct timesteps, noisiest first, for every spacing but ``karras``.
 
     ``leading`` and ``trailing`` are evenly spaced and contain t = 0 and t = T - 1 respectively, ``linspace`` contains
     both, ``quadratic`` is denser near t = 0 and starts at 0.8 T (DDIM, appendix D.2). Where ``steps`` divides T, these
     are diffusers' grids; elsewhere ``leading`` and ``trailing`` still cover all of 0..T-1, which diffusers' do not.
+
+    Args:
+        offset: added to those of ``leading``, as far as they stay below T.
 
     Raises:
         ScheduleError: ``steps`` outside 1..T, an unknown spacing, or a first timestep at which an image is not yet
@@ -149,6 +160,7 @@ def timesteps(T: int, steps: int, spacing: Spacing) -> list[int]:
     match spacing:
         case "leading":
             grid = i * T // steps
+            grid += min(offset, T - 1 - int(grid[-1]))
         case "trailing":
             grid = np.sort(np.round(T - i * T / steps).astype(int) - 1)
         case "linspace":

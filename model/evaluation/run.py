@@ -12,7 +12,6 @@ from tqdm import tqdm
 from model import checkpoint
 from model.checkpoint import Checkpoint
 from model.data import DataError
-from model.diffusion.defaults import SamplingDefaults
 from model.evaluation import report, roundtrip, sampling
 from model.evaluation.classifier import load_or_train
 from model.evaluation.imagenet import efficientnet
@@ -72,7 +71,7 @@ def _samplers(
     loaded: Checkpoint, reference: Reference, work: Path, scope: Scope, device: torch.device
 ) -> dict[str, Any]:
     training, held_out = reference.training, reference.held_out
-    todo = list(cells(loaded.schedule, SamplingDefaults.from_config(loaded.scheduler_config), scope))
+    todo = list(cells(loaded.schedule, loaded.defaults, scope))
     classifier = None
     if training.labels is not None:
         classifier = load_or_train(work / f"classifier-{reference.digest}.safetensors", training, device)

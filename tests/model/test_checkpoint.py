@@ -210,7 +210,7 @@ BROKEN = {
     ),
     "no-weights": (lambda f: (f / "unet" / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "bin-only": (pickle_only, "must first be converted to safetensors"),
-    "truncated": (truncate, r"model\.safetensors: "),
+    "truncated": (truncate, r"model\.safetensors is no readable safetensors file: "),
     "nan": (spoil, r"conv_in\.weight is not finite"),
     "shape": (set_tensor("conv_out.bias", torch.zeros(2)), r"conv_out\.bias is \[2\], in the config \[1\]"),
     "missing-tensor": (
@@ -220,10 +220,16 @@ BROKEN = {
     "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensors that are not in the config, such as logvar"),
     "hash": (
         lambda f: edit(f / "card.json", sha256="0" * 64),
-        r"the weights' sha256 is [0-9a-f]{64}, the card says 0{64}",
+        'sha256 = "0{64}": the weights\' sha256 is [0-9a-f]{64}',
     ),
-    "bad-json": (lambda f: (f / "unet" / "config.json").write_text("{"), r"config\.json: Expecting"),
-    "not-text": (lambda f: (f / "unet" / "config.json").write_bytes(b"\xff\xfe{}"), r"config\.json: "),
+    "bad-json": (
+        lambda f: (f / "unet" / "config.json").write_text("{"),
+        r"config\.json is no JSON in UTF-8: Expecting",
+    ),
+    "not-text": (
+        lambda f: (f / "unet" / "config.json").write_bytes(b"\xff\xfe{}"),
+        r"config\.json is no JSON in UTF-8: ",
+    ),
     "json-list": (lambda f: (f / "card.json").write_text("[]"), r"card\.json: expected an object, found list"),
     "card-key": (lambda f: edit(f / "card.json", license="MIT"), r"card\.json: .*license"),
     "card-nameless": (lambda f: edit(f / "card.json", name=...), r"card\.json: .*name"),
@@ -235,7 +241,7 @@ BROKEN = {
     "other-network": (lambda f: edit(f / "unet" / "config.json", act_fn="gelu"), "act_fn = 'gelu' is not supported"),
     "other-schedule": (
         lambda f: edit(f / "scheduler" / "scheduler_config.json", beta_schedule="laplace"),
-        "beta_schedule = 'laplace'",
+        'beta_schedule = "laplace"',
     ),
     "heads": (lambda f: edit(f / "unet" / "config.json", attention_head_dim=5), "attention_head_dim 5 does not divide"),
     "attn-norm": (

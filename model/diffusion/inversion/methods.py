@@ -16,16 +16,16 @@ from typing import Literal
 
 from torch import Tensor
 
-from model.diffusion.levels import Level, basis, noise_levels, step
+from model.diffusion.levels import CLEAN, Level, basis, last_level, noise_levels, step
 from model.diffusion.plan import Guard, Plan
 from model.diffusion.samplers.ddim import ddim_step
 from model.diffusion.samplers.obelm import obelm_step
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, Spacing
 
 
-def ascending_levels(schedule: NoiseSchedule, steps: int, spacing: Spacing | None) -> list[Level]:
-    """A sampler's levels in reverse: from the clean image to the noise."""
-    return noise_levels(schedule, steps, spacing)[::-1]
+def ascending_levels(schedule: NoiseSchedule, steps: int, spacing: Spacing | None, last: Level = CLEAN) -> list[Level]:
+    """A sampler's levels in reverse: from the image, where the sampler has its ``last`` level, to the noise."""
+    return noise_levels(schedule, steps, spacing, last=last)[::-1]
 
 
 def ddim(
@@ -47,7 +47,7 @@ def ddim(
     """
     x, _, eps, _ = basis(1)
     program = []
-    for here, there in pairwise(ascending_levels(schedule, steps, spacing)):
+    for here, there in pairwise(ascending_levels(schedule, steps, spacing, last_level(schedule))):
         level = there if time == "target" else _trained_level(schedule, here)
         program.append(step(schedule, level, [ddim_step(x, eps, here, there)]))
     return Plan(tuple(program))
@@ -73,7 +73,7 @@ def fixed_point(schedule: NoiseSchedule, steps: int, *, refinements: int = 3, sp
         raise ScheduleError("refinements", refinements, "must be at least 1; method ddim does without")
     x, start, best, error, total_error, _, eps, _ = basis(5)
     program = []
-    for here, there in pairwise(ascending_levels(schedule, steps, spacing)):
+    for here, there in pairwise(ascending_levels(schedule, steps, spacing, last_level(schedule))):
         first_guess = ddim_step(x, eps, here, there)
         program.append(step(schedule, there, [first_guess, x, best, 0 * error, total_error + error]))
         # The residual of x is known here, that of ``solved`` is not; the last one is taken if x was the best.

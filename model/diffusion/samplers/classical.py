@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from model.diffusion.levels import Level, basis, noise_levels, step
+from model.diffusion.levels import Level, basis, last_level, noise_levels, step
 from model.diffusion.plan import Clip, Plan
 from model.diffusion.samplers.ddim import ddim_step
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, Spacing
@@ -69,7 +69,8 @@ def pndm(
     """
     if warmup and steps < 4:
         raise ScheduleError("steps", steps, "with warmup, pndm needs at least 4 steps")
-    return pndm_on(schedule, noise_levels(schedule, steps, spacing), warmup=warmup, clip=clip)
+    levels = noise_levels(schedule, steps, spacing, last=last_level(schedule))
+    return pndm_on(schedule, levels, warmup=warmup, clip=clip)
 
 
 def pndm_on(

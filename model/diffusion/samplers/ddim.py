@@ -12,7 +12,7 @@ from typing import Literal, get_args
 
 import numpy as np
 
-from model.diffusion.levels import Hop, Level, basis, hops, step
+from model.diffusion.levels import Hop, Level, basis, hops, last_level, step
 from model.diffusion.plan import Clip, Plan
 from model.diffusion.schedule import NoiseSchedule, ScheduleError, Spacing
 
@@ -89,7 +89,8 @@ def ddim(
     """
     if not 0 <= eta <= 1:
         raise ScheduleError("eta", eta, "must lie in 0..1: 0 is deterministic, 1 adds as much noise as ddpm")
-    return ddim_on(schedule, hops(schedule, steps, spacing), eta=eta, clip=clip, rederive=rederive)
+    trajectory = hops(schedule, steps, spacing, last_level(schedule))
+    return ddim_on(schedule, trajectory, eta=eta, clip=clip, rederive=rederive)
 
 
 def ddim_on(
