@@ -256,10 +256,6 @@ class Trainer:
         was, now = state["net"].get("class_embedding.weight"), self.net.state_dict().get("class_embedding.weight")
         if (None if was is None else was.shape) != (None if now is None else now.shape):
             raise TrainingError(f"{path}: was trained with other classes")
-        if not math.isfinite(state["loss"]):
-            raise TrainingError(
-                f"{path}: this run diverged, the loss is {state['loss']}; start again with a lower --lr"
-            )
         try:
             self.net.load_state_dict(state["net"])
             self.ema.load_state_dict(state["ema"])
