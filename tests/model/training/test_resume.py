@@ -1,6 +1,7 @@
 """What a run keeps: its last sound state, its card, its classes."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -34,19 +35,33 @@ def source(tmp_path):
     return save(tmp_path / "data.npz")
 
 
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("finished")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("model.training.run.grid", lambda net, classes: np.zeros((2, 2, 1), np.uint8))
+        train(save(folder / "data.npz"), folder / "out", SHORT, CPU)
+    return folder / "out"
+
+
+@pytest.fixture
+def out(tmp_path, finished):
+    """A run of two steps."""
+    return shutil.copytree(finished, tmp_path / "out")
+
+
 def content(folder):
     return {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
 
 
-def test_a_run_that_diverges_stops_and_leaves_what_was_there(tmp_path, source):
-    train(source, tmp_path / "out", SHORT, CPU)
-    before = content(tmp_path / "out")
+def test_a_run_that_diverges_stops_and_leaves_what_was_there(tmp_path, source, out):
+    before = content(out)
     words = r"diverged at step \d, the loss is .*state\.pt is that of step 2; continue with --resume and a lower --lr$"
     with pytest.raises(DivergedError, match=words) as caught:
-        train(source, tmp_path / "out", replace(TINY, lr=1e30, warmup=0), CPU, resume=True)
+        train(source, out, replace(TINY, lr=1e30, warmup=0), CPU, resume=True)
     assert 3 <= caught.value.step <= 5
-    assert content(tmp_path / "out") == before
-    assert train(source, tmp_path / "out", TINY, CPU, resume=True).step == 7
+    assert content(out) == before
+    assert train(source, out, TINY, CPU, resume=True).step == 7
 
 
 def test_a_run_that_diverges_before_it_saved_says_so(tmp_path, source):
@@ -104,7 +119,7 @@ def test_a_recipe_is_finite():
 
 
 def test_a_checkpoint_that_cannot_be_written_leaves_the_last_one(tmp_path, source, monkeypatch):
-    trainer = train(source, tmp_path / "out", SHORT, CPU)
+    trainer = train(source, tmp_path / "out", replace(TINY, steps=1), CPU)
     before = content(tmp_path / "out")
     save_ = checkpoint.save
 
@@ -139,11 +154,10 @@ def test_facts_of_a_run_that_was_killed_before_its_first_checkpoint_are_kept(tmp
     assert (card.licence, card.classes) == ("MIT", ("light", "dark"))
 
 
-def test_new_facts_reach_the_card_before_the_next_checkpoint(tmp_path, source, monkeypatch):
-    train(source, tmp_path / "out", SHORT, CPU)
+def test_new_facts_reach_the_card_before_the_next_checkpoint(tmp_path, source, monkeypatch, out):
     monkeypatch.setattr("model.training.run.publish", lambda *_, **__: None)
-    train(source, tmp_path / "out", TINY, CPU, resume=True, card={"licence": "MIT"})
-    assert checkpoint.load(tmp_path / "out").card.licence == "MIT"
+    train(source, out, TINY, CPU, resume=True, card={"licence": "MIT"})
+    assert checkpoint.load(out).card.licence == "MIT"
 
 
 def test_images_are_read_on_the_background_of_the_card(tmp_path):
@@ -160,33 +174,30 @@ def test_images_are_read_on_the_background_of_the_card(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("names", "labels", "words"),
+    ("names", "count", "old", "words"),
     [
-        (("light", "dark"), None, "was trained with other classes: 0 was 'dark', now it is 'light'; keep their names"),
-        (("dark", "bright"), None, "was trained with other classes: 1 was 'light', now it is 'bright'"),
-        (("a", "b", "c"), np.arange(10) % 3, r"with 2 classes \(dark, light\), the data has 3 classes \(a, b, c\)"),
+        (("light", "dark"), 2, False, "was trained with other classes: 0 was 'dark', now it is 'light'; keep their"),
+        (("light", "dark"), 2, True, "was trained with other classes: 0 was 'dark', now it is 'light'; keep their"),
+        (("dark", "bright"), 2, False, "was trained with other classes: 1 was 'light', now it is 'bright'"),
+        (("a", "b", "c"), 3, False, r"with 2 classes \(dark, light\), the data has 3 classes \(a, b, c\)"),
     ],
-    ids=["reordered", "renamed", "more"],
+    ids=["reordered", "state-without-classes", "renamed", "more"],
 )
-@pytest.mark.parametrize("old", [False, True], ids=["", "state-without-classes"])
-def test_other_classes_are_refused_by_name_and_order(tmp_path, source, names, labels, words, old):
-    train(source, tmp_path / "out", SHORT, CPU)
+def test_other_classes_are_refused_by_name_and_order(source, out, names, count, old, words):
     if old:  # as it was before states had them; the card does
-        state = torch.load(tmp_path / "out" / "state.pt", weights_only=True)
+        state = torch.load(out / "state.pt", weights_only=True)
         for key in ("classes", "classes_given", "card"):
             del state[key]
-        torch.save(state, tmp_path / "out" / "state.pt")
-    before = content(tmp_path / "out")
+        torch.save(state, out / "state.pt")
+    before = content(out)
     with pytest.raises(TrainingError, match=words):
-        train(save(source, names, labels), tmp_path / "out", TINY, CPU, resume=True, card={"licence": "MIT"})
-    assert content(tmp_path / "out") == before
-    assert train(save(source), tmp_path / "out", TINY, CPU, resume=True).step == 7
+        train(save(source, names, np.arange(10) % count), out, TINY, CPU, resume=True, card={"licence": "MIT"})
+    assert content(out) == before
 
 
-def test_images_of_other_channels_are_refused(tmp_path, source):
-    train(source, tmp_path / "out", SHORT, CPU)
+def test_images_of_other_channels_are_refused(tmp_path, source, out):
     with pytest.raises(TrainingError, match="was trained on images of 1 channels, these have 3"):
-        train(save(source, channels=3), tmp_path / "out", TINY, CPU, resume=True)
+        train(save(source, channels=3), out, TINY, CPU, resume=True)
 
 
 def cut(path):
@@ -214,19 +225,17 @@ def of_another_recipe(path):
 
 
 @pytest.mark.parametrize("spoil", [cut, empty, another_file, without_a_key, of_other_weights, of_another_recipe])
-def test_a_damaged_state_is_an_error_of_one_line(tmp_path, source, spoil):
-    train(source, tmp_path / "out", SHORT, CPU)
-    spoil(tmp_path / "out" / "state.pt")
+def test_a_damaged_state_is_an_error_of_one_line(tmp_path, source, spoil, out):
+    spoil(out / "state.pt")
     with pytest.raises(TrainingError, match=r"^\S+state\.pt is damaged; put a good copy in its place") as caught:
-        train(source, tmp_path / "out", TINY, CPU, resume=True)
+        train(source, out, TINY, CPU, resume=True)
     assert "\n" not in str(caught.value)
 
 
-def test_a_damaged_card_is_refused_before_it_is_lost(tmp_path, source):
-    train(source, tmp_path / "out", SHORT, CPU)
-    (tmp_path / "out" / "card.json").write_text('{"name": "Sha')
+def test_a_damaged_card_is_refused_before_it_is_lost(tmp_path, source, out):
+    (out / "card.json").write_text('{"name": "Sha')
     with pytest.raises(TrainingError, match=r"card\.json cannot be read \(.*\); mend it, or delete it"):
-        train(source, tmp_path / "out", TINY, CPU, resume=True)
+        train(source, out, TINY, CPU, resume=True)
 
 
 def test_a_state_holds_all_of_a_run(tmp_path):
