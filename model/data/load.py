@@ -123,6 +123,8 @@ def _integral(path: Path, labels: np.ndarray) -> np.ndarray:
     """Numbers as int64, if they are whole and not negative."""
     if labels.dtype.kind not in "biuf":
         raise DataError(f"{path}: labels are {labels.dtype}, not whole numbers or text")
+    if labels.dtype.kind in "bf":
+        labels = labels.astype(np.float64)
     wrong = ~((labels >= 0) & (labels < MOST_CLASSES) & (labels == np.floor(labels)))  # nan is none of it
     if wrong.any():
         k = int(wrong.argmax())

@@ -24,7 +24,7 @@ from model.diffusion.plan import Clip
 from model.diffusion.schedule import NoiseSchedule
 from model.network.unet import UNet
 from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError
-from model.training.state import STATE, background_of, read_facts, read_recipe, read_state, update_facts
+from model.training.state import STATE, background_of, read_facts, read_state, recipe_of, update_facts
 from model.training.trainer import Trainer
 
 LIMITS = ("steps", "minutes")  # of a run; raising them is no change of recipe
@@ -60,10 +60,10 @@ def train(
     state = out / STATE
     if recipe.steps is None and recipe.minutes is None:
         raise TrainingError("say how long to train: --minutes or --steps")
-    facts = dict(card or {})
+    facts, saved = dict(card or {}), None
     if resume:
-        _log_changes(read_recipe(out), recipe)
         saved = read_state(state)
+        _log_changes(recipe_of(state, saved), recipe)
         facts = {**saved.get("card", {}), **read_facts(out), **facts}
         classes = classes or tuple(saved.get("classes_given", ()))
     elif state.exists():
@@ -76,8 +76,9 @@ def train(
     with _stop_signals() as stopping, _tensor_cores(device):
         trainer = Trainer.start(recipe, dataset, device)
         trainer.facts, trainer.classes_given = facts, classes
-        if resume:
-            trainer.load_state(state)
+        if saved is not None:
+            trainer.load_state(state, saved)
+            saved = None  # several times the network's size
             update_facts(out, card or {})
         if trainer.precision == "auto" and device.type == "cpu":
             tqdm.write("timing a few steps in bf16 and in fp32, to take the faster; they do not count as training")

@@ -58,12 +58,16 @@ def read_recipe(out: Path) -> Recipe:
     Raises:
         TrainingError: no run is there, or a damaged one.
     """
-    saved: dict[str, Any] = read_state(out / STATE)["recipe"]
-    values: dict[str, Any] = {key: tuple(value) if isinstance(value, list) else value for key, value in saved.items()}
+    return recipe_of(out / STATE, read_state(out / STATE))
+
+
+def recipe_of(path: Path, state: dict[str, Any]) -> Recipe:
+    """The recipe of a state that was read from ``path``."""
+    values: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in state["recipe"].items()}
     try:
         return Recipe(**values)
     except TypeError as error:
-        raise damaged(out / STATE) from error
+        raise damaged(path) from error
 
 
 def check_network(path: Path, state: dict[str, Any], recipe: Recipe, channels: int) -> None:

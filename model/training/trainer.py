@@ -244,22 +244,21 @@ class Trainer:
         write_atomically(path, buffer.getbuffer())
         self.saved = self.step
 
-    def load_state(self, path: Path) -> None:
+    def load_state(self, path: Path, state: dict[str, Any] | None = None) -> None:
         """Continue from a saved state; the recipe's limits may differ, its network may not.
+
+        Args:
+            state: what was read from ``path`` already.
 
         Raises:
             TrainingError: the state is of another network or other classes, of a run that diverged, or damaged.
         """
-        state = read_state(path)
+        state = read_state(path) if state is None else state
         check_network(path, state, self.recipe, self.dataset.images.shape[-1])
         check_classes(path, state, self.dataset.classes)
         was, now = state["net"].get("class_embedding.weight"), self.net.state_dict().get("class_embedding.weight")
         if (None if was is None else was.shape) != (None if now is None else now.shape):
             raise TrainingError(f"{path}: was trained with other classes")
-        if not math.isfinite(state["loss"]):
-            raise TrainingError(
-                f"{path}: this run diverged, the loss is {state['loss']}; start again with a lower --lr"
-            )
         try:
             self.net.load_state_dict(state["net"])
             self.ema.load_state_dict(state["ema"])

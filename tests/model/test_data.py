@@ -178,6 +178,12 @@ def idx_cut_short(path):
     return path / "images.gz"
 
 
+def one_array(path):
+    with (path / "a.npz").open("wb") as file:
+        np.save(file, IMAGES)
+    return path / "a.npz"
+
+
 def folder_of_text(path):
     (path / "notes.txt").write_text("no image")
     return path
@@ -206,6 +212,31 @@ UNREADABLE = {
         npz(images=IMAGES, labels=np.array([0, 1, 2]), names=np.array(["a", "b"])),
         "label 2 has no name among 2",
     ),
+    "npz-label-gap": (npz(images=IMAGES, labels=np.array([0, 2, 2])), "classes without images: 1;"),
+    "npz-label-huge": (npz(images=IMAGES, labels=np.array([0, 1, 2**62])), "that of image 2 is 4611686018427387904"),
+    "npz-label-far": (npz(images=IMAGES, labels=np.array([0, 1, 10**6])), r"images: 2, 3, .* and 999988 more;"),
+    "npz-name-without-images": (
+        npz(images=IMAGES, labels=np.array([0, 1, 1]), names=np.array(["a", "b", "c"])),
+        r"classes without images: 2 \(c\);",
+    ),
+    "npz-label-half": (npz(images=IMAGES, labels=np.array([0, 0.5, 1])), "whole number; that of image 1 is 0.5"),
+    "npz-label-nan": (npz(images=IMAGES, labels=np.array([0, 1, np.nan])), "whole number; that of image 2 is nan"),
+    "npz-label-complex": (npz(images=IMAGES, labels=np.array([0, 1j, 1])), "labels are complex128"),
+    "npz-label-objects": (npz(images=IMAGES, labels=np.array(["a", None, "b"], object)), "'labels' is an array of Py"),
+    "npz-label-one-hot": (npz(images=IMAGES, labels=np.eye(3)), r"one label of 0 or more .* found \[3, 3\]"),
+    "npz-label-unknown": (
+        npz(images=IMAGES, labels=np.array(["a", "x", "b"]), names=np.array(["a", "b"])),
+        "labels 'x' are not among its names: a, b",
+    ),
+    "npz-names-only": (npz(images=IMAGES, names=np.array(["a", "b"])), "names 2 classes, but has no labels"),
+    "npz-names-flat": (npz(images=IMAGES, labels=np.arange(3), names=np.array("a")), r"'names' as text \[K\]"),
+    "npz-names-twice": (
+        npz(images=IMAGES, labels=np.array([0, 1, 1]), names=np.array(["a", "a"])),
+        "classes 'a' and 'a' have one name",
+    ),
+    "npz-name-empty": (npz(images=IMAGES, labels=np.array(["a", "", ""])), "'' is no name for a class"),
+    "npz-no-pixels": (npz(images=pixels(3, 0, 4, 1)), "expected uint8"),
+    "npz-is-npy": (one_array, "is a single array; save it with np.savez"),
     "npz-missing": (lambda path: path / "a.npz", r"a\.npz"),
     "npz-no-zip": (written("a.npz", b"no zip"), r"a\.npz"),
     "npz-objects": (npz(images=np.array([None, {}], object)), r"a\.npz"),
@@ -222,6 +253,34 @@ def test_data_that_cannot_be_read_is_refused(tmp_path, make, message):
     with pytest.raises(DataError, match=message) as caught:
         data.load(path, 4)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("labels", [np.array([1.0, 0.0, 1.0], np.float16), np.array([True, False, True])], ids=str)
+def test_labels_of_any_type_that_are_whole_numbers(tmp_path, labels):
+    found = data.load(npz(images=IMAGES, labels=labels)(tmp_path), 4)
+    assert (found.labels.tolist(), found.classes, found.named) == ([1, 0, 1], ("0", "1"), False)
+
+
+@pytest.mark.parametrize("kind", ["U", "S"])
+def test_text_labels_become_classes_in_alphabetical_order(tmp_path, kind):
+    labels = {"labels": np.array(["dog", "cat", "dog"], kind), "test_labels": np.array(["dog", "dog", "dog"], kind)}
+    path = npz(images=IMAGES, test_images=IMAGES, **labels)(tmp_path)
+    found = data.load(path, 4)
+    assert (found.labels.tolist(), found.classes, found.named) == ([1, 0, 1], ("cat", "dog"), True)
+    assert data.load(path, 4, split="test").labels.tolist() == [1, 1, 1]
+
+
+def test_given_classes_name_numbers_and_order_names(tmp_path):
+    path = npz(images=IMAGES, labels=np.array([1, 0, 1]))(tmp_path)
+    found = data.load(path, 4, classes=("cat", "dog"))
+    assert (found.labels.tolist(), found.classes) == ([1, 0, 1], ("cat", "dog"))
+    with pytest.raises(DataError, match="has labels 0 to 1, but 3 classes were given"):
+        data.load(path, 4, classes=("cat", "dog", "cow"))
+    path = npz(images=IMAGES, labels=np.array([1, 0, 1]), names=np.array(["cat", "dog"]))(tmp_path)
+    found = data.load(path, 4, classes=("dog", "cat"))
+    assert (found.labels.tolist(), found.classes) == ([0, 1, 0], ("dog", "cat"))
+    with pytest.raises(DataError, match="has no labels, so classes cannot be named: cat"):
+        data.load(npz(images=IMAGES)(tmp_path), 4, classes=("cat",))
 
 
 def test_channels_that_do_not_fit_are_refused(tmp_path):

@@ -72,3 +72,38 @@ def test_a_schedule_that_cannot_be_is_said_without_a_traceback(evaluate, capsys,
     monkeypatch.setattr("app.cli.evaluate.run", refuse)
     assert main(evaluate) == 2
     assert capsys.readouterr().err == "unstir: beta_schedule = 'jagged': choose linear\n"
+
+
+@pytest.mark.parametrize(
+    ("arrays", "words"),
+    [
+        ({"count": 1}, "has 1 image; give at least 5, of which a fifth is held out"),
+        ({"count": 8}, "has 7 images of training and 1 image held out; samplers need at least 2 of each"),
+        ({"count": 40}, "100 images of each sampler are compared with as many real ones of the same classes"),
+        ({"count": 40, "channels": 3}, "has 3 channels, not 1"),
+        ({"count": 40, "classes": 5}, "has 5 classes, the checkpoint 3; evaluate with the data that it was trained on"),
+        ({"count": 40, "names": ["circle", "triangle", "star"]}, "1 is 'triangle', not 'square'"),
+    ],
+    ids=["one", "eight", "few", "colour", "more-classes", "other-classes"],
+)
+def test_data_that_a_checkpoint_cannot_be_compared_with(evaluate, tmp_path, capsys, arrays, words):
+    count, channels, names = arrays["count"], arrays.get("channels", 1), arrays.get("names", [])
+    content = {"images": np.zeros((count, 8, 8, channels), np.uint8)}
+    if count > 8:
+        content["labels"] = np.arange(count) % arrays.get("classes", 3)
+    if names:
+        content["names"] = np.array(names)
+    np.savez(tmp_path / "other.npz", **content)
+    assert main([*evaluate, "--quick", "--data", str(tmp_path / "other.npz")]) == 2
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unstir")]
+    assert words in line
+    assert not (tmp_path / "work").exists()  # it was seen before anything was computed
+
+
+def test_a_page_that_cannot_be_written_is_one_line(evaluate, capsys, monkeypatch):
+    def full(*_, **__):
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr("app.cli.evaluate.run", full)
+    assert main(evaluate) == 1
+    assert capsys.readouterr().err == "unstir: No space left on device\n"

@@ -53,6 +53,10 @@ def test_train_then_resume_then_load(data, tmp_path, capsys):
         (["--steps", "1", "--channels", "0,8"], "--channels = 0,8: must all be at least 1"),
         (["--steps", "1", "--lr", "nan"], "--lr = nan: should be greater than 0"),
         (["--steps", "1.5"], "--steps = 1.5: should be a valid integer"),
+        (["--minutes", "inf"], "--minutes = inf: must be finite"),
+        (["--steps", "1", "--background", "white"], "--background = white: give a colour as #rrggbb"),
+        (["--steps", "1", "--name", " "], "--name = ' ': give 1 to 100 printable characters"),
+        (["--steps", "1", "--classes", "a,b"], "has the classes even, odd; those given are a, b"),
     ],
     ids=lambda value: "-".join(value[-2:]) if isinstance(value, list) else "",
 )
@@ -101,3 +105,29 @@ def test_flags_replace_only_what_was_typed(monkeypatch, data, tmp_path):
     train = ["train", "--data", str(data), "--out", str(tmp_path), "--device", "cpu"]
     assert main([*train, "--resume", "--lr", "0.25", "--no-flip"]) == 0
     assert seen == [Recipe(size=16, flip=False, channels=(32, 64), lr=0.25)]
+
+
+def test_the_card_is_what_was_typed_and_stays_so(data, tmp_path, monkeypatch):
+    monkeypatch.setattr("model.training.run.grid", lambda net, classes: np.zeros((2, 2, 1), np.uint8))
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "net"), "--device", "cpu"]
+    said = ["--name", "Shapes", "--background", "#FFffff", "--classes", "odd,even", "--licence", "MIT"]
+    assert main([*train, *TINY, "--precision", "fp32", "--steps", "1", *said]) == 0
+    assert main([*train, "--steps", "2", "--resume", "--licence", "CC0-1.0"]) == 0
+    card = load(tmp_path / "net").card
+    assert (card.name, card.background, card.licence) == ("Shapes", "#FFffff", "CC0-1.0")
+    assert card.classes == ("odd", "even")
+
+
+def test_a_run_that_diverges_ends_with_status_1_and_one_line(data, tmp_path, capsys):
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "net"), "--device", "cpu", "--precision", "fp32"]
+    assert main([*train, *TINY, "--steps", "9", "--lr", "1e30", "--warmup", "0"]) == 1
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if line.startswith("unstir")]
+    assert line.startswith("unstir: training diverged at step ")
+    assert not (tmp_path / "net" / "card.json").exists()
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_line(data, tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    train = ["train", "--data", str(data), "--out", str(tmp_path / "file" / "net"), "--device", "cpu"]
+    assert main([*train, *TINY, "--precision", "fp32", "--steps", "1"]) == 1
+    assert "Not a directory" in capsys.readouterr().err

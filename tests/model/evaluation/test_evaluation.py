@@ -208,6 +208,21 @@ def test_without_held_out_images_a_part_of_the_training_set_is_set_apart(tiny, t
     assert "3 images of the training set, which has no others" in page
 
 
+def test_few_images_are_inverted_and_another_data_set_is_measured_anew(tiny, tmp_path):
+    pages = []
+    for seed in (0, 1):
+        np.savez(tmp_path / "few.npz", images=shades(9, seed).images)
+        pages.append(evaluate(tiny, tmp_path / "few.npz", tmp_path, tmp_path, SMALL, CPU, parts=("inversion",)))
+    assert all("1 images of the training set" in page for page in pages)
+    assert pages[0] != pages[1]
+
+
+def test_a_figure_that_is_no_number_is_null_in_the_json(tmp_path):
+    facts = {"checkpoint": {"name": "x", "sha256": "0" * 64}, "command": "c", "unseen": True, "odd": [{"a": math.nan}]}
+    report.write(tmp_path, facts)
+    assert json.loads((tmp_path / "quality.json").read_text())["odd"] == [{"a": None}]
+
+
 def test_images_without_labels_need_efficientnet(tiny, tmp_path, monkeypatch):
     np.savez(tmp_path / "plain.npz", images=shades(40).images)
     monkeypatch.setattr("model.evaluation.run.efficientnet", lambda device, folder: None)
