@@ -26,7 +26,6 @@ from app.errors import Overloaded, TooLate
 GRACE = 10.0  # seconds that a promise may be claimed after it is due
 MAX_PROMISES = 4096
 MAX_PROMISED = 4.0  # times the seconds that may wait: of all promises together
-MARGIN = 1.5  # a promise holds for this many times its seconds: costs are corrected while it waits
 REMEDY = "allow more in X-Request-Timeout-Ms, or ask for fewer steps"
 
 
@@ -35,13 +34,15 @@ class Demand:
     """What a request needs, and from whom it is.
 
     Attributes:
-        seconds: of work.
+        seconds: of work, at present.
+        size: of it whatever a forward costs: row-steps.
         lanes: images at once.
         sender: as in :class:`app.engine.reservation.SubmitOptions`; None gets no promise.
         host: that the promise is counted against.
     """
 
     seconds: float
+    size: float
     lanes: int = 1
     sender: str | None = None
     host: str = ""
@@ -137,7 +138,7 @@ class Admission:
         for promise in self.promises:
             held = promise.demand
             if demand.sender is not None and held.sender == demand.sender:
-                return promise if demand.seconds <= MARGIN * held.seconds and demand.lanes <= held.lanes else None
+                return promise if demand.size <= held.size and demand.lanes <= held.lanes else None
         return None
 
     def _claim(self, promise: Promise) -> None:

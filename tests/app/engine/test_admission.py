@@ -22,8 +22,13 @@ def admit(
     host: str | None = None,
     lanes: int = 1,
     held: int = 1,
+    size: float | None = None,
 ) -> None:
-    admission.admit(Demand(seconds, lanes, sender, host or sender or ""), Load(waiting, held, waiting), now)
+    admission.admit(
+        Demand(seconds, seconds if size is None else size, lanes, sender, host or sender or ""),
+        Load(waiting, held, waiting),
+        now,
+    )
 
 
 def refused(admission: Admission, *arguments, **more) -> int:
@@ -74,7 +79,7 @@ def test_a_promise_is_claimed_by_the_work_that_it_was_given_for():
     refused(admission, 9, waiting=12, now=after, sender="a")
     refused(admission, 3, waiting=12, now=after, sender="a", lanes=2)
     assert len(admission.promises) == 1
-    admit(admission, 4, waiting=12, now=after, sender="a")  # forwards have become slower meanwhile
+    admit(admission, 9, waiting=12, now=after, sender="a", size=3)  # forwards have become slower meanwhile
 
 
 def test_newcomers_do_not_take_promised_capacity():
