@@ -8,12 +8,16 @@ that has been idle longest makes room, and where none is idle, a new one gets 50
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import fcntl
 import json
 import logging
 import os
 import resource
 import socket
 import struct
+import sys
+import termios
 import time
 from functools import partial
 from typing import Any
@@ -102,8 +106,11 @@ class Connections:
         self._idle.pop(connection, None)
 
     def _close_idle(self) -> bool:
-        connection, since = next(iter(self._idle.items()), (None, 0.0))
-        if connection is None or time.monotonic() - since < SETTLE_SECONDS:
+        """Close the one that has been idle longest; what is still being sent is not idle."""
+        settled = time.monotonic() - SETTLE_SECONDS
+        old = (each for each, since in self._idle.items() if since <= settled and not each.count_unread())
+        connection = next(old, None)
+        if connection is None:
             return False
         self._refused += 1
         self._report("closed while idle")
@@ -138,7 +145,6 @@ class Connection(H11Protocol):
         self._header_timer: asyncio.TimerHandle | None = None
         self._write_timer: asyncio.TimerHandle | None = None
         self._received = False  # a part of a request's headers
-        self._answered = False  # any request
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -153,15 +159,22 @@ class Connection(H11Protocol):
         if self._refused:
             return
         super().data_received(data)
-        if self._awaits_request:
+        if not self._awaits_request:
+            self._received = False
+            self._stop_header_timer()
+            self._connections.set_busy(self)
+        elif self.cycle is not None and not self.conn.trailing_data[0]:
+            # The rest of a body that nobody wanted; once it has ended, the connection is as after any response.
+            if not self.cycle.more_body:
+                self._stop_header_timer()
+                self._unset_keepalive_if_required()
+                self.timeout_keep_alive_task = self.loop.call_later(
+                    self.timeout_keep_alive, self.timeout_keep_alive_handler
+                )
+        else:
             self._received = True
             if self._header_timer is None:
                 self._start_header_timer()
-        else:
-            self._received = False
-            self._stop(self._header_timer)
-            self._header_timer = None
-            self._connections.set_busy(self)
 
     @property
     def _awaits_request(self) -> bool:
@@ -169,20 +182,22 @@ class Connection(H11Protocol):
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
+        if not self._awaits_request:  # the next one was sent along with this one
+            return
         self._connections.set_idle(self)
-        self._received, self._answered = False, True
+        self._received = False
         if self.cycle.more_body:  # the rest of it is on its way, and nobody wants it
             self._start_header_timer()
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._connections.remove(self)
-        self._stop(self._header_timer)
+        self._stop_header_timer()
         self._stop(self._write_timer)
         super().connection_lost(exc)
 
     def pause_writing(self) -> None:
         super().pause_writing()
-        self._watch_writing(self.transport.get_write_buffer_size())
+        self._watch_writing(self.count_unread())
 
     def resume_writing(self) -> None:
         self._stop(self._write_timer)
@@ -192,16 +207,34 @@ class Connection(H11Protocol):
     def send_400_response(self, msg: str) -> None:
         """As a problem, like every other error."""
         if self.cycle is not None and not self.cycle.response_complete:
-            self.transport.close()  # a response is on its way; nothing can be put into it
-            return
+            if self.cycle.response_started:
+                self.transport.close()  # nothing can be put into a response that is on its way
+                return
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
         self._send_problem(InvalidHTTP(f"{msg} See RFC 9112; send another request"))
+
+    def _unsupported_upgrade_warning(self) -> None:
+        """Nothing: a client may offer HTTP/2, and is answered in HTTP/1.1."""
+
+    def count_unread(self) -> int:
+        """Bytes of responses that the client has not taken: those kept here, and on Linux those of the system."""
+        unread = self.transport.get_write_buffer_size()
+        with contextlib.suppress(OSError, ValueError):
+            queued = fcntl.ioctl(self.transport.get_extra_info("socket").fileno(), termios.TIOCOUTQ, bytes(4))
+            unread += int.from_bytes(queued, sys.byteorder)
+        return int(unread)
+
+    def _stop_header_timer(self) -> None:
+        self._stop(self._header_timer)
+        self._header_timer = None
 
     def _start_header_timer(self) -> None:
         self._stop(self._header_timer)
         self._header_timer = self.loop.call_later(self._connections.settings.header_seconds, self._end_waiting)
 
     def _end_waiting(self) -> None:
-        if not self._received or self._answered:
+        if not self._received:
             self.transport.close()
             return
         seconds = self._connections.settings.header_seconds
@@ -209,7 +242,7 @@ class Connection(H11Protocol):
 
     def _watch_writing(self, before: int) -> None:
         def check() -> None:
-            left = self.transport.get_write_buffer_size()
+            left = self.count_unread()
             if left >= before:
                 # Reset, or the system would keep what it has of the response for minutes.
                 self.transport.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, RESET)

@@ -75,7 +75,7 @@ class RequestHeaders:
             priority=self.priority,
             sender=f"{caller} {self.idempotency_key or digest}",
             host=caller,
-            endpoint=request.url.path,
+            endpoint=request.scope["route"].path,
         )
 
 

@@ -15,7 +15,7 @@ from app.api.operation import Formats, Operation
 from app.api.places import PlacePromises
 from app.api.responses.schemas import JobStatus
 from app.api.tasks import RequestTask
-from app.errors import KeyReused, NoSuchJob, Overloaded
+from app.errors import KeyReused, NoSuchJob, UnstirError
 from app.operations.service import Service
 from app.settings import Settings
 
@@ -117,7 +117,7 @@ class JobStore:
                 self._settings.max_jobs,
                 sorted(seconds_left(other) for other in alike),
             )
-        except Overloaded as error:
+        except UnstirError as error:
             job.task.cancel(error)
             raise
         self._kept[job.id] = job

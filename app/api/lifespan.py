@@ -35,6 +35,7 @@ class Lifecycle:
     Attributes:
         failure: why loading failed, or None.
         uploads: the room for request bodies.
+        refusing: set when nothing more is accepted.
         stopped: set when what still runs is given up.
     """
 
@@ -44,6 +45,7 @@ class Lifecycle:
         self.metrics = metrics
         self.failure: str | None = None
         self.uploads = Uploads(settings.max_upload_bytes)
+        self.refusing = asyncio.Event()
         self.stopped = asyncio.Event()
         self._responses = 0
         self._on_failure = on_failure
@@ -104,6 +106,7 @@ class Lifecycle:
 
     async def drain(self) -> None:
         """Accept nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed."""
+        self.refusing.set()
         if self.engine is None or self.engine.failure or self.engine.draining:
             return
         deadline = time.monotonic() + self.settings.drain_seconds

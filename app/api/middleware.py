@@ -43,6 +43,8 @@ class RequestMiddleware:
             await self.app(scope, receive, send)
             return
         began, method, path = time.perf_counter(), scope["method"], scope["path"]
+        if path.startswith(("http://", "https://")):  # absolute form (RFC 9112, section 3.2.2)
+            path = "/" + path.partition("://")[2].partition("/")[2]
         # Some proxies strip the prefix, some do not; in ASGI the path begins with it.
         prefix = "" if path.startswith(f"{self.root_path}/") else self.root_path
         # HEAD is GET without the body (RFC 9110, section 9.3.2).

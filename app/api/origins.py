@@ -90,11 +90,22 @@ def find_foreign_origin(headers: Headers) -> str | None:
     A form or a script says its ``Origin``; an image says only that its site is another, in ``Sec-Fetch-Site``. What is
     opened as a page of its own, by a link or a bookmark, is no foreign page's request.
     """
-    origin = headers.get("origin")
-    if origin is not None:
-        return None if urlsplit(origin).netloc.lower() == headers.get("host", "").lower() else origin
-    opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
-    if headers.get("sec-fetch-site") != "cross-site" or opened:
+    origin, site = headers.get("origin"), headers.get("sec-fetch-site")
+    if site in ("same-origin", "none"):  # which no script can set, and which a proxy that renames hosts leaves as it is
         return None
-    referer = urlsplit(headers.get("referer", ""))
-    return f"{referer.scheme}://{referer.netloc}" if referer.netloc else "null"
+    if origin is not None:
+        return None if _host_of(origin) == headers.get("host", "").lower() else origin
+    opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
+    if site != "cross-site" or opened:
+        return None
+    referer = headers.get("referer", "")
+    host = _host_of(referer)
+    return f"{referer.partition(':')[0].lower()}://{host}" if host else "null"
+
+
+def _host_of(url: str) -> str:
+    """Host and port; empty if it cannot be read."""
+    try:
+        return urlsplit(url).netloc.lower()
+    except ValueError:
+        return ""

@@ -35,9 +35,10 @@ class PlacePromises:
             return
         # Each refused one before takes the place that is free next; one beyond all places waits for another round.
         place = min(earlier - max(free, 0), len(seconds_left) - 1)
-        after = max(1, math.ceil(seconds_left[place]))
+        left = seconds_left[place] if seconds_left else 0.0  # all places are free, and promised
+        after = max(1, math.ceil(left))
         if name in self._due:  # it came early, or the jobs took longer than was thought
-            after = max(1, math.ceil(max(self._due[name] - now, seconds_left[place])))
+            after = max(1, math.ceil(max(self._due[name] - now, left)))
             self._due[name] = max(self._due[name], now + after)
         elif len(self._due) < places:
             self._due[name] = now + after

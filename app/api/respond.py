@@ -5,9 +5,9 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import AsyncIterator, Awaitable
 from dataclasses import dataclass
 from functools import partial
+from importlib.metadata import version
 from typing import TypeVar
 
 from fastapi import Request, Response
@@ -26,8 +26,9 @@ from app.api.responses import formats
 from app.api.responses.formats import EVENTS, JSON, Rendered
 from app.api.responses.results import OperationResult
 from app.api.tasks import RequestTask
-from app.api.uploads import Upload
-from app.errors import ClientGone, Draining, TooLate, UnstirError
+from app.api.uploads import Upload, Uploads
+from app.api.waiting import time_limit, unless, until_disconnect
+from app.errors import ClientGone, UnstirError
 from app.operations.context import RequestContext
 from app.operations.service import Service
 from app.operations.threads import run_limited
@@ -36,6 +37,7 @@ from app.telemetry.logs import REQUEST_ID
 from app.telemetry.metrics import Metrics
 
 T = TypeVar("T")
+VERSIONS = tuple(version(package) for package in ("torch", "numpy", "pillow", "pi-heif"))  # that bytes depend on
 
 
 @dataclass(frozen=True)
@@ -68,19 +70,22 @@ async def respond(request: Request, operation: Operation) -> Response:
     service, began = lifecycle.get_service(), time.monotonic()
     negotiate(request.headers.getlist("accept"), operation.formats)  # before a byte is read
     settings = service.settings
-    upload = await lifecycle.uploads.reserve(request.headers, settings.max_body_bytes, settings.body_seconds)
+    headers = RequestHeaders.parse(request.headers)
+    deadline = headers.deadline(began, settings.max_request_seconds)
     with contextlib.ExitStack() as stack:
-        stack.callback(upload.release)
-        parsed = await parse(request, operation, service, began)
+        async with time_limit(deadline, began):
+            receiving = receive(request, operation, service, lifecycle.uploads, stack)
+            body, upload, digest = await unless(lifecycle.refusing, receiving)
+        parsed = describe(request, operation, service, headers, body, digest, began, deadline)
         etag = parsed.cache_headers.get("ETag")
         if etag and matches_etag(request.headers.getlist("if-none-match"), etag):
             return Response(status_code=304, headers={"Vary": "Accept", **parsed.cache_headers})
         job, replayed = admit(request, service, store, operation, parsed, upload)
         if not replayed:
             stack.pop_all()  # the task releases it at its end
-    headers = {"Idempotent-Replayed": "true"} if replayed else {}
+    extra = {"Idempotent-Replayed": "true"} if replayed else {}
     if parsed.headers.respond_async:
-        return await accept(request, service, store, job, headers)
+        return await accept(request, service, store, job, extra)
     if parsed.media_type == EVENTS:
         events = stream(service, lifecycle, job, request.state.request_id)
         return await until_disconnect(request, events, lifecycle.stopped)
@@ -88,19 +93,34 @@ async def respond(request: Request, operation: Operation) -> Response:
     async with time_limit(parsed.deadline if replayed else None, parsed.began):
         rendering = render(service, lifecycle, job.task, parsed.media_type, parsed.deadline, parsed.began)
         rendered = await until_disconnect(request, rendering, lifecycle.stopped)
-    return send(rendered, parsed.cache_headers | headers)
+    return send(rendered, parsed.cache_headers | extra)
 
 
-async def parse(request: Request, operation: Operation, service: Service, began: float) -> ParsedRequest:
-    """Read headers and body, within the deadline that the headers set."""
-    headers = RequestHeaders.parse(request.headers)
-    deadline = headers.deadline(began, service.settings.max_request_seconds)
-    async with time_limit(deadline, began):
-        if request.method == "GET":
-            body: BaseModel = read_query(request, operation.request)
-        else:
-            body = await read_body(request, operation.request, service.settings.body_seconds)
-        digest = await offload(request, digest_request, operation.path, body)
+async def receive(
+    request: Request, operation: Operation, service: Service, uploads: Uploads, stack: contextlib.ExitStack
+) -> tuple[BaseModel, Upload, str]:
+    """The request's model, the room that it takes (which the stack gives back), and its digest."""
+    settings, caller = service.settings, identify_caller(request)
+    upload = await uploads.reserve(request.headers, settings.max_body_bytes, settings.body_seconds, caller)
+    stack.callback(upload.release)
+    if request.method == "GET":
+        body: BaseModel = read_query(request, operation.request)
+    else:
+        body = await read_body(request, operation.request, settings, upload.shrink)
+    return body, upload, await offload(request, digest_request, operation.path, body)
+
+
+def describe(
+    request: Request,
+    operation: Operation,
+    service: Service,
+    headers: RequestHeaders,
+    body: BaseModel,
+    digest: str,
+    began: float,
+    deadline: float | None,
+) -> ParsedRequest:
+    """All that is known of a request before its work begins."""
     formats = operation.list_formats(body)
     media_type = formats.choose(request.headers.getlist("accept"))
     request.state.sampler = getattr(body, "sampler", None) or getattr(body, "method", "")
@@ -115,7 +135,9 @@ def cache_headers(
     if media_type == EVENTS or not operation.repeatable(body):
         return {"Cache-Control": "no-store"}
     model = service.model
-    network = f"{model.checkpoint.card.sha256} {model.device} {service.settings.reproducible_width}"
+    settings = service.settings
+    facts = (model.checkpoint.card.sha256, model.device, model.calibration.threads, VERSIONS)
+    network = f"{facts} {settings.reproducible_width} {settings.max_pixels}"
     return {"Cache-Control": "no-cache", "ETag": make_etag(digest, media_type, network, weak=media_type == JSON)}
 
 
@@ -231,50 +253,3 @@ def end(metrics: Metrics, operation: Operation, began: float, upload: Upload, ta
         metrics.images.labels(operation.path).inc(result.image_count)
         metrics.record_usage(operation.path, result.usage.evaluations, result.usage.queue_seconds)
         metrics.first_step_time.observe(result.usage.started - began)
-
-
-async def until_disconnect(request: Request, response: Awaitable[T], stopped: asyncio.Event) -> T:
-    """Stop waiting for the response when the client disconnects; if nobody else waits, its lanes are released.
-
-    Args:
-        stopped: set when the process ends without finishing its work.
-
-    Raises:
-        ClientGone, Draining: what came before the response.
-    """
-
-    async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
-
-    work = asyncio.ensure_future(response)
-    gone, stopping = asyncio.ensure_future(disconnected()), asyncio.ensure_future(stopped.wait())
-    try:
-        await asyncio.wait({work, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        if stopping.done():
-            raise Draining("the process was stopped before the response was ready; ask another replica", retry_after=5)
-        raise ClientGone("the client disconnected before its response was ready")
-    finally:
-        for task in (gone, stopping, work):
-            task.cancel()
-        await asyncio.gather(gone, stopping, work, return_exceptions=True)
-
-
-@contextlib.asynccontextmanager
-async def time_limit(deadline: float | None, began: float) -> AsyncIterator[None]:
-    """Both on the event loop's clock, which is time.monotonic.
-
-    Raises:
-        TooLate: the deadline has passed.
-    """
-    try:
-        async with asyncio.timeout_at(deadline):
-            yield
-    except TimeoutError:
-        allowed = 0.0 if deadline is None else deadline - began
-        raise TooLate(
-            f"{allowed * 1e3:.0f} ms were allowed and are over; "
-            "allow more in X-Request-Timeout-Ms, or ask for fewer steps"
-        ) from None

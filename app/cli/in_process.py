@@ -104,11 +104,15 @@ async def _post_and_watch(client: httpx.AsyncClient, path: str, headers: dict[st
     accepted = await client.post(path, headers=headers | {"prefer": "respond-async"}, **body)
     if accepted.status_code != 202:
         return accepted
-    job = accepted.headers["location"]
+    # A path of the server; the client puts its own prefix before paths.
+    job = accepted.headers["location"].removeprefix(client.base_url.path.rstrip("/"))
     with tqdm(
         total=accepted.json()["total"], leave=False, bar_format="{percentage:3.0f}%|{bar:40}| {remaining} left"
     ) as bar:
-        while (found := (await client.get(job)).json())["state"] in ("waiting", "running"):
+        while (answer := await client.get(job)).is_success:
+            found = answer.json()
+            if found["state"] not in ("waiting", "running"):
+                break
             bar.total = found["total"]
             bar.update(found["done"] - bar.n)
             await asyncio.sleep(0.1)

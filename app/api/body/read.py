@@ -25,6 +25,7 @@ from app.api.body.json_text import parse_json
 from app.errors import ClientGone, InvalidField, SlowRequest, UnsupportedMedia
 from app.operations.files import NPY_MAGIC, is_file
 from app.operations.requests import latent_fields, list_fields
+from app.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
 T = TypeVar("T")
@@ -37,11 +38,14 @@ MAX_ITEMS = 64  # of a list in a form
 PARSERS = 4  # large bodies that are parsed at once; bounds the memory that parsing takes
 
 
-async def read_body(request: Request, model: type[M], seconds: float) -> M:
+async def read_body(
+    request: Request, model: type[M], settings: Settings, on_length: Callable[[int], None] = lambda _: None
+) -> M:
     """The body as ``model``; an empty one asks for all defaults.
 
     Args:
-        seconds: in which the whole body must arrive.
+        settings: for how long a body may take.
+        on_length: called with the bytes of the body, once they are known.
 
     Raises:
         UnsupportedMedia: the body is of another type, or compressed.
@@ -52,7 +56,9 @@ async def read_body(request: Request, model: type[M], seconds: float) -> M:
     content_type = request.headers.get("content-type", "")
     media = content_type.partition(";")[0].strip().lower()
     parse = _choose_parser(request, model, media, content_type)
-    return await offload(request, parse, await _receive(request, seconds))
+    content = await _receive(request, settings)
+    on_length(len(content))
+    return await offload(request, parse, content)
 
 
 def read_query(request: Request, model: type[M]) -> M:
@@ -75,16 +81,18 @@ async def offload(request: Request, function: Callable[..., T], *arguments: obje
     return await anyio.to_thread.run_sync(function, *arguments, limiter=state.parsers)
 
 
-async def _receive(request: Request, seconds: float) -> bytes:
-    content = bytearray()
+async def _receive(request: Request, settings: Settings) -> bytes:
+    content, seconds = bytearray(), settings.body_seconds
     try:
-        async with asyncio.timeout(seconds):
+        async with asyncio.timeout(seconds), asyncio.timeout(settings.header_seconds) as silence:
             async for chunk in request.stream():
                 content += chunk
+                silence.reschedule(asyncio.get_running_loop().time() + settings.header_seconds)
     except ClientDisconnect:
         raise ClientGone("the client disconnected before its body was complete") from None
     except TimeoutError:
-        raise SlowRequest(f"body = {len(content)} bytes in {seconds:g} s: send the whole of it in that time") from None
+        pause = f"and without a pause of {settings.header_seconds:g} s"
+        raise SlowRequest(f"body = {len(content)} bytes so far: send all of it in {seconds:g} s, {pause}") from None
     return bytes(content)
 
 

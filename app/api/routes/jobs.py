@@ -8,10 +8,11 @@ from fastapi import APIRouter, Request, Response
 
 from app.api.openapi import result_response
 from app.api.problems import DECLARED
-from app.api.respond import render, send, stream, until_disconnect
+from app.api.respond import render, send, stream
 from app.api.responses.formats import EVENTS
 from app.api.responses.schemas import JobStatus, Problem
 from app.api.routes.operations import OPERATIONS
+from app.api.waiting import until_disconnect
 from app.errors import Cancelled, NoSuchJob, NotDone
 
 router = APIRouter(tags=["jobs"])

@@ -176,10 +176,16 @@ async def test_foreign_pages_are_refused(client):
     assert await metric(client, "unstir_rows_total") == 0
 
 
+@pytest.mark.parametrize("headers", [{"origin": "http://[x"}, {**IMAGE, "referer": "http://[x"}])
+async def test_an_origin_that_cannot_be_read_is_foreign(client, headers):
+    assert_problem(await client.get(QUERY, headers=headers), 403, "foreign_origin")
+
+
 @pytest.mark.parametrize(
     "headers",
     [
         {},
+        {"origin": "https://renamed.by.a.proxy", "sec-fetch-site": "same-origin"},
         {"origin": "http://test"},
         {"origin": "https://TEST"},
         {"sec-fetch-site": "same-origin"},
@@ -269,3 +275,42 @@ def test_settings_as_orchestrators_write_them(monkeypatch, values, field, found)
     for name, value in values.items():
         monkeypatch.setenv(name, value)
     assert getattr(Settings(), field) == found
+
+
+async def test_a_body_of_a_get_is_bounded_too(client):
+    for declared in (True, False):
+        content = b" " * 9000 if declared else chunks(9000)
+        response = await client.request("GET", "/sample?sampler=ddpm", content=content)
+        assert_problem(response, 413, "body_too_large")
+
+
+async def chunks(size: int):
+    yield b" " * size
+
+
+async def test_the_address_may_be_whole(client):
+    """RFC 9112, section 3.2.2."""
+    scope = {"type": "http", "method": "GET", "path": "http://test/healthz", "headers": [], "query_string": b""}
+    sent = []
+
+    async def receive():
+        return {"type": "http.request"}
+
+    async def send(message):
+        sent.append(message)
+
+    await client._transport.app({**scope, "raw_path": b"", "scheme": "http", "server": ("test", 80)}, receive, send)
+    assert sent[0]["status"] == 200
+
+
+async def test_draining_refuses_bodies_that_are_on_their_way(client):
+    lifecycle = client._transport.app.state.lifecycle
+
+    async def slow():
+        yield b"{"
+        await asyncio.sleep(30)
+
+    answer = asyncio.create_task(client.post("/sample", content=slow(), headers={"content-type": "application/json"}))
+    await asyncio.sleep(0.1)
+    await lifecycle.drain()
+    assert_problem(await answer, 503, "draining", "takes nothing new")

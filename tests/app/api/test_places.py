@@ -48,3 +48,10 @@ def test_there_are_never_more_promises_than_places():
     places.take("1", 3, 3, [])
     assert refused(places, "newcomer", 3, [5]) == 5  # the other two places are promised
     places.take("0", 3, 3, [5])
+
+
+def test_a_place_that_is_free_and_promised_is_refused():
+    places = PlacePromises()
+    assert refused(places, "a", 0, [5], count=1) == 5
+    assert refused(places, "newcomer", 1, [], count=1) == 1
+    places.take("a", 5, 1, [])

@@ -103,4 +103,45 @@ async def test_refusals_while_room_is_missing_come_in_time(settings):
         response = await client.post("/sample", content=b" " * MIB, headers={"content-type": "application/json"})
         assert_problem(response, 429, "overloaded", "bytes of request bodies")
         assert (await client.post("/sample", json={"steps": 1})).status_code == 200
+        late = await client.post(
+            "/sample",
+            content=b" " * MIB,
+            headers={"content-type": "application/json", "x-request-timeout-ms": "10"},
+        )
+        assert_problem(late, 504, "too_late", "10 ms were allowed")
         held.release()
+
+
+async def test_who_waits_behind_one_that_gives_up_is_let_in():
+    uploads = Uploads(10 * MIB)
+    held = await uploads.reserve(declared(5 * MIB), 8 * MIB, 1, "a")
+    large = asyncio.create_task(uploads.reserve(declared(8 * MIB), 8 * MIB, 0.05, "b"))
+    await asyncio.sleep(0)
+    small = await uploads.reserve(declared(MIB), 8 * MIB, 1, "c")
+    with pytest.raises(Overloaded):
+        await large
+    held.release()
+    small.release()
+    assert uploads.nbytes == 0
+
+
+async def test_one_caller_leaves_half_of_the_room_to_others():
+    uploads = Uploads(8 * MIB)
+    mine = [await uploads.reserve(declared(2 * MIB), 8 * MIB, 1, "me") for _ in range(2)]
+    waiting = asyncio.create_task(uploads.reserve(declared(2 * MIB), 8 * MIB, 1, "me"))
+    await asyncio.sleep(0)
+    other = await uploads.reserve(declared(2 * MIB), 8 * MIB, 0.05, "you")  # though it came later
+    assert not waiting.done()
+    mine[0].release()
+    for upload in (await waiting, mine[1], other):
+        upload.release()
+    assert uploads.nbytes == 0
+
+
+async def test_a_body_takes_the_room_that_it_needs():
+    uploads = Uploads(4 * MIB)
+    chunked = await uploads.reserve(Headers({"transfer-encoding": "chunked"}), 2 * MIB, 1)
+    chunked.shrink(11)
+    assert uploads.nbytes == 11
+    chunked.release()
+    assert uploads.nbytes == 0
