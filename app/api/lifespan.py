@@ -34,7 +34,7 @@ class Lifecycle:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None] = lambda: None) -> None:
-        """Args: on_failure: called when the network cannot be loaded."""
+        """Args: on_failure: called when the network cannot be loaded; says so to whoever waits for it."""
         self.settings = settings
         self.metrics = metrics
         self.failure: str | None = None
@@ -122,6 +122,5 @@ class Lifecycle:
 
     def _fail(self, error: BaseException) -> None:
         self.failure = describe_failure(self.settings.checkpoint, error)
-        details = error if log.isEnabledFor(logging.DEBUG) else None
-        log.critical("the network could not be loaded: %s", self.failure, exc_info=details)
+        log.debug("while loading", exc_info=error)
         self._on_failure()

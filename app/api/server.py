@@ -65,6 +65,7 @@ def create_server(settings: Settings) -> Server:
     logs.configure(settings.log_level, settings.log_format)
 
     def stop() -> None:
+        logging.getLogger("unstir").critical("%s", server.lifecycle.unready)
         server.should_exit = True
 
     app = create_app(settings, on_failure=stop)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import pytest
@@ -20,8 +21,9 @@ from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from model.checkpoint import load
 from model.diffusion.samplers import SAMPLERS
+from model.images import text_of
 from tests.app.api.test_bad_input import assert_problem
-from tests.conftest import CLASSES, serving
+from tests.conftest import CLASSES, save_tiny, serving
 from tests.engines import WIDTHS
 from tests.metrics import metric
 
@@ -107,6 +109,49 @@ async def test_a_checkpoint_that_cannot_be_loaded(tmp_path):
         assert unready.status_code == 503
         assert "config.json is missing" in unready.json()["status"]
         assert_problem(await client.post("/sample", json={}), 503, "engine_dead", "config.json is missing")
+
+
+@pytest.mark.parametrize("names", [("1", "10", "2"), ("2", "0", "1")])
+async def test_a_replay_draws_the_class_of_a_numeral_again(tmp_path, names):
+    """A number is an index; a string is a name, and only then an index. The answer has the name, as a string."""
+    checkpoint = save_tiny(tmp_path, names)
+    settings = Settings(checkpoint=checkpoint, device="cpu", threads=1, dtype="float32", cache="", max_width=4)
+    async with serving(create_app(settings)) as client:
+
+        async def draw(label, **more):
+            body = {"label": label, "seed": 3, "steps": 2, "reproducible": True}
+            response = await client.post("/sample", json=body, **more)
+            assert response.status_code == 200, response.text
+            return response
+
+        asked = {index: await draw(index, headers={"accept": "application/json"}) for index in range(3)}
+        assert [answer.json()["label"] for answer in asked.values()] == list(names)
+        for index, name in enumerate(names):
+            by_index = (await draw(index)).content
+            assert (await draw(name)).content == by_index
+            form = await client.post(
+                "/sample", files={key: (None, value) for key, value in FORM.items()} | {"label": (None, name)}
+            )
+            assert form.content == by_index
+            again = json.loads(text_of(by_index)["unstir"])["request"]
+            assert again["label"] == name
+            assert (await client.post("/sample", json=again)).content == by_index
+
+
+FORM = {"seed": "3", "steps": "2", "reproducible": "true"}
+
+
+async def test_classes_without_a_card_are_numbers(tmp_path):
+    (save_tiny(tmp_path) / "card.json").unlink()
+    settings = Settings(checkpoint=tmp_path, device="cpu", threads=1, dtype="float32", cache="", max_width=4)
+    async with serving(create_app(settings)) as client:
+        model = (await client.get("/model")).json()
+        assert (model["classes"], model["guidance"]) == (["0", "1", "2", "3"], False)
+        assert "no guidance" in model["description"]
+        assert_problem(
+            await client.post("/sample", json={"steps": 2}), 422, "invalid_field", "choose one of 0, 1, 2, 3"
+        )
+        assert (await client.post("/sample", json={"steps": 2, "label": "3"})).status_code == 200
 
 
 async def test_eight_unlike_requests_share_forwards_and_equal_their_solo_answers(client):

@@ -6,6 +6,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 
 import numpy as np
@@ -209,3 +210,27 @@ def test_call_is_the_http_surface(here, capsysbinary):
     assert json.loads(capsysbinary.readouterr().err)["code"] == "invalid_field"
     assert main(["call", "POST", "/sample", '{"steps": 2}', "--accept", "text/event-stream"]) == 0
     assert b"event: completed" in capsysbinary.readouterr().out
+
+
+@pytest.mark.parametrize("error", [StopIteration(), MemoryError(), SystemExit(), RuntimeError("two\nlines")])
+def test_a_failed_load_is_one_line_and_status_1(unstir, tiny, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("app.engine.loading.calibrate", fail)
+    status, printed, complaint = unstir("sample --steps 2")
+    assert (status, printed) == (1, "")
+    assert complaint.startswith(f"unstir: the network could not be loaded: {tiny}: {type(error).__name__}")
+    assert complaint.count("\n") == 1
+    assert "; " in complaint  # and what to do
+
+
+@pytest.mark.parametrize("command", ["sample --steps 2", "invert noise.png", "replay made.png", "call GET /model"])
+def test_a_checkpoint_that_is_refused_is_one_line_and_status_1(unstir, tiny, tmp_path, command):
+    assert unstir("sample --label circle --steps 2 -o made.png")[0] == 0
+    shutil.copytree(tiny, tmp_path / "flow")
+    config = tmp_path / "flow" / "scheduler" / "scheduler_config.json"
+    config.write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+    status, printed, complaint = unstir(f"{command} --checkpoint flow")
+    assert (status, printed, complaint.count("\n")) == (1, "", 1)
+    assert 'scheduler_config.json: _class_name = "FlowMatchEulerDiscreteScheduler": is flow matching' in complaint
