@@ -40,7 +40,7 @@ class Lifecycle:
     """
 
     def __init__(self, settings: Settings, metrics: Metrics, on_failure: Callable[[], None] = lambda: None) -> None:
-        """Args: on_failure: called when the network cannot be loaded."""
+        """Args: on_failure: called when the network cannot be loaded; says so to whoever waits for it."""
         self.settings = settings
         self.metrics = metrics
         self.failure: str | None = None
@@ -150,6 +150,6 @@ class Lifecycle:
 
     def _fail(self, error: BaseException) -> None:
         self.failure = describe_failure(self.settings.checkpoint, error)
-        traced = log.isEnabledFor(logging.DEBUG) or not isinstance(error, Exception)
-        log.critical("the network could not be loaded: %s", self.failure, exc_info=error if traced else None)
+        level = logging.DEBUG if isinstance(error, Exception) else logging.CRITICAL
+        log.log(level, "while loading", exc_info=error)
         self._on_failure()

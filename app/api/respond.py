@@ -136,7 +136,8 @@ def cache_headers(
         return {"Cache-Control": "no-store"}
     model = service.model
     settings = service.settings
-    facts = (model.checkpoint.card.sha256, model.device, model.calibration.threads, VERSIONS)
+    config = sorted(model.checkpoint.scheduler_config.items())
+    facts = (model.checkpoint.card.sha256, config, model.device, model.calibration.threads, VERSIONS)
     network = f"{facts} {settings.reproducible_width} {settings.max_pixels}"
     return {"Cache-Control": "no-cache", "ETag": make_etag(digest, media_type, network, weak=media_type == JSON)}
 

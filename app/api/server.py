@@ -82,6 +82,7 @@ def create_server(settings: Settings) -> Server:
         logging.getLogger("unstir").warning(line)
 
     def stop() -> None:
+        logging.getLogger("unstir").critical("%s", server.lifecycle.unready)
         server.should_exit = True
 
     app = create_app(settings, on_failure=stop)

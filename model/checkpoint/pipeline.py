@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from model.checkpoint.facts import CheckpointError, Facts
+from model.checkpoint.scheduler import judge_class
 
 INDEX = "model_index.json"
 PARTS = ("unet", "scheduler")
@@ -29,6 +30,9 @@ def check_pipeline(folder: Path) -> None:
     for key, value in facts.content.items():
         if key not in PARTS and not key.startswith("_") and isinstance(value, list) and any(value):
             raise facts.fault(key, _reason(key))
+    scheduler = facts.content.get("scheduler")
+    if isinstance(scheduler, list) and any(scheduler) and (reason := judge_class(scheduler[-1])):
+        raise facts.fault("scheduler", reason)
     name = facts.content.get("_class_name")
     if name is not None and not isinstance(name, str):
         raise facts.fault("_class_name", "must be a string, such as DDPMPipeline")

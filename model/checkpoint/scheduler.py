@@ -100,11 +100,21 @@ def _check_class(facts: Facts) -> None:
     name = facts.content.get("_class_name")
     if name is None:
         raise facts.fault("_class_name", f"is missing; name the scheduler, such as {next(iter(SERVED))}")
+    if reason := judge_class(name):
+        raise facts.fault("_class_name", reason)
+    if facts.content.get("predict_epsilon", True) is not True:
+        raise facts.fault("predict_epsilon", "is of 2022; set prediction_type to sample instead")
+    if facts.content.get("beta_schedule", "linear") is None and not facts.given("trained_betas"):
+        raise facts.fault("beta_schedule", "must be the name of a schedule, such as linear")
+
+
+def judge_class(name: object) -> str | None:
+    """Why networks of a scheduler's class are not served; None if they are."""
     if isinstance(name, str) and name in SERVED:
-        return
+        return None
     what = next((what for start, what in REFUSED.items() if str(name).startswith(start)), "unknown here")
     kinds = "DDPM, DDIM, PNDM, DPM-Solver, DEIS, UniPC, SA-Solver, Euler, Heun, KDPM2 and LMS"
-    raise facts.fault("_class_name", f"is {what}; served are networks of diffusers' {kinds} schedulers")
+    return f"is {what}; served are networks of diffusers' {kinds} schedulers"
 
 
 def _check_timesteps(facts: Facts) -> None:

@@ -120,6 +120,8 @@ def test_no_name_is_both_served_and_refused():
 
 SCHEDULERS_REFUSED = [
     ({"_class_name": ...}, "_class_name is missing"),
+    ({"predict_epsilon": False}, "predict_epsilon = false: is of 2022; set prediction_type"),
+    ({"beta_schedule": None}, "beta_schedule = null: must be the name of a schedule"),
     ({"_class_name": None}, "_class_name = null: is missing"),
     ({"timestep_spacing": "foo"}, 'timestep_spacing = "foo": choose one of leading, trailing, linspace'),
     ({"timestep_spacing": ["leading"]}, "choose one of leading"),
@@ -391,3 +393,11 @@ def test_an_inversion_begins_where_its_sampler_ends():
     # Solvers that end at σ = 0 in diffusers, too, do so here.
     for name in ("dpmpp_2m", "ddpm", "heun"):
         assert SAMPLERS[name].compile(ends_above, 20).digest == SAMPLERS[name].compile(clean, 20).digest
+
+
+def test_the_scheduler_that_the_index_names_is_judged_too(folder):
+    edit(folder / "model_index.json", scheduler=["diffusers", "FlowMatchEulerDiscreteScheduler"])
+    assert "model_index.json: scheduler = " in refusal(folder)
+    assert "is flow matching" in refusal(folder)
+    edit(folder / "model_index.json", scheduler=["diffusers", "DDIMScheduler"])
+    checkpoint.load(folder)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 import threading
 
 import pytest
@@ -20,8 +21,9 @@ from app.settings import Settings
 from app.telemetry.metrics import Metrics
 from model.checkpoint import load
 from model.diffusion.samplers import SAMPLERS
+from model.images import text_of
 from tests.app.api.test_bad_input import assert_problem
-from tests.conftest import CLASSES, serving
+from tests.conftest import CLASSES, save_tiny, serving
 from tests.engines import WIDTHS
 from tests.metrics import metric
 
@@ -111,6 +113,49 @@ async def test_a_checkpoint_that_cannot_be_loaded(tmp_path):
         assert unready.status_code == 503
         assert "config.json is missing" in unready.json()["status"]
         assert_problem(await client.post("/sample", json={}), 503, "engine_dead", "config.json is missing")
+
+
+@pytest.mark.parametrize("names", [("1", "10", "2"), ("2", "0", "1")])
+async def test_a_replay_draws_the_class_of_a_numeral_again(tmp_path, names):
+    """A number is an index; a string is a name, and only then an index. The answer has the name, as a string."""
+    checkpoint = save_tiny(tmp_path, names)
+    settings = Settings(checkpoint=checkpoint, device="cpu", threads=1, dtype="float32", cache="", max_width=4)
+    async with serving(create_app(settings)) as client:
+
+        async def draw(label, **more):
+            body = {"label": label, "seed": 3, "steps": 2, "reproducible": True}
+            response = await client.post("/sample", json=body, **more)
+            assert response.status_code == 200, response.text
+            return response
+
+        asked = {index: await draw(index, headers={"accept": "application/json"}) for index in range(3)}
+        assert [answer.json()["label"] for answer in asked.values()] == list(names)
+        for index, name in enumerate(names):
+            by_index = (await draw(index)).content
+            assert (await draw(name)).content == by_index
+            form = await client.post(
+                "/sample", files={key: (None, value) for key, value in FORM.items()} | {"label": (None, name)}
+            )
+            assert form.content == by_index
+            again = json.loads(text_of(by_index)["unstir"])["request"]
+            assert again["label"] == name
+            assert (await client.post("/sample", json=again)).content == by_index
+
+
+FORM = {"seed": "3", "steps": "2", "reproducible": "true"}
+
+
+async def test_classes_without_a_card_are_numbers(tmp_path):
+    (save_tiny(tmp_path) / "card.json").unlink()
+    settings = Settings(checkpoint=tmp_path, device="cpu", threads=1, dtype="float32", cache="", max_width=4)
+    async with serving(create_app(settings)) as client:
+        model = (await client.get("/model")).json()
+        assert (model["classes"], model["guidance"]) == (["0", "1", "2", "3"], False)
+        assert "no guidance" in model["description"]
+        assert_problem(
+            await client.post("/sample", json={"steps": 2}), 422, "invalid_field", "choose one of 0, 1, 2, 3"
+        )
+        assert (await client.post("/sample", json={"steps": 2, "label": "3"})).status_code == 200
 
 
 async def test_eight_unlike_requests_share_forwards_and_equal_their_solo_answers(client):
@@ -252,13 +297,13 @@ def test_warming_up_takes_every_kind_of_plan(tiny_ckpt, monkeypatch):
 @pytest.mark.parametrize(
     ("error", "shown"),
     [
-        pytest.param(SystemExit(3), "SystemExit: 3", id="exit"),
-        pytest.param(MemoryError(), "MemoryError: ", id="without-a-word"),
-        pytest.param(ValueError("config.json is none"), "config.json is none", id="with-words"),
+        pytest.param(SystemExit(3), "SystemExit (3); UNSTIR_LOG_LEVEL=debug says where", id="exit"),
+        pytest.param(MemoryError(), "MemoryError; give the process more memory", id="without-a-word"),
+        pytest.param(ValueError("is none"), "ValueError (is none); UNSTIR_LOG_LEVEL=debug says where", id="with-words"),
     ],
 )
 async def test_whatever_ends_the_loading_is_said(settings, monkeypatch, caplog, error, shown):
-    """The thread's end is the process's: not ready, a line in the log, and the callback that stops the server."""
+    """The thread's end is the process's: not ready, and the callback that stops the server."""
 
     def load(*_):
         raise error
@@ -269,7 +314,8 @@ async def test_whatever_ends_the_loading_is_said(settings, monkeypatch, caplog, 
     async with serving(app, ready=False) as client:
         while not stopped:
             await asyncio.sleep(0.002)
-        assert app.state.lifecycle.failure == shown
+        assert app.state.lifecycle.failure == f"{settings.checkpoint}: {shown}"
         response = await client.get("/readyz")
-        assert (response.status_code, response.json()["status"]) == (503, f"the network could not be loaded: {shown}")
-    assert f"the network could not be loaded: {shown}" in caplog.text
+        assert response.status_code == 503
+        assert response.json()["status"] == f"the network could not be loaded: {settings.checkpoint}: {shown}"
+    assert ("Traceback" in caplog.text) == isinstance(error, SystemExit)  # nothing raises that on purpose

@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import shutil
 import sys
 
 import numpy as np
@@ -266,7 +267,7 @@ def test_progress_on_a_terminal_changes_no_byte(unstir, tmp_path, monkeypatch):
 def test_a_broken_checkpoint_is_named(unstir, tmp_path):
     (tmp_path / "empty").mkdir()
     status, _, complaint = unstir("sample --checkpoint empty")
-    assert status == 1
+    assert status == 1  # the command was typed well
     assert "config.json is missing" in complaint
 
 
@@ -319,3 +320,27 @@ def test_an_address_where_nobody_answers(unstir, line, words):
     status, _, complaint = unstir(line)
     assert status == 2
     assert all(word in complaint for word in words), complaint
+
+
+@pytest.mark.parametrize("error", [StopIteration(), MemoryError(), SystemExit(), RuntimeError("two\nlines")])
+def test_a_failed_load_is_one_line_and_status_1(unstir, tiny, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr("app.engine.loading.calibrate", fail)
+    status, printed, complaint = unstir("sample --steps 2")
+    assert (status, printed) == (1, "")
+    assert complaint.startswith(f"unstir: the network could not be loaded: {tiny}: {type(error).__name__}")
+    assert complaint.count("\n") == 1
+    assert "; " in complaint  # and what to do
+
+
+@pytest.mark.parametrize("command", ["sample --steps 2", "invert noise.png", "replay made.png", "call GET /model"])
+def test_a_checkpoint_that_is_refused_is_one_line_and_status_1(unstir, tiny, tmp_path, command):
+    assert unstir("sample --label circle --steps 2 -o made.png")[0] == 0
+    shutil.copytree(tiny, tmp_path / "flow")
+    config = tmp_path / "flow" / "scheduler" / "scheduler_config.json"
+    config.write_text('{"_class_name": "FlowMatchEulerDiscreteScheduler"}')
+    status, printed, complaint = unstir(f"{command} --checkpoint flow")
+    assert (status, printed, complaint.count("\n")) == (1, "", 1)
+    assert 'scheduler_config.json: _class_name = "FlowMatchEulerDiscreteScheduler": is flow matching' in complaint
