@@ -1,4 +1,4 @@
-"""One request, from its headers to its response: parse, admit, run, render, send."""
+"""One request, from its headers to its response: receive, parse, admit, run, render, send."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ async def respond(request: Request, operation: Operation) -> Response:
         async with time_limit(deadline, began):
             receiving = receive(request, operation, service, lifecycle.uploads, stack)
             body, upload, digest = await unless(lifecycle.refusing, receiving)
-        parsed = describe(request, operation, service, headers, body, digest, began, deadline)
+        parsed = parse(request, operation, service, headers, body, digest, began, deadline)
         etag = parsed.cache_headers.get("ETag")
         if etag and matches_etag(request.headers.getlist("if-none-match"), etag):
             return Response(status_code=304, headers={"Vary": "Accept", **parsed.cache_headers})
@@ -110,7 +110,7 @@ async def receive(
     return body, upload, await offload(request, digest_request, operation.path, body)
 
 
-def describe(
+def parse(
     request: Request,
     operation: Operation,
     service: Service,
@@ -120,7 +120,7 @@ def describe(
     began: float,
     deadline: float | None,
 ) -> ParsedRequest:
-    """All that is known of a request before its work begins."""
+    """The request, with the formats that it can have."""
     formats = operation.list_formats(body)
     media_type = formats.choose(request.headers.getlist("accept"))
     request.state.sampler = getattr(body, "sampler", None) or getattr(body, "method", "")

@@ -39,7 +39,8 @@ URL = inspect.Parameter(
     inspect.Parameter.KEYWORD_ONLY,
     default=None,
     annotation=Annotated[
-        str | None, typer.Option(help="Ask the server at this address, as http://localhost:8000, instead of loading.")
+        str | None,
+        typer.Option(help="Address of a running service to ask instead of loading a network: http://localhost:8000."),
     ],
 )
 SERVICE = [URL, *flags_of(Settings, only=("checkpoint", "device", "threads"))]

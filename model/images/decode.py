@@ -88,6 +88,8 @@ def read(path: Path, channels: int, background: Colour = BLACK) -> np.ndarray:
         png = container.read_png(content) if content.startswith(container.PNG_SIGNATURE) else None
         with ignore_pillow_warnings(), Image.open(io.BytesIO(content)) as image:
             return _pixels(image, channels, background, png, content)
+    except UnidentifiedImageError as error:
+        raise ImageError(f"{path}: it is no image") from error
     except Exception as error:
         raise ImageError(f"{path}: {error}") from error
 

@@ -17,6 +17,7 @@ from unstir_client.api.images import interpolate, invert, sample
 from unstir_client.api.jobs import cancel_job, get_job, get_job_result
 from unstir_client.api.service import get_model, get_readiness
 from unstir_client.models import (
+    Embed,
     Fit,
     ImageLatent,
     InterpolateForm,
@@ -77,7 +78,8 @@ described = sample.sync_detailed(client=client, body=request, priority="u=1", x_
 assert (described.status_code, described.headers["x-nfe"]) == (200, "4")
 
 # Invert: by file, and in base64; the latent is sampled again.
-code = the(InvertResponse, invert.sync(client=client, body=InvertForm(image=file(), steps=4, label=label)))
+by_file = InvertForm(image=file(), steps=4, label=label, embed=Embed.NONE)
+code = the(InvertResponse, invert.sync(client=client, body=by_file))
 assert (code.method, code.decode.sampler) == (InvertMethod.FIXED_POINT, Sampler.DDIM)
 assert isinstance(code.psnr, float)
 in_base64 = InvertRequest(image=base64.b64encode(content).decode(), steps=4, label=label, fit=Fit.RESIZE)
@@ -90,6 +92,7 @@ again = SampleRequest(
     clip=code.decode.clip,
     label=label,
     reproducible=code.decode.reproducible,
+    embed=Embed.NONE,
 )
 assert the(SampleResponse, sample.sync(client=client, body=again)).images == [code.reconstruction]
 

@@ -43,12 +43,12 @@ assert.equal(png.type, "image/png");
 assert.equal(answer.response.headers.get("x-nfe"), "4");
 
 // Invert: by file, and in base64; the latent is sampled again.
-const code = the(await client.POST("/invert", { body: { image: file, steps: 4, label }, bodySerializer }));
+const code = the(await client.POST("/invert", { body: { image: file, steps: 4, label, embed: "none" }, bodySerializer }));
 assert("decode" in code);
 assert.equal(typeof code.psnr, "number");
 const same = the(await client.POST("/invert", { body: { image: base64, steps: 4, label, fit: "resize" } }));
 assert("decode" in same && same.nfe === code.nfe);
-const again = the(await client.POST("/sample", { body: { ...code.decode, latent: { npy: code.latent } } }));
+const again = the(await client.POST("/sample", { body: { ...code.decode, latent: { npy: code.latent }, embed: "none" } }));
 assert("images" in again);
 assert.deepEqual(again.images, [code.reconstruction]);
 

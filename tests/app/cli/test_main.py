@@ -76,7 +76,7 @@ def test_help_has_a_flag_for_every_field_with_its_choices_and_default(help_of, c
         (entry,) = re.findall(rf"^  --{name.replace('_', '-')}(?![\w-]).*(?:\n {{6,}}.*)*", text, re.MULTILINE)
         for choice in schema[name].get("enum", []):
             assert re.search(rf"[<|]{choice}[|>]", entry)
-        if field.default not in (None, True, False):
+        if field.default not in (None, True, False, ""):
             shown = "weights/avatars-32" if field.default == SHIPPED / "avatars-32" else f"{field.default}"
             assert f"default: {shown.removesuffix('.0')}" in entry
         if command == "serve":
