@@ -170,6 +170,16 @@ def test_a_full_table_answers_503_and_says_so_once(tiny):
         for sock in busy:
             sock.close()
         wait_for(lambda: b"200 OK" in answer_of(connect(client, HEALTH)), lines)
+        # A request that was sent along with one before it is under way, and its connection not idle.
+        pipelined = connect(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n" + BEGUN)
+        busy = [connect(client, BEGUN) for _ in range(7)]
+        time.sleep(1.1)
+        assert b"503" in answer_of(connect(client))
+        pipelined.sendall(b'"steps": 2}' + b" " * 87)
+        assert b"200 OK" in pipelined.recv(65536)
+        for sock in (pipelined, *busy):
+            sock.close()
+        wait_for(lambda: b"200 OK" in answer_of(connect(client, HEALTH)), lines)
         # Idle ones make room for who comes.
         idle = [connect(client) for _ in range(8)]
         time.sleep(1.1)
@@ -207,12 +217,18 @@ def test_headers_bodies_and_reading_have_deadlines(tiny):
         assert json.loads(late.partition(b"\r\n\r\n")[2])["code"] == "slow_request"
         late = answer_of(connect(client, BEGUN))
         assert late.startswith(b"HTTP/1.1 408 ")
-        assert b'"detail":"body = 1 bytes in 0.6 s' in late
+        assert b'"detail":"body = 1 bytes so far: send all of it in 0.6 s, and without a pause of 0.3 s' in late
 
         # The rest of a body that nobody wants has a deadline, too.
         refused = connect(client, BEGUN.replace(b"application/json", b"text/plain").replace(b"/sample", b"/nothing"))
         assert b"404" in refused.recv(65536)
         assert b"not_found" in answer_of(refused)  # and then the connection is closed
+
+        # Headers of a second request have the same deadline as those of the first.
+        second = connect(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
+        assert b"200 OK" in second.recv(65536)
+        second.sendall(b"GET /hea")
+        assert b"HTTP/1.1 408 " in answer_of(second)
 
         # A kept connection may be idle for longer than headers may take.
         kept = connect(client, b"GET /healthz HTTP/1.1\r\nHost: x\r\n\r\n")
@@ -239,8 +255,9 @@ def test_headers_bodies_and_reading_have_deadlines(tiny):
         b"GET / HTTP/9\r\n\r\n",
         b"GET /x HTTP/1.1\r\nHost: a\r\nHost: b\r\n\r\n",
         b"\x16\x03\x01\x02",
+        b"POST /sample HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\nzz",
     ],
-    ids=["words", "version", "two hosts", "tls"],
+    ids=["words", "version", "two hosts", "tls", "chunks"],
 )
 def test_what_is_no_http_gets_a_problem(served, content):
     _, client, _ = served
