@@ -19,11 +19,13 @@ import struct
 import sys
 import termios
 import time
+import uuid
 from functools import partial
 from typing import Any
 
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from app.api import problems
 from app.errors import InvalidHTTP, SlowRequest, TooManyConnections, UnstirError
 from app.settings import Settings
 
@@ -255,18 +257,13 @@ class Connection(H11Protocol):
 
     def _send_problem(self, error: UnstirError) -> None:
         """Before there is a request; the connection is closed."""
-        content = {
-            "type": f"urn:unstir:problem:{error.code}",
-            "title": error.title,
-            "status": error.status,
-            "detail": error.detail,
-            "code": error.code,
-        }
-        body = json.dumps(content).encode()
+        request_id = uuid.uuid4().hex
+        body = json.dumps(problems.describe(error, request_id)).encode()
         headers = {
             "Content-Type": "application/problem+json",
             "Content-Length": str(len(body)),
             "Connection": "close",
+            "X-Request-Id": request_id,
         } | error.headers
         lines = "".join(f"{name}: {value}\r\n" for name, value in headers.items())
         self.transport.write(f"HTTP/1.1 {error.status} {error.title}\r\n{lines}\r\n".encode() + body)

@@ -74,7 +74,7 @@ class RequestHeaders:
             deadline=deadline,
             priority=self.priority,
             sender=f"{caller} {self.idempotency_key or digest}",
-            host=caller,
+            caller=caller,
             endpoint=request.scope["route"].path,
         )
 

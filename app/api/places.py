@@ -25,7 +25,8 @@ class PlacePromises:
             seconds_left: of each place that is taken, until it is free; sorted.
 
         Raises:
-            Overloaded: a place is free after its ``Retry-After``, and kept for this name.
+            Overloaded: a place is free after its ``Retry-After``, and kept for this name, unless the detail says that
+                there are too many promises already.
         """
         self._due = {other: due for other, due in self._due.items() if due > now - GRACE}
         free = places - len(seconds_left)
@@ -42,8 +43,11 @@ class PlacePromises:
             self._due[name] = max(self._due[name], now + after)
         elif len(self._due) < places:
             self._due[name] = now + after
+        kept = "for then there is a place for this one"
+        if name not in self._due:
+            kept = "though no place can be kept until then"
         raise Overloaded(
             f"{len(seconds_left)} jobs are under way, and no more than {places} are kept; "
-            f"try again in {after} s, for then there is a place for this one",
+            f"try again in {after} s, {kept}",
             retry_after=after,
         )

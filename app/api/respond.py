@@ -7,8 +7,6 @@ import contextlib
 import time
 from dataclasses import dataclass
 from functools import partial
-from importlib.metadata import version
-from typing import TypeVar
 
 from fastapi import Request, Response
 from fastapi.responses import JSONResponse
@@ -35,9 +33,6 @@ from app.operations.threads import run_limited
 from app.telemetry import tracing
 from app.telemetry.logs import REQUEST_ID
 from app.telemetry.metrics import Metrics
-
-T = TypeVar("T")
-VERSIONS = tuple(version(package) for package in ("torch", "numpy", "pillow", "pi-heif"))  # that bytes depend on
 
 
 @dataclass(frozen=True)
@@ -134,12 +129,8 @@ def cache_headers(
     """A response that is a function of its request has a tag, with which a cache can ask again; others are not kept."""
     if media_type == EVENTS or not operation.repeatable(body):
         return {"Cache-Control": "no-store"}
-    model = service.model
-    settings = service.settings
-    config = sorted(model.checkpoint.scheduler_config.items())
-    facts = (model.checkpoint.card.sha256, config, model.device, model.calibration.threads, VERSIONS)
-    network = f"{facts} {settings.reproducible_width} {settings.max_pixels}"
-    return {"Cache-Control": "no-cache", "ETag": make_etag(digest, media_type, network, weak=media_type == JSON)}
+    etag = make_etag(digest, media_type, service.fingerprint, weak=media_type == JSON)
+    return {"Cache-Control": "no-cache", "ETag": etag}
 
 
 def admit(

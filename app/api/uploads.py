@@ -73,7 +73,10 @@ class Uploads:
                 self._waiting.remove(upload)
                 self._let_in()
             if isinstance(error, TimeoutError):
-                detail = f"{self.nbytes} bytes of request bodies are received or worked on; try again later"
+                detail = (
+                    f"{self.nbytes} bytes of request bodies are received or worked on; "
+                    "try again later, though no room can be kept until then"
+                )
                 raise Overloaded(detail, retry_after=seconds) from None
             raise
         return upload

@@ -6,9 +6,9 @@ newcomers are admitted only as far as they leave room for it, or if the device w
 in time is always admitted; one that returns early finds the same promise; one that is not claimed expires a little
 after it is due.
 
-Promises hold capacity that others could use, so they are bounded: all together, and for each host by its credit, which
-grows with promises that were claimed and shrinks with those that were not. Beyond these bounds a refusal
-has no promise, and says so.
+Promises hold capacity that others could use, so they are bounded: all together, and for each caller by its credit,
+which grows with promises that were claimed and shrinks with those that were not. Beyond these bounds a refusal has no
+promise, and says so.
 
 One request does not fill the queue for all others: it counts for at most half of it, since the scheduler lets shorter
 ones go first, and one that takes longer than all that may wait is admitted only while nothing does.
@@ -38,14 +38,14 @@ class Demand:
         size: of it whatever a forward costs: row-steps.
         lanes: images at once.
         sender: as in :class:`app.engine.reservation.SubmitOptions`; None gets no promise.
-        host: that the promise is counted against.
+        caller: that the promise is counted against.
     """
 
     seconds: float
     size: float
     lanes: int = 1
     sender: str | None = None
-    host: str = ""
+    caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,7 +130,7 @@ class Admission:
     def _expire(self, now: float) -> None:
         for promise in self.promises:
             if promise.due <= now - GRACE:
-                self._credit.lose(promise.demand.host, promise.demand.seconds)
+                self._credit.lose(promise.demand.caller, promise.demand.seconds)
         self.promises = [promise for promise in self.promises if promise.due > now - GRACE]
 
     def _find(self, demand: Demand) -> Promise | None:
@@ -143,17 +143,17 @@ class Admission:
 
     def _claim(self, promise: Promise) -> None:
         self.promises.remove(promise)
-        self._credit.gain(promise.demand.host, promise.demand.seconds)
+        self._credit.gain(promise.demand.caller, promise.demand.seconds)
 
     def _promise(self, demand: Demand, load: Load, ahead: float, now: float) -> Promise | None:
         """A promise behind all others; None if there are too many already."""
         held = [promise.demand for promise in self.promises]
-        of_host = [each.seconds for each in held if each.host == demand.host]
+        of_caller = [each.seconds for each in held if each.caller == demand.caller]
         if (
             demand.sender is None
             or any(each.sender == demand.sender for each in held)
             or len(held) >= MAX_PROMISES
-            or (of_host and sum(of_host) + demand.seconds > self._credit.of(demand.host))
+            or (of_caller and sum(of_caller) + demand.seconds > self._credit.of(demand.caller))
             or (held and ahead - load.seconds + demand.seconds > MAX_PROMISED * self.max_seconds)
             or (held and sum(each.lanes for each in held) + demand.lanes > self.max_lanes)
         ):

@@ -86,7 +86,7 @@ class Engine:
             sequential = (row_steps / lanes if steps is None else steps) * widths.seconds[0]
             alone = max(seconds, sequential)
             check_deadline(alone, lambda: self._due_before(deadline, options.priority), deadline - now)
-        self._admission.admit(Demand(seconds, row_steps, lanes, options.sender, options.host), self._load(), now)
+        self._admission.admit(Demand(seconds, row_steps, lanes, options.sender, options.caller), self._load(), now)
         return Reservation(self._admitted, self._run, lanes, row_steps, exact, options)
 
     def _check_alive(self) -> None:

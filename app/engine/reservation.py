@@ -43,14 +43,14 @@ class SubmitOptions:
         deadline: when it must be done, on the engine's clock; None if never.
         priority: one of the scheduler's ``PRIORITIES``.
         sender: equal for a request that is sent again, and seldom for another; None if it will not be.
-        host: that promises to it are counted against.
+        caller: that promises to it are counted against.
         endpoint: the path, as a label of gauges.
     """
 
     deadline: float | None = None
     priority: int = 0
     sender: str | None = None
-    host: str = ""
+    caller: str = ""
     endpoint: str = ""
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import anyio
 
 from app.errors import InvalidField
+from app.operations.threads import run_limited
 from model.diffusion.plan import Plan
 from model.diffusion.schedule import NoiseSchedule
 
@@ -49,12 +50,14 @@ class Plans:
         """
         key = (function, schedule, steps, tuple(sorted(options.items())))
         if key not in self._kept:
-            async with self._limiter:
-                if key not in self._kept:  # compiled meanwhile, for another
-                    plan = await anyio.to_thread.run_sync(partial(function, schedule, steps, **options))
-                    return self._keep(key, plan)
+            compiling = partial(function, schedule, steps, **options)
+            return self._keep(key, await run_limited(self._limiter, self._find_or_compile, key, compiling))
         self._kept.move_to_end(key)
         return self._kept[key]
+
+    def _find_or_compile(self, key: Hashable, compiling: Callable[[], Plan]) -> Plan:
+        """On a thread: while this one waited, another request may have compiled the plan."""
+        return self._kept.get(key) or compiling()
 
     def _keep(self, key: Hashable, plan: Plan) -> Plan:
         self._kept[key] = plan

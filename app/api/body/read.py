@@ -14,7 +14,6 @@ from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
-import anyio
 from fastapi import Request
 from pydantic import BaseModel
 from starlette.requests import ClientDisconnect
@@ -25,6 +24,7 @@ from app.api.body.json_text import parse_json
 from app.errors import ClientGone, InvalidField, SlowRequest, UnsupportedMedia
 from app.operations.files import NPY_MAGIC, is_file
 from app.operations.requests import latent_fields, list_fields
+from app.operations.threads import run_limited
 from app.settings import Settings
 
 M = TypeVar("M", bound=BaseModel)
@@ -35,7 +35,6 @@ IMAGE_TYPES = (  # images without a form
 )
 OFFLOAD_BYTES = 1 << 14  # what is larger is parsed off the event loop
 MAX_ITEMS = 64  # of a list in a form
-PARSERS = 4  # large bodies that are parsed at once; bounds the memory that parsing takes
 
 
 async def read_body(
@@ -75,10 +74,7 @@ async def offload(request: Request, function: Callable[..., T], *arguments: obje
     length = request.headers.get("content-length", "" if "transfer-encoding" in request.headers else "0")
     if length.isdecimal() and int(length) < OFFLOAD_BYTES:
         return function(*arguments)
-    state = request.app.state
-    if not hasattr(state, "parsers"):
-        state.parsers = anyio.CapacityLimiter(PARSERS)
-    return await anyio.to_thread.run_sync(function, *arguments, limiter=state.parsers)
+    return await run_limited(request.app.state.lifecycle.get_service().parsers, function, *arguments)
 
 
 async def _receive(request: Request, settings: Settings) -> bytes:

@@ -45,6 +45,10 @@ def test_there_are_never_more_promises_than_places():
     places = PlacePromises()
     for i in range(1000):
         assert refused(places, f"{i}", 0, [1, 2, 3]) <= 3
+    with pytest.raises(Overloaded, match="no place can be kept"):
+        places.take("999", 0, 3, [1, 2, 3])
+    with pytest.raises(Overloaded, match="there is a place for this one"):
+        places.take("0", 0, 3, [1, 2, 3])
     places.take("1", 3, 3, [])
     assert refused(places, "newcomer", 3, [5]) == 5  # the other two places are promised
     places.take("0", 3, 3, [5])

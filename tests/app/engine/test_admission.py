@@ -19,13 +19,13 @@ def admit(
     waiting: float,
     now: float,
     sender: str | None = None,
-    host: str | None = None,
+    caller: str | None = None,
     lanes: int = 1,
     held: int = 1,
     size: float | None = None,
 ) -> None:
     admission.admit(
-        Demand(seconds, seconds if size is None else size, lanes, sender, host or sender or ""),
+        Demand(seconds, seconds if size is None else size, lanes, sender, caller or sender or ""),
         Load(waiting, held, waiting),
         now,
     )
@@ -145,31 +145,31 @@ def test_promises_are_bounded_in_number(monkeypatch):
     assert [promise.demand.sender for promise in admission.promises] == [str(i) for i in range(50)]
 
 
-def test_promises_are_bounded_in_seconds_for_each_host_and_for_all():
+def test_promises_are_bounded_in_seconds_for_each_caller_and_for_all():
     admission = Admission(10)
     for i in range(300):
-        assert refused(admission, 2, waiting=12, now=0, sender=str(i), host="rude") <= 2 + 10 / 2
+        assert refused(admission, 2, waiting=12, now=0, sender=str(i), caller="rude") <= 2 + 10 / 2
     assert len(admission.promises) == 2  # 5 s, half of what may wait
     for i in range(300):
-        assert refused(admission, 2, waiting=12, now=0, sender=str(i), host=str(i)) <= 2 + MAX_PROMISED * 10
+        assert refused(admission, 2, waiting=12, now=0, sender=str(i), caller=str(i)) <= 2 + MAX_PROMISED * 10
     assert sum(promise.demand.seconds for promise in admission.promises) == MAX_PROMISED * 10
 
 
 def test_images_that_are_promised_are_bounded():
     admission = Admission(10, max_lanes=8)
     for i in range(300):
-        refused(admission, 0.1, waiting=5, now=0, sender=str(i), host=str(i), lanes=4, held=8)
+        refused(admission, 0.1, waiting=5, now=0, sender=str(i), caller=str(i), lanes=4, held=8)
     assert len(admission.promises) == 2
 
 
 def test_a_refusal_without_a_promise_says_so():
     admission = Admission(10)
     for _ in range(3):
-        refused(admission, 5, waiting=12, now=0, sender="a", host="h")
+        refused(admission, 5, waiting=12, now=0, sender="a", caller="h")
     with pytest.raises(Overloaded, match="try again in 7 s, though no place can be kept until then"):
-        admit(admission, 5, waiting=12, now=0, sender="b", host="h")
+        admit(admission, 5, waiting=12, now=0, sender="b", caller="h")
     with pytest.raises(Overloaded, match="try again in 2 s, for then there is a place for this request"):
-        admit(admission, 5, waiting=12, now=0, sender="a", host="h")
+        admit(admission, 5, waiting=12, now=0, sender="a", caller="h")
 
 
 def test_what_a_host_may_be_promised_follows_what_it_claims():
@@ -178,13 +178,13 @@ def test_what_a_host_may_be_promised_follows_what_it_claims():
 
     def promised(now: float) -> int:
         for i in range(100):
-            refused(admission, 1, waiting=20, now=now, sender=f"{now} {i}", host="h")
+            refused(admission, 1, waiting=20, now=now, sender=f"{now} {i}", caller="h")
         return sum(str(promise.demand.sender).startswith(f"{now} ") for promise in admission.promises)
 
     assert promised(0) == 5
     due = admission.promises[-1].due
     for promise in list(admission.promises):
-        admit(admission, 1, waiting=20, now=due, sender=promise.demand.sender, host="h")
+        admit(admission, 1, waiting=20, now=due, sender=promise.demand.sender, caller="h")
     assert promised(due) == 10
     late = admission.promises[-1].due + GRACE
     assert promised(late) == 1  # none of the ten was claimed: one at a time, from now on
@@ -194,18 +194,18 @@ def test_what_a_host_may_be_promised_follows_what_it_claims():
 def test_fifteen_retries_of_one_request_are_one_promise():
     """20 s of work, sent again every second while 90 s wait: a newcomer finds 75 s and that one before it."""
     admission = Admission(10)
-    told = [refused(admission, 20 / 3, waiting=90 - now, now=now, sender="rude", host="r") for now in range(15)]
+    told = [refused(admission, 20 / 3, waiting=90 - now, now=now, sender="rude", caller="r") for now in range(15)]
     assert told == [80 - now for now in range(15)]
-    assert refused(admission, 1, waiting=75, now=15, sender="new", host="n") == math.ceil(75 + 20 / 3 - 10)
+    assert refused(admission, 1, waiting=75, now=15, sender="new", caller="n") == math.ceil(75 + 20 / 3 - 10)
 
 
 def test_a_burst_that_never_comes_back_delays_others_by_what_it_may_be_promised():
     admission = Admission(30)
     for i in range(300):
-        refused(admission, 30, waiting=35, now=0, sender=str(i), host="burst")
-    after = refused(admission, 3, waiting=35, now=0, sender="polite", host="polite")
+        refused(admission, 30, waiting=35, now=0, sender=str(i), caller="burst")
+    after = refused(admission, 3, waiting=35, now=0, sender="polite", caller="polite")
     assert after == 35 + 30 - 30  # one promise of any size, and no second
-    admit(admission, 3, waiting=0, now=after, sender="polite", host="polite")
+    admit(admission, 3, waiting=0, now=after, sender="polite", caller="polite")
 
 
 def test_rude_clients_get_no_more_than_polite_ones():
@@ -222,7 +222,7 @@ def test_rude_clients_get_no_more_than_polite_ones():
                 if now < max(again[name], busy.get(name, 0.0)):
                     continue
                 try:
-                    admit(admission, 1, waiting, now, sender=f"{name} {number[name]}", host=name)
+                    admit(admission, 1, waiting, now, sender=f"{name} {number[name]}", caller=name)
                     waiting += 1
                     answers[name] += 1
                     busy[name] = now + waiting
@@ -237,7 +237,7 @@ def test_rude_clients_get_no_more_than_polite_ones():
 
 @pytest.mark.parametrize("load", [1.2, 2.0, 5.0])
 @pytest.mark.parametrize("speed", [0.8, 1.0, 1.25], ids=["faster", "as-expected", "slower"])
-@pytest.mark.parametrize("hosts", [1, 10**6], ids=["one-host", "many-hosts"])
+@pytest.mark.parametrize("hosts", [1, 10**6], ids=["one-caller", "many-hosts"])
 def test_clients_that_return_in_time_are_admitted(load, speed, hosts):
     """Poisson arrivals beyond capacity, a device faster or slower than estimated; one in five never returns."""
     draw = random.Random(f"{load} {speed}")
@@ -261,7 +261,7 @@ def test_clients_that_return_in_time_are_admitted(load, speed, hosts):
             names += 1
             name, work = str(names), draw.expovariate(1 / 0.2)
         try:
-            admit(admission, work, waiting, now, name, host=str(int(name) % hosts))
+            admit(admission, work, waiting, now, name, caller=str(int(name) % hosts))
             waiting += work
             kept += name in promised
         except Overloaded as error:

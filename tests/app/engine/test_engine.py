@@ -342,7 +342,7 @@ async def test_a_refused_request_is_promised_its_place():
         with engine.reserve(8, 80):
             for sender in ("a", "b"):
                 with pytest.raises(Overloaded):
-                    engine.reserve(4, 1, options=SubmitOptions(sender=sender, host=sender))
+                    engine.reserve(4, 1, options=SubmitOptions(sender=sender, caller=sender))
             assert engine.promised == 2
 
 
