@@ -97,7 +97,7 @@ class JobStore:
         self._settings = settings
         self._kept: dict[str, StoredJob] = {}  # oldest first
         self._keyed: dict[str, StoredJob] = {}
-        self._places = PlacePromises()
+        self._places = PlacePromises(settings.max_jobs)
 
     def add(self, job: StoredJob, seconds_left: Callable[[StoredJob], float]) -> None:
         """Keep it; where there is no room, one that is done is evicted.
@@ -113,8 +113,8 @@ class JobStore:
         try:
             self._places.take(
                 f"{job.asynchronous} {job.key or job.caller + job.digest}",
+                job.caller,
                 time.monotonic(),
-                self._settings.max_jobs,
                 sorted(seconds_left(other) for other in alike),
             )
         except UnstirError as error:

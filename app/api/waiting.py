@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from fastapi import Request
 
-from app.errors import ClientGone, Draining, TooLate
+from app.errors import ClientGone, Draining, TooLate, UnstirError
 
 T = TypeVar("T")
 
@@ -20,16 +20,8 @@ async def unless(refusing: asyncio.Event, work: Awaitable[T]) -> T:
     Raises:
         Draining: nothing is.
     """
-    working, waiting = asyncio.ensure_future(work), asyncio.ensure_future(refusing.wait())
-    try:
-        await asyncio.wait({working, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if working.done():
-            return working.result()
-        raise Draining("the process is stopping and takes nothing new; ask another replica", retry_after=5)
-    finally:
-        for task in (working, waiting):
-            task.cancel()
-        await asyncio.gather(working, waiting, return_exceptions=True)
+    detail = "the process is stopping and takes nothing new; ask another replica"
+    return await _wait(work, _when(refusing, Draining(detail, retry_after=5)))
 
 
 async def until_disconnect(request: Request, response: Awaitable[T], stopped: asyncio.Event) -> T:
@@ -41,26 +33,34 @@ async def until_disconnect(request: Request, response: Awaitable[T], stopped: as
     Raises:
         ClientGone, Draining: what came before the response.
     """
+    detail = "the process was stopped before the response was ready; ask another replica"
+    return await _wait(response, _when(stopped, Draining(detail, retry_after=5)), _when_disconnected(request))
 
-    async def disconnected() -> None:
-        while (await request.receive())["type"] != "http.disconnect":
-            pass
 
-    work = asyncio.ensure_future(response)
-    gone, stopping = asyncio.ensure_future(disconnected()), asyncio.ensure_future(stopped.wait())
+async def _wait(work: Awaitable[T], *interruptions: Awaitable[UnstirError]) -> T:
+    """Wait for work, or raise the error of what comes before; the other tasks are cancelled."""
+    working, others = asyncio.ensure_future(work), [asyncio.ensure_future(other) for other in interruptions]
     try:
-        await asyncio.wait({work, gone, stopping}, return_when=asyncio.FIRST_COMPLETED)
-        if work.done():
-            return work.result()
-        if stopping.done():
-            raise Draining("the process was stopped before the response was ready; ask another replica", retry_after=5)
-        if (error := gone.exception()) is not None:  # such as a body that nobody reads, and that is too large
-            raise error
-        raise ClientGone("the client disconnected before its response was ready")
+        await asyncio.wait([working, *others], return_when=asyncio.FIRST_COMPLETED)
+        if working.done():
+            return working.result()
+        raise next(other for other in others if other.done()).result()
     finally:
-        for task in (gone, stopping, work):
+        for task in (working, *others):
             task.cancel()
-        await asyncio.gather(gone, stopping, work, return_exceptions=True)
+        await asyncio.gather(working, *others, return_exceptions=True)
+
+
+async def _when(event: asyncio.Event, error: UnstirError) -> UnstirError:
+    await event.wait()
+    return error
+
+
+async def _when_disconnected(request: Request) -> UnstirError:
+    """Reads what is left of the body; it raises what that is refused with, such as a body that is too large."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
+    return ClientGone("the client disconnected before its response was ready")
 
 
 @contextlib.asynccontextmanager

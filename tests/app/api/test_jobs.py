@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from app.api.app import create_app
+from app.api.job_store import JobStore
 from app.api.responses.sample import SampleResult
 from app.api.tasks import RequestTask
 from app.engine.runner import Runner
@@ -216,7 +217,7 @@ async def test_a_kept_inversion_does_not_keep_the_file(client):
 
 async def test_no_room_for_another_job(tiny, held):
     client, _ = held
-    client._transport.app.state.job_store._settings = Settings(checkpoint=tiny, max_jobs=2)
+    client._transport.app.state.job_store = JobStore(Settings(checkpoint=tiny, max_jobs=2))
     for _ in range(2):
         await begun(client, LONG)
     assert_problem(await client.post("/sample", json=BODY, headers=ASYNC), 429, "overloaded", "2 jobs are under way")
