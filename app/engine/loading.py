@@ -52,6 +52,8 @@ def load(settings: Settings, observer: Observer) -> LoadedModel:
     device = select_device_for(settings)
     if device.type == "cuda":
         torch.cuda.set_device(device)
+    if settings.threads:  # for what is computed before the calibration, too
+        torch.set_num_threads(settings.threads)
     loaded = checkpoint.load(settings.checkpoint, device)
     if loaded.note:
         log.warning("%s: %s", loaded.card.name, loaded.note)

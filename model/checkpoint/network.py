@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
+from torch.nn import init
+from torch.overrides import TorchFunctionMode
 
 from model.checkpoint.facts import Facts
 from model.network.config import ConfigError, UNetConfig
@@ -12,6 +16,23 @@ from model.network.unet import UNet
 
 MAX_SIDE = 4096
 MAX_WIDTH = 2**16  # channels of a level
+
+
+class _NoInitialization(TorchFunctionMode):
+    """Leaves out the random numbers of new parameters.
+
+    For parameters without storage torch would load its compiler to draw none, which takes seconds.
+    """
+
+    DRAWS = (init.kaiming_uniform_, init.uniform_, init.normal_, torch.Tensor.uniform_, torch.Tensor.normal_)
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func in self.DRAWS:
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
 
 
 def read_network(file: Path) -> UNet:
@@ -38,7 +59,7 @@ def read_network(file: Path) -> UNet:
     facts.number("dropout", 0.0, 0, 1)
     facts.number("norm_eps", 1e-5, 0, 1, above=True)
     try:
-        with torch.device("meta"):
+        with torch.device("meta"), _NoInitialization():
             return UNet(UNetConfig.from_dict(facts.content))
     except ConfigError as error:
         raise facts.as_whole(str(error)) from error
