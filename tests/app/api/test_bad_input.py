@@ -14,6 +14,11 @@ from tests.metrics import metric
 pytestmark = pytest.mark.anyio
 
 
+@pytest.fixture
+def client(shared_client):
+    return shared_client
+
+
 def assert_problem(response, status: int, code: str, *words: str) -> dict:
     assert response.status_code == status, response.text
     assert response.headers["content-type"] == "application/problem+json"
@@ -163,7 +168,8 @@ async def test_label_for_a_network_without_classes(tmp_path):
         assert_problem(response, 422, "invalid_field", 'label = "circle"', "no classes")
 
 
-async def test_errors_are_counted_under_known_paths_only(client):
-    for path in ("/a", "/b", "/c"):
-        await client.get(path)
-    assert await metric(client, "unstir_requests_total", code="404", endpoint="other", sampler="") == 3
+async def test_errors_are_counted_under_known_paths_only(settings):
+    async with serving(create_app(settings)) as client:
+        for path in ("/a", "/b", "/c"):
+            await client.get(path)
+        assert await metric(client, "unstir_requests_total", code="404", endpoint="other", sampler="") == 3

@@ -89,11 +89,11 @@ as_latent = pytest.mark.parametrize("send", LATENT_FIELDS, ids=lambda send: send
 
 
 @pytest.fixture
-async def client(client):
+async def client(shared_client):
     """Whatever it was sent, it is ready afterwards and answers what is good."""
-    yield client
-    assert (await client.get("/readyz")).status_code == 200
-    for response in (await invert_form(client, PNG), await sample_json(client, NPY)):
+    yield shared_client
+    assert (await shared_client.get("/readyz")).status_code == 200
+    for response in (await invert_form(shared_client, PNG), await sample_json(shared_client, NPY)):
         assert response.status_code == 200, response.text
 
 

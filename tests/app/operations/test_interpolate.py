@@ -25,6 +25,11 @@ NPY, JSON = {"accept": "application/x-npy"}, {"accept": "application/json"}
 PNGS = [images.png(np.random.default_rng(k).integers(0, 256, (8, 8, 1), np.uint8)) for k in range(3)]
 
 
+@pytest.fixture
+def client(shared_client):
+    return shared_client
+
+
 def opened(content: bytes) -> Image.Image:
     return Image.open(io.BytesIO(content))
 

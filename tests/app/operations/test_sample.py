@@ -26,6 +26,11 @@ JSON = {"accept": "application/json"}
 NPY = {"accept": "application/x-npy"}
 
 
+@pytest.fixture
+def client(shared_client):
+    return shared_client
+
+
 async def sample(client: httpx.AsyncClient, headers: dict | None = None, **request) -> httpx.Response:
     response = await client.post("/sample", json=request, headers=headers)
     assert response.status_code == 200, response.text
