@@ -207,10 +207,11 @@ async def test_a_format_that_a_request_cannot_have_costs_no_work(client):
 async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
     app = create_app(settings.model_copy(update={"max_queue_seconds": 0.01}))
     async with serving(app) as client:
-        long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "n": 8}))
+        body = {"sampler": "ddpm", "n": 8, "steps": 200}
+        long = asyncio.create_task(client.post("/sample", json=body))
         while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
-        refused = await client.post("/sample", json={"sampler": "ddpm", "n": 8})
+        refused = await client.post("/sample", json=body)
         assert_problem(refused, 429, "overloaded", "try again in", "0.01")
         wait = int(refused.headers["retry-after"])
         assert wait >= 1
@@ -222,7 +223,7 @@ async def test_a_full_queue_answers_429_with_a_computed_wait(settings):
 async def test_draining_over_http(settings):
     app = create_app(settings)
     async with serving(app) as client:
-        long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm"}))
+        long = asyncio.create_task(client.post("/sample", json={"sampler": "ddpm", "steps": 200}))
         while not app.state.lifecycle.engine.requests:
             await asyncio.sleep(0.001)
         draining = asyncio.create_task(app.state.lifecycle.drain())

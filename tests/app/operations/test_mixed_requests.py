@@ -93,7 +93,7 @@ async def test_64_mixed_requests_equal_their_solo_answers_and_share_forwards(cli
 async def test_without_reproducible_the_last_bits_do_move(client):
     """The negative control: what rides in forwards of other widths differs, so the test above can fail."""
     assert (await client.get("/model")).json()["reproducible_widths"] == [4]
-    plain = [(path, "application/x-npy", body | {"reproducible": False}) for path, _, body in requests()]
+    plain = [(path, "application/x-npy", body | {"reproducible": False}) for path, _, body in requests()[::4]]
     alone = [await ask(client, *request) for request in plain]
     together = await asyncio.gather(*(ask(client, *request) for request in plain))
     assert any(a != b for a, b in zip(alone, together, strict=True))

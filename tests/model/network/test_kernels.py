@@ -84,7 +84,8 @@ def test_the_shapes_below_take_both_ways():
     ("shape", "dtype"),
     [
         *itertools.product(SMALL, (torch.float32, torch.bfloat16)),
-        *((shape, torch.bfloat16) for shape in LARGE),
+        *(long(shape, torch.bfloat16) for shape in LARGE[:2]),
+        *((shape, torch.bfloat16) for shape in LARGE[2:]),
         *(long(shape, torch.float32) for shape in LARGE),
     ],
     ids=str,
@@ -115,7 +116,7 @@ def test_addition_and_scale_shift_come_in_every_form(shape, silu, given, added, 
     assert_normalized(found, x, weight, bias, groups, 1e-3, silu, **more)
 
 
-@pytest.mark.parametrize("shape", [(64, 16, 16, 32), (64, 64, 64, 32)], ids=["one launch", "two"])
+@pytest.mark.parametrize("shape", [(64, 16, 16, 32), (64, 40, 40, 16)], ids=["one launch", "two"])
 @pytest.mark.parametrize("where", ["x", "add", "both"])
 def test_a_mean_that_is_large_beside_the_deviation_does_no_harm(shape, where):
     C, H, W, groups = shape
