@@ -27,7 +27,9 @@ RATE, WIDTH_RATE = 0.05, 0.005
 MAX_DEVIATION = 2.0  # one tick counts for no more than this factor: it may have hung for other reasons
 MAX_WIDTH_DEVIATION = 1.25  # the same for its width: hangs hit the longest forwards most often
 DECAY = 1 - 1e-6  # of the factors of widths not tried: one that seems 3 % too expensive is tried after 30,000 ticks
-BOUND = 4.0  # of either factor, whatever the ticks were
+MAX_RATIO = 64.0  # whatever the ticks were: threads that wait for busy cores have been 50 times as slow
+MAX_FACTOR = 4.0  # the same for the factor of a width
+SLOW, RECOVERED = 2.0, 1.25  # ratio that is worth a warning, and from which on another may follow
 WIDEN_TICKS, MAX_WIDEN_TICKS = 1000, 1_000_000  # without want of memory, before widths that were given up come back
 
 log = logging.getLogger("unstir.engine")
@@ -61,6 +63,7 @@ class CostModel:
         self._roomy_ticks = 0  # since the widths changed
         self._widen_ticks = WIDEN_TICKS
         self._on_trial = False  # whether the last change was to wider ones
+        self._warned = False
 
     def widths(self, exact: bool) -> Widths:
         return self.forwards.exact if exact else self.forwards.fast
@@ -78,12 +81,26 @@ class CostModel:
         for key in self._factors:
             self._shares[key] *= 1 - rate
             if key != own:
-                self._factors[key] = _clamp(self._factors[key] * DECAY, BOUND)
+                self._factors[key] = _clamp(self._factors[key] * DECAY, MAX_FACTOR)
         self._shares[own] += rate
-        self.ratio = _clamp(self.ratio * _clamp(deviation, MAX_DEVIATION) ** RATE, BOUND)
+        self.ratio = _clamp(self.ratio * _clamp(deviation, MAX_DEVIATION) ** RATE, MAX_RATIO)
         width_rate = WIDTH_RATE * (1 - self._shares[own])
-        self._factors[own] = _clamp(self._factors[own] * _clamp(deviation, MAX_WIDTH_DEVIATION) ** width_rate, BOUND)
+        self._factors[own] = _clamp(
+            self._factors[own] * _clamp(deviation, MAX_WIDTH_DEVIATION) ** width_rate, MAX_FACTOR
+        )
         self._apply()
+        self._warn()
+
+    def _warn(self) -> None:
+        if self.ratio < RECOVERED:
+            self._warned = False
+        if self.ratio > SLOW and not self._warned:
+            self._warned = True
+            log.warning(
+                "forwards take %.0f times as long as they were calibrated: other processes use the cores, or the device "
+                "is throttled; with fewer UNSTIR_THREADS a forward waits less for busy cores",
+                self.ratio,
+            )
 
     def halve(self) -> bool:
         """Give up the wider half of the forwards, for want of memory; False if nothing would be left."""

@@ -1,4 +1,6 @@
 import json
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -273,3 +275,15 @@ def test_nothing_there():
 def test_others_may_read_the_weights(folder):
     # safetensors' own save_file gives 0600, and the user inside a container is somebody else.
     assert all(path.stat().st_mode & 0o044 == 0o044 for path in folder.rglob("*") if path.is_file())
+
+
+def test_loading_needs_no_compiler(tiny):
+    """torch and diffusers load their large parts when they are used, which takes seconds; a start has no use for them."""
+    command = (
+        "import sys; from pathlib import Path; from model.checkpoint import load; load(Path(sys.argv[1])); "
+        "print([name for name in ('torch._dynamo', 'sympy', 'triton', 'diffusers') if name in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", command, tiny], cwd=Path(__file__).parents[2], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"

@@ -83,7 +83,17 @@ def test_ticks_without_end_leave_times_within_bounds():
     for seconds in (1e3, 1e-9):
         for _ in range(5000):
             model.update(False, 4, seconds)
-        assert 1 / 16 <= model.forwards.fast.time(4) / 0.026 <= 16
+        assert 1 / 256 <= model.forwards.fast.time(4) / 0.026 <= 256
+
+
+def test_a_device_that_is_fifty_times_as_slow_is_known_to_be_and_said_once(caplog):
+    model = shared()
+    for slow, warnings in ((50.0, 1), (1.0, 1), (3.0, 2)):
+        found = followed(model, {4: 0.026 * slow, 8: 0.048 * slow}, 300)
+        assert found[4] == pytest.approx(0.026 * slow, rel=0.05)
+        assert len(caplog.messages) == warnings
+    assert "forwards take 2 times as long as they were calibrated" in caplog.text
+    assert "UNSTIR_THREADS" in caplog.text
 
 
 def test_one_kind_stays_one_kind_and_two_stay_two():
