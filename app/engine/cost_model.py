@@ -97,8 +97,8 @@ class CostModel:
         if self.ratio > SLOW and not self._warned:
             self._warned = True
             log.warning(
-                "forwards take %.0f times as long as they were calibrated: other processes use the cores, or the device "
-                "is throttled; with fewer UNSTIR_THREADS a forward waits less for busy cores",
+                "forwards take %.0f times as long as they were calibrated: other processes use the cores, "
+                "or the device is throttled; with fewer UNSTIR_THREADS a forward waits less for busy cores",
                 self.ratio,
             )
 

@@ -278,7 +278,7 @@ def test_others_may_read_the_weights(folder):
 
 
 def test_loading_needs_no_compiler(tiny):
-    """torch and diffusers load their large parts when they are used, which takes seconds; a start has no use for them."""
+    """Parts of torch and diffusers that take seconds to load are loaded when used, and a start has no use for them."""
     command = (
         "import sys; from pathlib import Path; from model.checkpoint import load; load(Path(sys.argv[1])); "
         "print([name for name in ('torch._dynamo', 'sympy', 'triton', 'diffusers') if name in sys.modules])"
