@@ -20,7 +20,7 @@ SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
 def is_origin(text: str) -> bool:
-    """Whether a browser's Origin can be named in ``cors_origins``; extensions and applications have schemes of theirs."""
+    """Whether a browser's Origin can be named in ``cors_origins``; extensions have schemes of their own."""
     return re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@,\s]+", text, re.IGNORECASE) is not None
 
 
@@ -184,7 +184,9 @@ class Settings(BaseSettings):
     def _origins(cls, origins: str) -> str:
         for origin in filter(None, re.split(r"[,\s]+", origins)):
             if origin.lower() == "null":
-                raise ValueError("null is every page without a site, as of a file; serve it over http, or allow all with *")
+                raise ValueError(
+                    "null is every page without a site, as of a file; serve it over http, or allow all with *"
+                )
             if origin != "*" and not is_origin(origin):
                 raise ValueError("name each as https://example.org, without a path, or all with *")
         return origins

@@ -57,8 +57,8 @@ class UnstirError(Exception):
         title: in a few words.
         meaning: what it means and what to do, for the documentation.
         headers: of the response.
-        fields: for several faults at once, (field, value, remedy) of each; see :mod:`app.errors.wording` for values that
-            are missing, or not echoed.
+        fields: for several faults at once, (field, value, remedy) of each; :mod:`app.errors.wording` has values for
+            what is missing, or not echoed.
     """
 
     code: ClassVar[str]

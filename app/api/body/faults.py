@@ -17,9 +17,7 @@ M = TypeVar("M", bound=BaseModel)
 MUST_BE = "must be "
 
 
-def validate(
-    model: type[M], fields: Mapping[str, Any], *, strict: bool, highest: Mapping[str, int] | None = None
-) -> M:
+def validate(model: type[M], fields: Mapping[str, Any], *, strict: bool, highest: Mapping[str, int] | None = None) -> M:
     """The model of these fields.
 
     Args:
@@ -54,9 +52,7 @@ def _faults(
     return merged.values()
 
 
-def _remedy(
-    fault: ErrorDetails, model: type[BaseModel], place: Sequence[int | str], highest: Mapping[str, int]
-) -> str:
+def _remedy(fault: ErrorDetails, model: type[BaseModel], place: Sequence[int | str], highest: Mapping[str, int]) -> str:
     kind, context = fault["type"], fault.get("ctx", {})
     if kind == "extra_forbidden":
         known = list(model.model_fields if len(place) == 1 else Latent.model_fields)
@@ -76,7 +72,8 @@ def _remedy(
 
 def _bounds(model: type[BaseModel], place: Sequence[int | str]) -> tuple[dict[str, Any], bool]:
     """The limits of a field, by pydantic's names, and whether it is an integer; an item of a list has none."""
-    field = Latent.model_fields.get(str(place[-1])) if len(place) > 1 else model.model_fields.get(str(place[0]))
+    fields = model.model_fields if len(place) == 1 else Latent.model_fields
+    field = fields.get(str(place[-1])) if place else None
     if field is None:
         return {}, False
     names = ("ge", "gt", "le", "lt", "min_length", "max_length")
