@@ -99,12 +99,12 @@ class ForeignSender:
 
     def describe(self) -> str:
         """What was sent, and what can be done; only sites that the setting takes are to be named there."""
-        sent = f"{self.header} = {self.value[:200]}"
+        sent = f"{self.header.title()} = {self.value[:200]}"
         if is_origin(self.origin):
             remedy = f"name {self.origin[:200]} in UNSTIR_CORS_ORIGINS, or send the request from a program"
             return f"{sent}: pages of this site may not use the service; {remedy}"
         anyone = "allow all pages with UNSTIR_CORS_ORIGINS=*"
-        if self.header == "Sec-Fetch-Site":
+        if self.header == "sec-fetch-site":
             return (
                 f"{sent}: a page of another site sent this, and neither Origin nor Referer says which; serve it over "
                 f'http, set referrerpolicy="origin" there and name its site in UNSTIR_CORS_ORIGINS, or {anyone}'
@@ -122,16 +122,16 @@ def find_foreign_sender(headers: Headers) -> ForeignSender | None:
     if site in ("same-origin", "none"):  # which no script can set, and which a proxy that renames hosts leaves as it is
         return None
     if origin is not None:
-        own = _host_of(origin) == headers.get("host", "").lower()
-        return None if own else ForeignSender("Origin", origin, origin)
+        host = _host_of(origin)
+        return None if host and host == headers.get("host", "").lower() else ForeignSender("origin", origin, origin)
     opened = (headers.get("sec-fetch-mode"), headers.get("sec-fetch-dest")) == ("navigate", "document")
     if site != "cross-site" or opened:
         return None
     referer = headers.get("referer", "")
     host = _host_of(referer)
     if not host:
-        return ForeignSender("Sec-Fetch-Site", site, "null")
-    return ForeignSender("Referer", referer, f"{referer.partition(':')[0].lower()}://{host}")
+        return ForeignSender("sec-fetch-site", site, "null")
+    return ForeignSender("referer", referer, f"{referer.partition(':')[0].lower()}://{host}")
 
 
 def _host_of(url: str) -> str:

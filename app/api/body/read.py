@@ -133,7 +133,8 @@ def _choose_parser(
         if content:
             images = f", or one of {', '.join(IMAGE_TYPES)}" if "image" in model.model_fields else ""
             known = f"send application/json, multipart/form-data or application/x-www-form-urlencoded{images}"
-            raise UnsupportedMedia(f"content-type = {media[:80]!r}: {_recognize(content, model) or known}")
+            hint = "" if media.startswith("image/") else _recognize(content, model)
+            raise UnsupportedMedia(f"content-type = {media[:80]!r}: {hint or known}")
         _refuse_query(request)
         return validate(model, {}, strict=True)
 
