@@ -133,8 +133,7 @@ def _choose_parser(
         if content:
             images = f", or one of {', '.join(IMAGE_TYPES)}" if "image" in model.model_fields else ""
             known = f"send application/json, multipart/form-data or application/x-www-form-urlencoded{images}"
-            hint = "" if media.startswith("image/") else _recognize(content, model)
-            raise UnsupportedMedia(f"content-type = {media[:80]!r}: {hint or known}")
+            raise UnsupportedMedia(f"content-type = {media[:80]!r}: {_recognize(content, model) or known}")
         _refuse_query(request)
         return validate(model, {}, strict=True)
 
@@ -151,7 +150,8 @@ def _recognize(content: bytes, model: type[BaseModel]) -> str:
         return "this looks like JSON; send it with content-type: application/json"
     if is_file(content):
         field = next(iter(file_fields(model)))
-        return f"this looks like a file; send it in a form, as curl -F {field}=@file does"
+        bare = f", or with its content-type, one of {', '.join(IMAGE_TYPES)}" if field == "image" else ""
+        return f"this looks like a file; send it as multipart/form-data, as curl -F {field}=@file does{bare}"
     if content.startswith(b"--") and b"form-data" in content[:4096]:
         return "this looks like multipart/form-data; send its content-type, with the boundary"
     return ""

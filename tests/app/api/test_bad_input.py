@@ -161,7 +161,7 @@ FORM = b'--x\r\nContent-Disposition: form-data; name="n"\r\n\r\n1\r\n--x--\r\n'
     [
         (b'{"steps": 20}', "this looks like JSON; send it with content-type: application/json"),
         (b"\n [1]", "this looks like JSON"),
-        (PNG, "this looks like a file; send it in a form, as curl -F image=@file does"),
+        (PNG, "this looks like a file; send it as multipart/form-data, as curl -F image=@file does"),
         (FORM, "this looks like multipart/form-data; send its content-type, with the boundary"),
     ],
 )
