@@ -19,6 +19,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 SHIPPED = Path(__file__).resolve().parent.parent / "weights"
 
 
+def is_origin(text: str) -> bool:
+    """Whether a browser's Origin can be named in ``cors_origins``; extensions have schemes of their own."""
+    return re.fullmatch(r"[a-z][a-z0-9+.-]*://[^/?#@,\s]+", text, re.IGNORECASE) is not None
+
+
 class Settings(BaseSettings):
     """The settings of one server process."""
 
@@ -128,8 +133,8 @@ class Settings(BaseSettings):
     )
     cors_origins: str = Field(
         "",
-        description="Sites whose pages may use the service from a browser, as https://a.org,https://b.org; * is any. "
-        "Others are refused.",
+        description="Sites whose pages may use the service from a browser, as https://a.org,https://b.org; * is any, "
+        "files included. Others are refused.",
     )
     trusted_proxies: str = Field(
         "",
@@ -178,7 +183,11 @@ class Settings(BaseSettings):
     @classmethod
     def _origins(cls, origins: str) -> str:
         for origin in filter(None, re.split(r"[,\s]+", origins)):
-            if origin != "*" and not re.fullmatch(r"https?://[^/?#@\s]+", origin):
+            if origin.lower() == "null":
+                raise ValueError(
+                    "null is every page without a site, as of a file; serve it over http, or allow all with *"
+                )
+            if origin != "*" and not is_origin(origin):
                 raise ValueError("name each as https://example.org, without a path, or all with *")
         return origins
 

@@ -124,7 +124,7 @@ def running(settings: Settings) -> Iterator[Server]:
         yield server
     finally:
         assert server.loop is not None
-        server.loop.call_soon_threadsafe(server._stop)
+        server.loop.call_soon_threadsafe(server._close)
         thread.join()
 
 

@@ -80,7 +80,9 @@ def test_every_route_is_named():
 
 def test_every_header_of_a_response_is_named():
     """Headers are what the code of the API writes with a capital after each hyphen."""
-    sources = "".join(read(path) for path in [*(ROOT / "app" / "api").rglob("*.py"), ROOT / "app" / "errors.py"])
+    sources = "".join(
+        read(path) for path in [*(ROOT / "app" / "api").rglob("*.py"), *(ROOT / "app" / "errors").glob("*.py")]
+    )
     headers = set(re.findall(r'"([A-Z][A-Za-z]*(?:-[A-Z][A-Za-z]*)+|Location|Vary)"', sources))
     assert {"X-NFE", "Retry-After", "Server-Timing"} <= headers
     assert headers <= set(re.findall(r"[A-Z][A-Za-z]*(?:-[A-Z][A-Za-z]*)*", read(DOCS / "api.md")))

@@ -104,17 +104,43 @@ class Lifecycle:
         finally:
             self._responses -= 1
 
-    async def drain(self) -> None:
-        """Accept nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed."""
+    @property
+    def unfinished(self) -> int:
+        """Accepted requests and jobs that are not answered."""
+        return 0 if self.engine is None else max(sum(self.engine.requests.values()), self._responses)
+
+    async def drain(self, cause: str = "the server ends") -> None:
+        """Accept nothing new, and wait until accepted work is answered or ``drain_seconds`` have passed.
+
+        Args:
+            cause: for the log, as the name of a signal.
+        """
+        began, seconds = not self.refusing.is_set(), self.settings.drain_seconds
         self.refusing.set()
         if self.engine is None or self.engine.failure or self.engine.draining:
+            if began:
+                log.info("%s: stopping", cause)
             return
-        deadline = time.monotonic() + self.settings.drain_seconds
-        unfinished = await self.engine.drain(self.settings.drain_seconds)
+        left = self.unfinished
+        remaining = f"{_count(left)} left, for up to {seconds:g} s; a second signal ends what is left with 503"
+        log.info("%s: draining, %s", cause, remaining if left else "no requests left")
+        deadline = time.monotonic() + seconds
+        unfinished = await self.engine.drain(seconds)
         while self._responses and not self.engine.failure and time.monotonic() < deadline:
             await asyncio.sleep(POLL_SECONDS)
         unfinished = max(unfinished, self._responses)
-        log.info("drained" if not unfinished else f"drain time is over, {unfinished} requests are cut off")
+        if self.stopped.is_set():  # which has been logged
+            return
+        log.info("drained" if not unfinished else f"drain time is over, {_count(unfinished)} ended with 503")
+
+    def stop(self, cause: str) -> None:
+        """Give up what still runs, and say so.
+
+        Args:
+            cause: as in :meth:`drain`.
+        """
+        log.info("%s: stopped, %s ended with 503", cause, _count(self.unfinished))
+        self.close()
 
     def close(self) -> None:
         """End the device thread; what still runs fails with 503."""
@@ -153,3 +179,7 @@ class Lifecycle:
         level = logging.DEBUG if isinstance(error, Exception) else logging.CRITICAL
         log.log(level, "while loading", exc_info=error)
         self._on_failure()
+
+
+def _count(requests: int) -> str:
+    return f"{requests or 'no'} request{'' if requests == 1 else 's'}"

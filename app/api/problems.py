@@ -16,6 +16,7 @@ from app import errors
 from app.api.body.faults import encodable, plain
 from app.api.responses.schemas import FieldProblem, Problem
 from app.errors import InvalidJSON, UnstirError
+from app.errors.wording import MISSING, Unquoted, closest
 
 log = logging.getLogger("unstir.http")
 DECLARED: dict[int | str, dict[str, Any]] = {
@@ -35,12 +36,20 @@ def describe(error: UnstirError, request_id: str) -> dict[str, Any]:
         code=error.code,
         request_id=request_id,
         errors=[
-            FieldProblem(field=encodable(field)[:200], value=plain(value), remedy=remedy)
+            FieldProblem(field=encodable(field)[:200], **_describe_value(value), remedy=encodable(remedy))
             for field, value, remedy in error.fields[: errors.MAX_FAULTS]
         ]
         or None,
     )
     return content.model_dump(mode="json", exclude_defaults=True)
+
+
+def _describe_value(value: object) -> dict[str, Any]:
+    """What a field's fault says of what was sent."""
+    value = plain(value)
+    if not isinstance(value, Unquoted):
+        return {"value": value}
+    return {} if value is MISSING else {"given": encodable(value)}
 
 
 def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
@@ -62,23 +71,35 @@ async def on_http_exception(request: Request, error: Exception) -> Response:
     """What Starlette refuses by itself, and our own body limit."""
     assert isinstance(error, HTTPException)
     where = f"{request.method} {request.url.path[:200]}"
+    prefix = request.scope.get("root_path", "")
     headers = dict(error.headers or {})
     problem: UnstirError
     match error.status_code:
         case 404:
-            problem = errors.NotFound(f"{where}: see /docs for what there is")
+            routes = [route for router in request.app.state.routers for route in router.routes]
+            paths = [route.path for route in routes if route.include_in_schema]
+            similar = closest(request.url.path.removeprefix(prefix), paths)
+            hint = f"did you mean {prefix}{similar}? " if similar else ""
+            problem = errors.NotFound(f"{where}: {hint}see {prefix}/docs for what there is")
         case 405:
             headers["Allow"] = allowed = _list_methods(request)
             if request.method == "OPTIONS":
                 return Response(status_code=204, headers=headers)
             problem = errors.MethodNotAllowed(f"{where}: use {allowed}")
         case 413:
-            limit = request.app.state.lifecycle.settings.max_body_bytes
-            problem = errors.BodyTooLarge(f"body = {error.detail}: at most {limit} are read; send less")
+            lifecycle = request.app.state.lifecycle
+            limit, model = lifecycle.settings.max_body_bytes, lifecycle.model
+            seen = f", of which the network sees {_size(model.checkpoint.shape)}" if model is not None else ""
+            remedy = f"at most {limit} are read (UNSTIR_MAX_BODY_BYTES); send smaller images{seen}"
+            problem = errors.BodyTooLarge(f"body ({error.detail}): {remedy}")
         case _:
             problem = InvalidJSON(f"{where}: {error.detail}; send one JSON object")
     problem.headers |= headers
     return respond_problem(request, problem)
+
+
+def _size(shape: tuple[int, int, int]) -> str:
+    return f"{shape[2]}x{shape[1]}"
 
 
 def _list_methods(request: Request) -> str:

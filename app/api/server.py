@@ -55,19 +55,23 @@ class Server(uvicorn.Server):
     def handle_exit(self, sig: int, _: FrameType | None) -> None:
         """First signal: drain, then stop. Second: fail what runs with 503, and stop. Third: stop at once."""
         self.signals += 1
+        name = signal.Signals(sig).name
         if self.loop is None or self.signals > 2:
             self.should_exit = self.force_exit = True
         elif self.signals == 2:
-            self.loop.call_soon_threadsafe(self._stop)
+            self.loop.call_soon_threadsafe(self._stop, name)
         else:
-            logging.getLogger("unstir").info("%s: draining", signal.Signals(sig).name)
-            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain()))
+            self.loop.call_soon_threadsafe(lambda: asyncio.ensure_future(self._drain(name)))
 
-    async def _drain(self) -> None:
-        await self.lifecycle.drain()
-        self._stop()
+    async def _drain(self, cause: str) -> None:
+        await self.lifecycle.drain(cause)
+        self._close()
 
-    def _stop(self) -> None:
+    def _stop(self, cause: str) -> None:
+        self.lifecycle.stop(f"{cause}, the second signal")
+        self._close()
+
+    def _close(self) -> None:
         self.lifecycle.close()  # what still runs fails now, so that its connection ends
         self.should_exit = True
 

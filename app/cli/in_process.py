@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from typing import Any
@@ -62,8 +62,15 @@ def post(
         problem = answer.json()
     except ValueError:
         raise CommandError(f"{service}: status {answer.status_code} without a reason; is this Unstir?") from None
-    faults = [fault(name(each["field"]), each.get("value"), each["remedy"]) for each in problem.get("errors", [])]
+    faults = [_word(name(each["field"]), each) for each in problem.get("errors", [])]
     raise CommandError(*(faults or [problem["detail"]]))
+
+
+def _word(name: str, problem: Mapping[str, Any]) -> str:
+    """A line about one invalid field."""
+    if "value" in problem:
+        return fault(name, problem["value"], problem["remedy"])
+    return f"{name} ({problem['given']}): {problem['remedy']}" if "given" in problem else f"{name}: {problem['remedy']}"
 
 
 def _run(service: Settings | str, asking: Coroutine[Any, Any, httpx.Response]) -> httpx.Response:

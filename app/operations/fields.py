@@ -20,6 +20,7 @@ from pydantic import WithJsonSchema as Described
 from pydantic_core import CoreSchema
 
 from app.engine.jobs import SnapshotKind
+from app.errors.wording import choose
 from model.diffusion.inversion.registry import INVERSIONS
 from model.diffusion.samplers import SAMPLERS
 from model.images import Fit
@@ -30,13 +31,13 @@ WHITESPACE = b" \t\r\n\v\f"
 
 def _known_sampler(name: str) -> str:
     if name not in SAMPLERS:
-        raise ValueError(f"choose one of {', '.join(SAMPLERS)}")
+        raise ValueError(choose(name, list(SAMPLERS)))
     return name
 
 
 def _known_method(name: str) -> str:
     if name not in INVERSIONS:
-        raise ValueError(f"choose one of {', '.join(INVERSIONS)}")
+        raise ValueError(choose(name, list(INVERSIONS)))
     return name
 
 

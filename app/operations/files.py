@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from app.errors import ImageTooLarge, InvalidField
+from app.errors.wording import Unquoted, word_fault
 from app.operations.service import Service
 from app.operations.threads import run_limited
 from model import images
@@ -64,14 +65,16 @@ async def decode_image(service: Service, field: str, content: bytes, fit: Fit) -
 def read_image(checkpoint: Checkpoint, max_pixels: int, field: str, content: bytes, fit: Fit) -> Tensor:
     """:func:`decode_image` on the calling thread."""
     channels, height, width = checkpoint.shape
-    size = f"{len(content)} bytes"
+    size = Unquoted(f"{len(content)} bytes")
     try:
         smallest = None if fit == "exact" else max(height, width)
         pixels = images.decode(content, channels, checkpoint.background, max_pixels, smallest)
     except TooManyPixels as error:
-        raise ImageTooLarge(f"{field} = {size}: {error}") from error
+        remedy = f"{error} (UNSTIR_MAX_PIXELS; the network sees {width}x{height})"
+        raise ImageTooLarge(word_fault(field, size, remedy)) from error
     except ImageError as error:
-        raise InvalidField(field, size, f"{error}; send a {images.NAMES}") from error
+        named = images.NAMES in str(error)
+        raise InvalidField(field, size, f"{error}; send {'one of these' if named else f'a {images.NAMES}'}") from error
     try:
         pixels = images.fit(pixels, height, width, fit, checkpoint.background)
     except ImageError as error:
@@ -86,12 +89,12 @@ def read_latent(shape: tuple[int, int, int], field: str, content: bytes) -> Tens
         InvalidField: its shape, dtype, length or values do not fit.
     """
     wanted = f"a .npy of float32 {list(shape)}, or [2, {', '.join(map(str, shape))}] for the pair of obelm"
-    size = f"{len(content)} bytes"
+    size = Unquoted(f"{len(content)} bytes")
     try:
         found, fortran, dtype, offset = _npy_header(content)
     except Exception as error:  # numpy parses the header as Python, and raises whatever that raises
         raise InvalidField(field, size, f"its header cannot be read; send {wanted}") from error
-    shown = f"{dtype} {list(found)}"[:80]
+    shown = Unquoted(f"{dtype} {list(found)}"[:80])
     if any(type(length) is not int for length in found):  # numpy takes True for 1, and reshapes to neither
         raise InvalidField(field, shown, f"its shape is not of integers; send {wanted}")
     if dtype.kind != "f" or found not in (shape, (1, *shape), (2, *shape)):

@@ -11,6 +11,7 @@ from torch import Tensor
 from app.engine.jobs import Lane, Result
 from app.engine.loading import LoadedModel
 from app.errors import InvalidField
+from app.errors.wording import MISSING, Unquoted
 from app.operations.context import RequestContext, Usage, reserve
 from app.operations.files import FileReference
 from app.operations.labels import check_guidance, mix_labels, resolve_labels
@@ -130,23 +131,25 @@ def _check_shape(request: InterpolateRequest, limit: int) -> tuple[InterpolateRe
         request = _check_path(request)
         count = request.frames or 0
     elif request.a or request.b:
-        raise InvalidField("a" if request.a else "b", "a latent", "latents are given already; give a and b, or latents")
+        name = "a" if request.a else "b"
+        raise InvalidField(name, Unquoted("a latent"), "latents are given already; give a and b, or latents")
     elif request.frames is not None:
         raise InvalidField("frames", request.frames, "it goes with a and b; a grid says how many in [rows, columns]")
     elif (request.weights is None) == (request.grid is None):
-        raise InvalidField("weights", request.weights, "give latents either weights, or as four corners a grid")
+        remedy = "give latents either weights, or as four corners a grid"
+        raise InvalidField("weights", MISSING if request.weights is None else request.weights, remedy)
     else:
         count = _count_images(request, len(request.latents))
     if count > limit:
         name = "frames" if request.grid is None else "grid"
-        raise InvalidField(name, getattr(request, name), f"at most {limit} images per request")
+        raise InvalidField(name, getattr(request, name), f"at most {limit} images per request (UNSTIR_MAX_IMAGES)")
     return request, count
 
 
 def _check_path(request: InterpolateRequest) -> InterpolateRequest:
     for name in ("a", "b"):
         if getattr(request, name) is None:
-            raise InvalidField(name, None, "give a and b; or latents, with weights or as corners of a grid")
+            raise InvalidField(name, MISSING, "give a and b; or latents, with weights or as corners of a grid")
     for name in ("weights", "grid"):
         if getattr(request, name) is not None:
             raise InvalidField(name, getattr(request, name), "it goes with latents; leave it out, or a and b")

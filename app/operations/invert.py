@@ -70,6 +70,7 @@ class Encoding:
         norm: mean square of x_T.
         round_trip: None where it was not checked.
         trajectory: [k, C, H, W] or None.
+        has_classes: whether the network takes labels.
     """
 
     request: InvertRequest
@@ -84,6 +85,7 @@ class Encoding:
     trajectory: Tensor | None
     usage: Usage
     source: FileReference
+    has_classes: bool
 
     @property
     def latent(self) -> Tensor:
@@ -96,9 +98,12 @@ class Encoding:
         found = []
         low, high = self.inversion.ordinary
         if not low < self.norm < high:
+            remedy = "take more steps"
+            if self.has_classes and self.request.label is None:
+                remedy += ", and give the image's label"
             found.append(
-                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}; this one is "
-                "probably far from the training data, or takes more steps, and blends with it may not look like images"
+                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}, and others "
+                f"may not blend well; {remedy}; where that does not help, the image is far from the training data"
             )
         if self.residual is not None and self.residual > HIGH_RESIDUAL:
             found.append(
@@ -165,6 +170,7 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
         _trajectory(results[0], shown, plan),
         usage,
         source,
+        model.checkpoint.net.config.num_class_embeds is not None,
     )
 
 

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 from app.engine.loading import LoadedModel
 from app.errors import InvalidField
+from app.errors.wording import MISSING, Unquoted, suggest
 from app.operations.fields import Label
 
 MAX_NAMES = 20  # of classes in a message
@@ -28,7 +29,7 @@ def resolve_label(model: LoadedModel, label: Label, field: str = "label") -> tup
     if label is None:
         if card.null_class is None:
             remedy = f"this checkpoint has no null class; choose one of {_names(card.classes)}"
-            raise InvalidField(field, None, remedy)
+            raise InvalidField(field, MISSING, remedy)
         return card.null_class, None
     indices = {name.casefold(): index for index, name in enumerate(card.classes)}
     index = indices.get(label.casefold()) if isinstance(label, str) else label
@@ -36,7 +37,8 @@ def resolve_label(model: LoadedModel, label: Label, field: str = "label") -> tup
         index = int(label)
     count = len(card.classes)
     if index is None or not 0 <= index < count:
-        raise InvalidField(field, label, f"choose one of {_names(card.classes)}, or an index of 0..{count - 1}")
+        remedy = f"{suggest(label, card.classes)}choose one of {_names(card.classes)}, or an index of 0 to {count - 1}"
+        raise InvalidField(field, label, remedy)
     return index, card.classes[index]
 
 
@@ -54,7 +56,7 @@ def resolve_labels(
     if label is not None:
         raise InvalidField("label", label, "labels are given already; leave one of them out")
     if len(labels) != count:
-        raise InvalidField("labels", len(labels), f"give one for each of the {count} latents")
+        raise InvalidField("labels", Unquoted(len(labels)), f"give one for each of the {count} latents")
     resolved = [resolve_label(model, each, f"labels.{i}") for i, each in enumerate(labels)]
     return [index for index, _ in resolved], [name for _, name in resolved]
 

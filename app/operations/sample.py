@@ -68,7 +68,9 @@ async def sample(service: Service, request: SampleRequest, context: RequestConte
     context, model = context or RequestContext(), service.model
     limit = service.settings.max_images
     if request.n > limit:
-        raise InvalidField("n", request.n, f"at most {limit} images per request; send several requests")
+        raise InvalidField(
+            "n", request.n, f"at most {limit} images per request (UNSTIR_MAX_IMAGES); send several requests"
+        )
     given = [] if request.latent is None else [read_latent(model, "latent", request.latent, request.sampler)]
     paired = check_pairs(given, request.sampler)
     returning = paired or any(each.slots is None for each in given)

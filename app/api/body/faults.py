@@ -3,18 +3,25 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from app.errors import MAX_FAULTS, InvalidField
+from app.errors.wording import MISSING, Unquoted, suggest, word_choices, word_limits
+from app.operations.fields import Latent
 
 M = TypeVar("M", bound=BaseModel)
+MUST_BE = "must be "
 
 
-def validate(model: type[M], fields: Mapping[str, Any], *, strict: bool) -> M:
+def validate(model: type[M], fields: Mapping[str, Any], *, strict: bool, highest: Mapping[str, int] | None = None) -> M:
     """The model of these fields.
+
+    Args:
+        highest: of fields, that the service has a limit for; named in messages, not judged.
 
     Raises:
         InvalidField: with every fault, up to ``MAX_FAULTS`` of them; unknown fields are judged before any other.
@@ -26,41 +33,65 @@ def validate(model: type[M], fields: Mapping[str, Any], *, strict: bool) -> M:
     try:
         return model.model_validate(fields, strict=strict)
     except ValidationError as error:
-        raise InvalidField.many(_faults(error, model)) from None  # the cause would keep the body
+        raise InvalidField.many(_faults(error, model, highest or {})) from None  # the cause would keep the body
 
 
-def _faults(error: ValidationError, model: type[BaseModel]) -> Iterable[tuple[str, object, str]]:
+def _faults(
+    error: ValidationError, model: type[BaseModel], highest: Mapping[str, int]
+) -> Iterable[tuple[str, object, str]]:
     """One (field, value, remedy) for each field; a union reports a fault for each member, though one value was sent."""
     merged: dict[str, tuple[str, object, str]] = {}
-    for fault in error.errors(include_url=False, include_context=False):
+    for fault in error.errors(include_url=False):
         # Of a nested field both names count; what follows are pydantic's names of a union's members.
         place = [part for part in fault["loc"] if not (isinstance(part, str) and part in ("int", "str"))]
         field = ".".join(map(str, place))[:200] or "body"
-        remedy = str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ").partition(", unable")[0]
-        if fault["type"] == "extra_forbidden":
-            known = ", ".join(model.model_fields) if len(place) == 1 else "seed, npy, image"
-            remedy = f"no such field; known are {known}"
-        elif fault["type"] == "missing":
-            remedy = "it is missing; send it"
-        elif fault["type"] == "greater_than_equal" and place[-1] == "seed":  # elsewhere -1 asks for a random one
-            remedy += "; leave it out, and one is drawn"
+        remedy = _remedy(fault, model, place, highest)
         before = merged.get(field)
-        value = None if fault["type"] == "missing" else plain(fault.get("input"))
-        merged[field] = (field, value, f"{before[2]} or {remedy}" if before else remedy)
+        value = MISSING if fault["type"] == "missing" else plain(fault.get("input"))
+        merged[field] = (field, value, f"{before[2]} or {remedy.removeprefix(MUST_BE)}" if before else remedy)
     return merged.values()
+
+
+def _remedy(fault: ErrorDetails, model: type[BaseModel], place: Sequence[int | str], highest: Mapping[str, int]) -> str:
+    kind, context = fault["type"], fault.get("ctx", {})
+    if kind == "extra_forbidden":
+        known = list(model.model_fields if len(place) == 1 else Latent.model_fields)
+        return f"no such field; {suggest(place[-1], known)}known are {', '.join(known)}"
+    if kind == "missing":
+        return "send it"
+    if kind == "literal_error":
+        return word_choices(fault["input"], context["expected"])
+    bounds, integer = _bounds(model, place)
+    if len(place) == 1 and place[0] in highest and "ge" in bounds:
+        bounds["le"] = highest[str(place[0])]
+    if limits := word_limits(kind, bounds, integer=integer):
+        negative = kind == "greater_than_equal" and place == ["seed"]  # elsewhere -1 asks for a random one
+        return f"{MUST_BE}{limits}{'; leave it out, and one is drawn' if negative else ''}"
+    return str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ").partition(", unable")[0]
+
+
+def _bounds(model: type[BaseModel], place: Sequence[int | str]) -> tuple[dict[str, Any], bool]:
+    """The limits of a field, by pydantic's names, and whether it is an integer; an item of a list has none."""
+    fields = model.model_fields if len(place) == 1 else Latent.model_fields
+    field = fields.get(str(place[-1])) if place else None
+    if field is None:
+        return {}, False
+    names = ("ge", "gt", "le", "lt", "min_length", "max_length")
+    found = {name: getattr(each, name) for each in field.metadata for name in names if hasattr(each, name)}
+    return found, "int" in str(field.annotation)
 
 
 def plain(value: object) -> object:
     """What can be echoed as JSON without risk: scalars as they are, the rest by type and size."""
-    if value is None or isinstance(value, bool | int):
+    if value is None or isinstance(value, bool | int | Unquoted):
         return value
     if isinstance(value, str):
         return encodable(value if len(value) <= 200 else f"{value[:40]}… ({len(value)} characters)")
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, bytes):
-        return f"{len(value)} bytes"
-    return {"list": "an array", "dict": "an object"}.get(type(value).__name__, "something else")
+        return Unquoted(f"{len(value)} bytes")
+    return Unquoted({"list": "an array", "dict": "an object"}.get(type(value).__name__, "something else"))
 
 
 def encodable(text: str) -> str:

@@ -13,6 +13,7 @@ from typing import Any
 
 from app.api.body.faults import plain
 from app.errors import InvalidField, InvalidJSON
+from app.errors.wording import Unquoted
 from app.operations.fields import MAX_SEED
 
 MAX_TOKENS = 1024  # brackets, commas, colons, strings and numbers; the largest request has about a hundred
@@ -60,17 +61,21 @@ def _judge(content: bytes) -> None:
         depth += (mark in (b"[", b"{")) - (mark in (b"]", b"}"))
         if mark == b":" and last.startswith(b'"'):
             if len(last) > MAX_KEY:
-                raise InvalidField(field, f"a name of more than {MAX_KEY} bytes", "no field has such a name")
+                name = Unquoted(f"a name of more than {MAX_KEY} bytes")
+                raise InvalidField(field, name, "no field has such a name")
             field = last[1:-1].decode(errors="replace") if depth == 1 else field
         if count >= MAX_TOKENS:
             remedy = "no request needs so many; send fewer"
-            raise InvalidField(field, f"more than {MAX_TOKENS} values and marks", remedy)
+            raise InvalidField(field, Unquoted(f"more than {MAX_TOKENS} values and marks"), remedy)
         if depth > MAX_DEPTH:
-            raise InvalidField(field, f"more than {MAX_DEPTH} levels of brackets", f"no field has so many; {WHOLE}")
+            levels = Unquoted(f"more than {MAX_DEPTH} levels of brackets")
+            raise InvalidField(field, levels, f"no field has so many; {WHOLE}")
         if mark == b'"' and end - start > LONG_STRING and not content[start:end].isascii():
-            raise InvalidField(field, f"{end - start} bytes", "only a file in base64 is so long, and it is ASCII")
+            size = Unquoted(f"{end - start} bytes")
+            raise InvalidField(field, size, "only a file in base64 is so long, and it is ASCII")
         if mark != b'"' and end - start > MAX_NUMBER:
-            raise InvalidField(field, f"more than {MAX_NUMBER} characters without quotes", "no number has so many")
+            long = Unquoted(f"more than {MAX_NUMBER} characters without quotes")
+            raise InvalidField(field, long, "no number has so many")
         last = content[start : min(end, start + MAX_KEY + 3)]
 
 
@@ -104,6 +109,6 @@ def _refuse_duplicates(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     fields: dict[str, Any] = {}
     for name, value in pairs:
         if name in fields:
-            raise InvalidField(name[:MAX_KEY], "2 values", "send it once")
+            raise InvalidField(name[:MAX_KEY], Unquoted("2 values"), "send it once")
         fields[name] = value
     return fields

@@ -71,7 +71,8 @@ class FieldProblem(Answer):
     """One invalid field."""
 
     field: str = Field(description="Its name; of a nested field with a dot, of an item with its index.")
-    value: Any = Field(None, description="What was sent; left out where the field is missing or null.")
+    value: Any = Field(None, description="What was sent; left out where it is null, missing or not echoed.")
+    given: str | None = Field(None, description="Of what is not echoed, what it is: 300 bytes, an array.")
     remedy: str = Field(description="What to send instead.")
 
 
@@ -128,7 +129,7 @@ class ModelInfo(BaseModel):
     schedule: dict[str, Any] = Field(description="The scheduler config of the checkpoint.")
     prediction: str = Field(description="epsilon, v_prediction or sample.")
     parameters: int = Field(description="Of the network.")
-    samplers: list[SamplerInfo]
+    samplers: list[SamplerInfo] = Field(description="What `/sample` and `/interpolate` can sample with.")
     methods: list[InversionInfo] = Field(description="What `/invert` can do.")
     device: str = Field(description="cpu, or the CUDA device.")
     dtype: str = Field(description="Of ordinary forwards; exact ones are float32.")

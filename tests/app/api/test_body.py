@@ -45,9 +45,9 @@ async def test_forms_have_so_many_parts_and_no_more(client):
 async def test_a_field_that_is_sent_twice(client):
     image = ('name="image"; filename="a.png"', PNG)
     response = await raw_form(client, "/invert", image, image)
-    assert_problem(response, 422, "invalid_field", 'image = "2 values"', "send it once")
+    assert_problem(response, 422, "invalid_field", "image (2 values): send it once")
     response = await raw_form(client, "/invert", image, ('name="steps"', b"2"), ('name="steps"', b"3"))
-    assert_problem(response, 422, "invalid_field", 'steps = "2 values"', "send it once")
+    assert_problem(response, 422, "invalid_field", "steps (2 values): send it once")
 
 
 async def test_files_where_none_is_wanted(client):

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 
 import pytest
+from starlette.datastructures import Headers
 
 from app.api.app import create_app
 from app.api.negotiation import negotiate
+from app.api.origins import OriginMiddleware, find_foreign_sender
 from app.api.responses.formats import APNG, EVENTS, GIF, JPEG, JSON, PNG, WEBP
 from app.errors import NotAcceptable
 from app.settings import Settings
@@ -169,11 +172,41 @@ async def test_foreign_pages_are_refused(client):
     form = await client.post("/sample", files={"steps": (None, "2")}, headers=FOREIGN)
     assert_problem(form, 403, "foreign_origin", "https://evil.example", "UNSTIR_CORS_ORIGINS")
     assert_problem(await client.get(QUERY, headers=IMAGE), 403, "foreign_origin", "https://evil.example")
-    assert_problem(await client.get(QUERY, headers={"origin": "null"}), 403, "foreign_origin", "null")
     assert_problem(await client.delete("/jobs/x", headers=FOREIGN), 403, "foreign_origin")
     preflight = FOREIGN | {"access-control-request-method": "POST"}
     assert_problem(await client.options("/sample", headers=preflight), 403, "foreign_origin")
     assert await metric(client, "unstir_rows_total") == 0
+
+
+NAMED = "pages of this site may not use the service; name {} in UNSTIR_CORS_ORIGINS, or"
+NO_SITE = "the page has no site, as a file has none; serve it over http, or allow all pages with UNSTIR_CORS_ORIGINS=*"
+
+
+@pytest.mark.parametrize(
+    ("headers", "detail"),
+    [
+        ({"origin": "http://a.b:3000"}, "Origin = http://a.b:3000: " + NAMED.format("http://a.b:3000")),
+        (
+            {"origin": "moz-extension://0a-1b"},
+            "Origin = moz-extension://0a-1b: " + NAMED.format("moz-extension://0a-1b"),
+        ),
+        ({"origin": "null"}, f"Origin = null: {NO_SITE}"),
+        ({"origin": "file://"}, f"Origin = file://: {NO_SITE}"),
+        (IMAGE, "Referer = https://evil.example/: " + NAMED.format("https://evil.example")),
+        (
+            {"sec-fetch-site": "cross-site"},
+            "Sec-Fetch-Site = cross-site: a page of another site sent this, and neither",
+        ),
+    ],
+)
+async def test_refused_pages_learn_what_they_sent_and_a_remedy_that_works(client, settings, headers, detail):
+    body = assert_problem(await client.get(QUERY, headers=headers), 403, "foreign_origin")
+    assert body["detail"].startswith(detail)
+    named = re.findall(r"name (\S+://\S+) in UNSTIR_CORS_ORIGINS|UNSTIR_CORS_ORIGINS=(\S+)", body["detail"])
+    [remedy] = ["".join(groups) for groups in named]
+    allowed = Settings(**settings.model_dump() | {"cors_origins": remedy})  # which takes it
+    passed = OriginMiddleware(None, allowed.origins, costly=())
+    assert passed._allows(find_foreign_sender(Headers(headers)).origin)
 
 
 @pytest.mark.parametrize("headers", [{"origin": "http://[x"}, {**IMAGE, "referer": "http://[x"}])
@@ -231,6 +264,9 @@ async def test_links_begin_with_the_prefix_of_a_proxy(settings):
         assert 'url: "openapi.json"' in (await client.get("/unstir/docs/start.js")).text
         assert (await client.get("/unstir/openapi.json")).json()["servers"] == [{"url": "/unstir"}]
         assert_problem(await client.get("/unstir/sample?steps=1", headers=IMAGE), 403, "foreign_origin")
+        for prefix in ("", "/unstir"):
+            unknown = await client.get(f"{prefix}/sampel")
+            assert_problem(unknown, 404, "not_found", "did you mean /unstir/sample? see /unstir/docs for")
 
 
 async def test_two_lengths_are_refused(client):

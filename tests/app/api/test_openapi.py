@@ -204,7 +204,7 @@ def test_choices_are_named_once():
 def sources() -> str:
     found = [
         *(ROOT / "app" / "api").rglob("*.py"),
-        ROOT / "app" / "errors.py",
+        *(ROOT / "app" / "errors").glob("*.py"),
         ROOT / "app" / "telemetry" / "tracing.py",
     ]
     return "".join(Path(path).read_text() for path in found if path.name != "descriptions.py")

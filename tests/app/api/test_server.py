@@ -89,6 +89,7 @@ def test_sigterm_finishes_what_was_accepted_and_then_exits(tiny):
         assert answers[0].status_code == 200
         assert process.wait(timeout=30) == 0
     assert any("drained" in line for line in lines)
+    assert any("SIGTERM: draining, 1 request left, for up to 30 s" in line for line in lines)
 
 
 def ask_for_much(client: httpx.Client, outcomes: list) -> threading.Thread:
@@ -111,6 +112,7 @@ def test_the_end_of_the_drain_time_cuts_requests_off_with_an_answer(tiny):
         process.send_signal(signal.SIGTERM)
         assert process.wait(timeout=30) == 0
         asking.join()
+    assert any("drain time is over, 1 request ended with 503" in line for line in lines)
     assert (outcomes[0].status_code, outcomes[0].json()["code"]) == (503, "draining")
 
 
@@ -126,6 +128,10 @@ def test_a_second_signal_stops_at_once(tiny):
         assert process.wait(timeout=30) == 0
         asking.join()
         assert time.monotonic() - began < 10  # the request alone would take longer
+    said = "".join(lines)
+    assert "SIGINT: draining, 1 request left, for up to 1000 s; a second signal ends what is left with 503" in said
+    assert "SIGINT, the second signal: stopped, 1 request ended with 503" in said
+    assert "drained" not in said
     assert (outcomes[0].status_code, outcomes[0].json()["code"]) == (503, "draining")
 
 

@@ -36,6 +36,11 @@ def test_the_exit_status_is_that_of_the_server(monkeypatch, tiny):
         (["--port", "eighty"], {}, ["--port (UNSTIR_PORT) = eighty: should be a valid integer"]),
         ([], {"UNSTIR_PORT": "70000"}, ["--port (UNSTIR_PORT) = 70000: should be less than or equal to 65535"]),
         (["--dtype", "fp8"], {}, ["--dtype (UNSTIR_DTYPE) = fp8: should be 'auto', 'float32', 'tf32' or 'bfloat16'"]),
+        (
+            ["--cors-origins", "null"],
+            {},
+            ["--cors-origins (UNSTIR_CORS_ORIGINS) = null: null is every page without a site, .*"],
+        ),
         (["--device", "tpu"], {}, ["--device (UNSTIR_DEVICE) = tpu: choose auto, cpu, cuda or cuda:N"]),
         (["--device", "cpu", "--dtype", "tf32"], {}, ["--dtype (UNSTIR_DTYPE) = tf32: only CUDA devices have it; .*"]),
         (["--checkpoint", "no where"], {}, ["--checkpoint (UNSTIR_CHECKPOINT) = 'no where': no such folder"]),
@@ -48,7 +53,7 @@ def test_the_exit_status_is_that_of_the_server(monkeypatch, tiny):
             ],
         ),
     ],
-    ids=["number", "environment", "choice", "device", "dtype", "checkpoint", "two"],
+    ids=["number", "environment", "choice", "origin", "device", "dtype", "checkpoint", "two"],
 )
 def test_a_bad_setting_is_named_with_its_value_and_the_remedy(
     served, monkeypatch, capsys, arguments, environment, lines

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import dataclasses
 import hashlib
 import io
 import json
@@ -177,6 +178,19 @@ async def test_what_is_odd_is_said_in_words(client, monkeypatch):
     low, high = INVERSIONS["fixed_point"].ordinary
     norm = inverted["norm"]
     assert any(warning.startswith("norm = ") for warning in inverted["warnings"]) == (not low < norm < high)
+
+
+async def test_an_unusual_norm_asks_for_what_most_likely_mends_it(client, monkeypatch):
+    found = INVERSIONS["fixed_point"]
+    monkeypatch.setitem(INVERSIONS, "fixed_point", dataclasses.replace(found, ordinary=(1e6, 1e7)))
+    for label, remedy in (
+        ({}, "take more steps, and give the image's label; where"),
+        ({"label": 1}, "take more steps; where"),
+    ):
+        [warning] = [
+            each for each in (await invert(client, steps=2, **label))["warnings"] if each.startswith("norm = ")
+        ]
+        assert remedy in warning
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,7 @@ async def test_without_a_card_classes_go_by_number_and_there_is_no_guidance(name
     assert (await nameless.post("/sample", json={"label": "3", "steps": 2})).status_code == 200
     for body, field, words in (
         ({}, "label", "this checkpoint has no null class; choose one of 0, 1, 2, 3"),
-        ({"label": 4}, "label", "choose one of 0, 1, 2, 3, or an index of 0..3"),
+        ({"label": 4}, "label", "choose one of 0, 1, 2, 3, or an index of 0 to 3"),
         ({"label": 1, "guidance": 2}, "guidance", "no null class to guide away from; use 1"),
     ):
         answer = await nameless.post("/sample", json=body | {"steps": 2})

@@ -38,11 +38,12 @@ Each is sent as RFC 9457 problem details. ``detail`` names the thing, its value 
 
 from __future__ import annotations
 
-import json
 import math
 import traceback
 from collections.abc import Iterable
 from typing import ClassVar
+
+from app.errors.wording import word_fault
 
 MAX_FAULTS = 20  # listed in one response, which must not be larger than the body that it is about
 
@@ -56,7 +57,8 @@ class UnstirError(Exception):
         title: in a few words.
         meaning: what it means and what to do, for the documentation.
         headers: of the response.
-        fields: for several faults at once, (field, value, remedy) of each.
+        fields: for several faults at once, (field, value, remedy) of each; :mod:`app.errors.wording` has values for
+            what is missing, or not echoed.
     """
 
     code: ClassVar[str]
@@ -91,7 +93,7 @@ class InvalidJSON(BadInput):
 
 class InvalidForm(BadInput):
     code, status, title = "invalid_form", 400, "Invalid form"
-    meaning = "The body is not valid multipart/form-data; the detail says why."
+    meaning = "The body is no valid form, multipart or urlencoded; the detail says why."
 
 
 class InvalidField(BadInput):
@@ -113,7 +115,7 @@ class InvalidField(BadInput):
         return error
 
     def _describe(self) -> str:
-        parts = [f"{field} = {_short(value)}: {remedy}" for field, value, remedy in self.fields[:MAX_FAULTS]]
+        parts = [word_fault(*fault) for fault in self.fields[:MAX_FAULTS]]
         more = len(self.fields) - len(parts)
         return "; ".join([*parts, f"and {more} more faults"] if more else parts)
 
@@ -125,7 +127,10 @@ class InvalidHeader(BadInput):
 
 class ForeignOrigin(BadInput):
     code, status, title = "foreign_origin", 403, "Foreign origin"
-    meaning = "A page of another site sent the request; `UNSTIR_CORS_ORIGINS` names the sites that may."
+    meaning = (
+        "A page of another site sent the request; `UNSTIR_CORS_ORIGINS` names the sites that may "
+        "([operations.md](operations.md#browsers-and-proxies))."
+    )
 
 
 class NotFound(BadInput):
@@ -193,7 +198,10 @@ class ImageTooLarge(BadInput):
 
 class UnsupportedMedia(BadInput):
     code, status, title = "unsupported_media_type", 415, "Unsupported media type"
-    meaning = "Send `application/json` or `multipart/form-data`; `/invert` also takes a bare `image/*`."
+    meaning = (
+        "Send `application/json`, `multipart/form-data` or `application/x-www-form-urlencoded`; `/invert` also takes a "
+        "bare `image/*`."
+    )
 
 
 class TryLater(UnstirError):
@@ -306,11 +314,3 @@ def catalogue() -> list[type[UnstirError]]:
         return [leaf for child in below for leaf in leaves(child)] if below else [kind]
 
     return leaves(UnstirError)
-
-
-def _short(value: object) -> str:
-    try:
-        text = json.dumps(value, ensure_ascii=False)
-    except (TypeError, ValueError):
-        text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
