@@ -115,7 +115,7 @@ def read(model: type[M], flags: Mapping[str, Any], name: Callable[[str], str] = 
     try:
         return model.model_validate(given(model, flags), strict=False)
     except ValidationError as error:
-        raise describe(error, name) from error
+        raise describe(error, model, name) from error
 
 
 def given(model: type[BaseModel], flags: Mapping[str, Any]) -> dict[str, Any]:

@@ -31,7 +31,7 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     try:
         settings = Settings(**given(Settings, flags))  # the constructor reads the environment, validation would not
     except ValidationError as error:
-        raise describe(error, setting_name) from error
+        raise describe(error, Settings, setting_name) from error
     if not settings.checkpoint.is_dir():
         raise CommandError(fault(setting_name("checkpoint"), settings.checkpoint, "no such folder"))
     from app.engine.loading import select_device_for  # noqa: PLC0415 - as above

@@ -11,9 +11,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
-from pydantic import AfterValidator, ValidationError
+from pydantic import AfterValidator, BaseModel, ValidationError
+from pydantic_core import ErrorDetails
+
+from app.errors.wording import find_bounds, word_choices, word_limits, word_others
 
 ROOT = Path(__file__).resolve().parents[2]
+MUST_BE = "must be "
 
 
 def _exists(path: Path) -> Path:
@@ -66,18 +70,21 @@ def shown(default: object) -> str:
     return f"{default:g}" if isinstance(default, float) else str(default)
 
 
-def describe(error: ValidationError, name: Callable[[str], str] = flag) -> CommandError:
+def describe(
+    error: ValidationError, model: type[BaseModel] | None = None, name: Callable[[str], str] = flag
+) -> CommandError:
     """Everything that pydantic found, a line for each field.
 
     Args:
+        model: of the fields, for their limits.
         name: how the user knows a field.
     """
     lines: dict[str, str] = {}
     for found in error.errors(include_url=False):
         field = str(found["loc"][0]) if found["loc"] else ""
-        remedy = found["msg"].removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
-        if field in lines:
-            lines[field] += "" if remedy in lines[field] else f" or {remedy}"  # of a union, a fault for each member
+        remedy = _remedy(found, model)
+        if field in lines:  # of a union, a fault for each member
+            lines[field] += "" if remedy in lines[field] else f" or {remedy.removeprefix(MUST_BE)}"
         elif not field:  # about several fields
             lines[field] = remedy
         elif found["type"] == "missing":
@@ -85,6 +92,16 @@ def describe(error: ValidationError, name: Callable[[str], str] = flag) -> Comma
         else:
             lines[field] = fault(name(field), found["input"], remedy)
     return CommandError(*lines.values())
+
+
+def _remedy(found: ErrorDetails, model: type[BaseModel] | None) -> str:
+    if found["type"] == "literal_error":
+        return word_choices(found["input"], found["ctx"]["expected"])
+    place = found["loc"]
+    field = model.model_fields.get(str(place[0])) if model is not None and len(place) == 1 else None
+    bounds, integer = find_bounds(field, found)
+    limits = word_limits(found["type"], bounds, integer=integer)
+    return f"{MUST_BE}{limits}" if limits else word_others(found["msg"])
 
 
 @contextmanager

@@ -8,6 +8,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Any
 
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
 MAX_NAME = 100  # characters of a name that is compared with others
 
 
@@ -85,6 +88,27 @@ def word_limits(kind: str, bounds: Mapping[str, Any], *, integer: bool) -> str |
         low, high = bounds.get("min_length"), bounds.get("max_length")
         return noun if low is None or high is None else f"a list of {low}" + (f" to {high}" if high > low else "")
     return noun
+
+
+BOUNDS = ("ge", "gt", "le", "lt", "min_length", "max_length")
+
+
+def find_bounds(field: FieldInfo | None, fault: ErrorDetails) -> tuple[dict[str, Any], bool]:
+    """The limits of a field, as :func:`word_limits` takes them, and whether it is an integer.
+
+    Args:
+        field: None where it is not known, as for an item of a list; then the fault tells the limit that was passed.
+    """
+    if field is None:
+        broken = {name: limit for name, limit in fault.get("ctx", {}).items() if name in BOUNDS}
+        return broken, fault["type"].startswith("int") or type(fault["input"]) is int
+    found = {name: getattr(each, name) for each in field.metadata for name in BOUNDS if hasattr(each, name)}
+    return found, "int" in str(field.annotation)
+
+
+def word_others(message: str) -> str:
+    """Pydantic's message about all other faults, without what it begins and ends with."""
+    return message.removeprefix("Value error, ").removeprefix("Input ").partition(", unable to parse")[0]
 
 
 def word_choices(value: object, expected: str) -> str:

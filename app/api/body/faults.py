@@ -10,7 +10,7 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.errors import MAX_FAULTS, InvalidField
-from app.errors.wording import MISSING, Unquoted, suggest, word_choices, word_limits
+from app.errors.wording import MISSING, Unquoted, find_bounds, suggest, word_choices, word_limits, word_others
 from app.operations.fields import Latent
 
 M = TypeVar("M", bound=BaseModel)
@@ -61,24 +61,14 @@ def _remedy(fault: ErrorDetails, model: type[BaseModel], place: Sequence[int | s
         return "send it"
     if kind == "literal_error":
         return word_choices(fault["input"], context["expected"])
-    bounds, integer = _bounds(model, place)
+    fields = model.model_fields if len(place) == 1 else Latent.model_fields  # an item of a list is none of them
+    bounds, integer = find_bounds(fields.get(str(place[-1])) if place else None, fault)
     if len(place) == 1 and place[0] in highest and "ge" in bounds:
         bounds["le"] = highest[str(place[0])]
     if limits := word_limits(kind, bounds, integer=integer):
         negative = kind == "greater_than_equal" and place == ["seed"]  # elsewhere -1 asks for a random one
         return f"{MUST_BE}{limits}{'; leave it out, and one is drawn' if negative else ''}"
-    return str(fault["msg"]).removeprefix("Value error, ").removeprefix("Input ").partition(", unable")[0]
-
-
-def _bounds(model: type[BaseModel], place: Sequence[int | str]) -> tuple[dict[str, Any], bool]:
-    """The limits of a field, by pydantic's names, and whether it is an integer; an item of a list has none."""
-    fields = model.model_fields if len(place) == 1 else Latent.model_fields
-    field = fields.get(str(place[-1])) if place else None
-    if field is None:
-        return {}, False
-    names = ("ge", "gt", "le", "lt", "min_length", "max_length")
-    found = {name: getattr(each, name) for each in field.metadata for name in names if hasattr(each, name)}
-    return found, "int" in str(field.annotation)
+    return word_others(fault["msg"])
 
 
 def plain(value: object) -> object:

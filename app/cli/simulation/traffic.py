@@ -88,7 +88,7 @@ def _request(line: str, where: str) -> SimulatedRequest:
     try:
         return LINE.validate_json(line, strict=True)
     except ValidationError as error:
-        raise SimulationError(f"{where}: {'; '.join(describe(error, str).lines)}") from None
+        raise SimulationError(f"{where}: {'; '.join(describe(error, name=str).lines)}") from None
 
 
 def scale_arrivals(requests: Sequence[SimulatedRequest], load: float, widths: Widths) -> list[SimulatedRequest]:
