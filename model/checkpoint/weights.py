@@ -10,7 +10,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.checkpoint.facts import CheckpointError
+from model.checkpoint.facts import ANEW, FETCH, LFS, CheckpointError
 from model.network.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,7 +43,8 @@ def read_weights(weights: Path, net: UNet) -> dict[str, Tensor]:
     try:
         state = {_modern_name(key): value for key, value in load_file(weights).items()}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(weights, f"is no readable safetensors file: {error}") from error
+        remedy = FETCH if _starts_with(weights, LFS) else f"{str(error).rstrip('.')}; {ANEW.partition(', or ')[2]}"
+        raise CheckpointError(weights, f"is no readable safetensors file: {remedy}") from error
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     if missing := sorted(wanted.keys() - state.keys()):
         raise CheckpointError(weights, f"lacks {len(missing)} tensors of the config, such as {missing[0]}")
@@ -59,6 +60,14 @@ def read_weights(weights: Path, net: UNet) -> dict[str, Tensor]:
         if not state[key].isfinite().all():
             raise CheckpointError(weights, f"{key} is not finite in float32")
     return state
+
+
+def _starts_with(file: Path, begin: bytes) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(begin)) == begin
+    except OSError:
+        return False
 
 
 def _modern_name(key: str) -> str:

@@ -268,7 +268,7 @@ def test_a_broken_checkpoint_is_named(unstir, tmp_path):
     (tmp_path / "empty").mkdir()
     status, _, complaint = unstir("sample --checkpoint empty")
     assert status == 1  # the command was typed well
-    assert "config.json is missing" in complaint
+    assert "is no checkpoint; neither unet/ nor config.json is in it" in complaint
 
 
 def test_call_is_the_http_surface(here, capsysbinary):
