@@ -37,6 +37,7 @@ from model.diffusion.samplers import SAMPLERS
 # 54 dB or more in 50 steps, 45 in 20.
 HIGH_RESIDUAL = 0.045
 LOW_PSNR = 40.0
+MANY_STEPS = 100  # from which on the norm hardly depends on their number
 
 
 @dataclass(frozen=True)
@@ -70,6 +71,7 @@ class Encoding:
         norm: mean square of x_T.
         round_trip: None where it was not checked.
         trajectory: [k, C, H, W] or None.
+        unlabelled: the network has classes, and none was asked for.
     """
 
     request: InvertRequest
@@ -84,6 +86,7 @@ class Encoding:
     trajectory: Tensor | None
     usage: Usage
     source: FileReference
+    unlabelled: bool
 
     @property
     def latent(self) -> Tensor:
@@ -96,9 +99,12 @@ class Encoding:
         found = []
         low, high = self.inversion.ordinary
         if not low < self.norm < high:
+            remedies = ["take more steps"] * (self.request.steps < MANY_STEPS)
+            remedies += ["give the image's label"] * self.unlabelled
+            advice = f"{', and '.join(remedies)}; if that does not help, " if remedies else ""
             found.append(
-                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}; this one is "
-                "probably far from the training data, or takes more steps, and blends with it may not look like images"
+                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}; {advice}"
+                "this one is probably far from the training data, and blends with it may not look like images"
             )
         if self.residual is not None and self.residual > HIGH_RESIDUAL:
             found.append(
@@ -165,6 +171,7 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
         _trajectory(results[0], shown, plan),
         usage,
         source,
+        label is not None and name is None,
     )
 
 

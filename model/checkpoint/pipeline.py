@@ -50,7 +50,7 @@ def _is_checkpoint(folder: Path) -> bool:
 def _describe_contents(folder: Path) -> str:
     """What is in a folder instead of a checkpoint."""
     if (folder / "state.pt").is_file():
-        return "it holds a run of unstir train that was stopped before its first step; continue that with --resume"
+        return "it holds a run of unstir train without a checkpoint yet; continue that with --resume"
     try:
         found = sorted(entry for entry in folder.iterdir() if entry.is_dir() and _is_checkpoint(entry))
     except OSError as error:

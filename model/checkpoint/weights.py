@@ -11,6 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoint.facts import ANEW, FETCH, LFS, CheckpointError
+from model.data import counted
 from model.network.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -47,9 +48,9 @@ def read_weights(weights: Path, net: UNet) -> dict[str, Tensor]:
         raise CheckpointError(weights, f"is no readable safetensors file: {remedy}") from error
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     if missing := sorted(wanted.keys() - state.keys()):
-        raise CheckpointError(weights, f"lacks {len(missing)} tensors of the config, such as {missing[0]}")
+        raise CheckpointError(weights, f"lacks {counted(len(missing), 'tensor')} of the config, such as {missing[0]}")
     if extra := sorted(state.keys() - wanted.keys()):
-        raise CheckpointError(weights, f"has {len(extra)} tensors that are not in the config, such as {extra[0]}")
+        raise CheckpointError(weights, f"has {counted(len(extra), 'tensor')} beyond the config, such as {extra[0]}")
     for key, value in state.items():
         if tuple(value.shape) != wanted[key]:
             raise CheckpointError(weights, f"{key} is {list(value.shape)}, in the config {list(wanted[key])}")

@@ -218,9 +218,9 @@ BROKEN = {
     "shape": (set_tensor("conv_out.bias", torch.zeros(2)), r"conv_out\.bias is \[2\], in the config \[1\]"),
     "missing-tensor": (
         lambda f: rewrite_weights(f, lambda state: state.pop("conv_in.bias")),
-        r"lacks 1 tensors of the config, such as conv_in\.bias",
+        r"lacks 1 tensor of the config, such as conv_in\.bias",
     ),
-    "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensors that are not in the config, such as logvar"),
+    "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensor beyond the config, such as logvar"),
     "hash": (
         lambda f: edit(f / "card.json", sha256="0" * 64),
         'sha256 = "0{64}": the weights\' sha256 is [0-9a-f]{64}',
@@ -297,7 +297,7 @@ def test_what_is_no_checkpoint_is_answered_with_the_one_that_is_meant(folder, tm
     for path, words in (
         (photos, "is no checkpoint; neither unet/ nor config.json is in it; a checkpoint is a folder with model_index"),
         (weights, f"is no checkpoint; give one of those in it, such as {mine}"),
-        (tmp_path / "run", "is no checkpoint; it holds a run of unstir train that was stopped before its first step"),
+        (tmp_path / "run", "is no checkpoint; it holds a run of unstir train without a checkpoint yet"),
         (mine / "card.json", f"is a file; give the checkpoint's folder, {mine}"),
         (mine / "unet" / WEIGHTS, f"is a file; give the checkpoint's folder, {mine}"),
         (mine / "unet", f"is a part of a checkpoint; give the checkpoint's folder, {mine}"),

@@ -7,6 +7,7 @@ import hashlib
 import io
 import json
 import re
+from dataclasses import replace
 
 import httpx
 import numpy as np
@@ -177,6 +178,21 @@ async def test_what_is_odd_is_said_in_words(client, monkeypatch):
     low, high = INVERSIONS["fixed_point"].ordinary
     norm = inverted["norm"]
     assert any(warning.startswith("norm = ") for warning in inverted["warnings"]) == (not low < norm < high)
+
+
+async def test_an_unusual_norm_names_what_helps(client, monkeypatch):
+    monkeypatch.setattr("app.operations.invert.MANY_STEPS", 4)
+    monkeypatch.setitem(INVERSIONS, "ddim", replace(INVERSIONS["ddim"], ordinary=(-2, -1)))
+    likely = "this one is probably far from the training data, and blends with it may not look like images"
+    for fields, advice in (
+        ({"steps": 3}, "take more steps, and give the image's label; if that does not help, "),
+        ({"steps": 3, "label": "0"}, "take more steps; if that does not help, "),
+        ({"steps": 4}, "give the image's label; if that does not help, "),
+        ({"steps": 4, "label": "0"}, ""),
+    ):
+        inverted = await invert(client, method="ddim", check="false", **fields)
+        (warning,) = inverted["warnings"]
+        assert warning == f"norm = {inverted['norm']:.2f}: ordinary images have -2 to -1 with ddim; {advice}{likely}"
 
 
 @pytest.mark.parametrize(
