@@ -33,7 +33,7 @@ def say(text: str) -> None:
     sys.stdout.flush()  # a pipe holds lines back
 
 
-class Progress:
+class ProgressBar:
     """On a terminal a bar, else a line now and then: in a file all states of a bar would be one line.
 
     Attributes:
@@ -88,8 +88,17 @@ class Progress:
             print(f"{self.done / self.total:4.0%}  {text}", file=sys.stderr, flush=True)
             self._said = now
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressBar:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _: TracebackType | None) -> None:
         self._bar.close()
+
+
+def counted(number: int, one: str, many: str = "") -> str:
+    """``1 image``, ``2 images``.
+
+    Args:
+        many: the plural, where it is not the singular and an s.
+    """
+    return f"{number} {one if number == 1 else many or f'{one}s'}"

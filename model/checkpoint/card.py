@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.facts import LINE, CheckpointError, Facts, is_line
-from model.data import counted
+from model.files import counted
 
 CARD = "card.json"
 

@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoint.facts import ANEW, FETCH, LFS, CheckpointError
-from model.data import counted
+from model.files import counted
 from model.network.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"

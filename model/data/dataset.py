@@ -92,12 +92,3 @@ def listed(items: Iterable[object], shown: int = 10) -> str:
     every = [text if (text := str(item)).isprintable() else ascii(text) for item in items]
     more = f" and {len(every) - shown} more" if len(every) > shown else ""
     return ", ".join(every[:shown]) + more
-
-
-def counted(number: int, one: str, many: str = "") -> str:
-    """``1 image``, ``2 images``.
-
-    Args:
-        many: the plural, where it is not the singular and an s.
-    """
-    return f"{number} {one if number == 1 else many or f'{one}s'}"

@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from model.data.dataset import Colour, DataError, Source, counted, fit, listed
+from model.data.dataset import Colour, DataError, Source, fit, listed
+from model.files import counted
 from model.images import ImageError
 from model.images import read as read_image
 

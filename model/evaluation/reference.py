@@ -11,8 +11,8 @@ import numpy as np
 
 from model import data
 from model.checkpoint import Checkpoint
-from model.data import DataError, Dataset, NoTestImages, counted, listed
-from model.files import say
+from model.data import DataError, Dataset, NoTestImages, listed
+from model.files import counted, say
 
 
 class Reference(NamedTuple):

@@ -18,7 +18,7 @@ from model.data import Dataset
 from model.diffusion import inversion, machine, samplers
 from model.diffusion.plan import Plan
 from model.diffusion.schedule import NoiseSchedule, covering_spacing
-from model.files import Progress, write_atomically
+from model.files import ProgressBar, write_atomically
 
 CHUNK = 32
 
@@ -72,7 +72,7 @@ def measure(
     rows = []
     missing = [trip for trip in todo if not _path(folder, trip, count).exists()]
     total = sum(trip.encode.nfe + trip.decode.nfe for trip in missing) * count
-    with Progress(total, "round trips", "NFE") as bar:
+    with ProgressBar(total, "round trips", "NFE") as bar:
         for trip in todo:
             path = _path(folder, trip, count)
             if trip in missing:

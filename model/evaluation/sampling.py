@@ -19,7 +19,7 @@ from model.evaluation.classifier import Classifier, classify
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import FeatureExtractor
 from model.evaluation.scope import Cell
-from model.files import Progress, write_atomically
+from model.files import ProgressBar, write_atomically
 
 CHUNK = 50
 
@@ -37,7 +37,7 @@ def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path,
     conditional = checkpoint.net.config.num_class_embeds is not None
     missing = {cell: range(len(_have(folder, cell)), count, CHUNK) for cell in todo}
     total = sum(cell.plan.nfe * (count - firsts.start) for cell, firsts in missing.items() if firsts)
-    with Progress(total, "images", "NFE") as bar:
+    with ProgressBar(total, "images", "NFE") as bar:
         for cell, firsts in missing.items():
             for first in firsts:
                 size = min(CHUNK, count - first)
@@ -93,7 +93,7 @@ def compare(
     draws = balanced_draws(real, labels if checkpoint.card.classes else None, count)
     floors = [distances(comparison.features(real.images[index])[0]) for index in draws]
     rows = []
-    with Progress(len(todo), "features", "cell") as bar:
+    with ProgressBar(len(todo), "features", "cell") as bar:
         for cell in todo:
             images = _have(folder, cell)[:count]
             features, decisions = comparison.features(images)

@@ -11,7 +11,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from model.data import Dataset, counted
+from model.data import Dataset
+from model.files import counted
 from model.network.config import UNetConfig
 from model.network.unet import UNet
 

@@ -18,11 +18,10 @@ import torch
 
 from model import checkpoint, data, images
 from model.checkpoint import Card
-from model.data import counted
 from model.diffusion import machine, samplers
 from model.diffusion.plan import Clip
 from model.diffusion.schedule import NoiseSchedule
-from model.files import Progress, say
+from model.files import ProgressBar, counted, say
 from model.network.unet import UNet
 from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, advise_batch, advise_warmup
 from model.training.state import STATE, background_of, read_facts, read_state, recipe_of, update_facts
@@ -116,7 +115,7 @@ def _run(trainer: Trainer, out: Path, stopping: Callable[[], bool], save_seconds
     state = out / STATE
     saved = drawn = time.monotonic()
     shown = 0.0
-    with Progress(1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
+    with ProgressBar(1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
         begun, start_step = time.monotonic(), trainer.step
         while trainer.progress() < 1 and not stopping():
             trainer.advance()

@@ -212,7 +212,7 @@ def test_a_run_that_is_killed_without_warning_repeats_what_it_lost(tmp_path, sou
 
 
 def test_progress_in_a_file_is_lines(tmp_path, source, capsys, monkeypatch):
-    monkeypatch.setattr("model.files.Progress.SECONDS", 0)
+    monkeypatch.setattr("model.files.ProgressBar.SECONDS", 0)
     train(source, tmp_path / "out", TINY, CPU)
     lines = capsys.readouterr().err
     assert "\r" not in lines
@@ -242,25 +242,26 @@ def test_progress_on_a_terminal_is_a_bar_that_begins_with_the_first_step(tmp_pat
         ),
         (
             {"warmup": 500},
-            "all 7 steps are warm-up, so that the learning rate never exceeds 1% of --lr; lower --warmup, such as to 0",
+            "the warm-up (--warmup 500) takes all of this run of 7 steps, so that the learning rate never exceeds 1 % "
+            "of --lr; lower --warmup, such as to 0",
         ),
         (
             {"warmup": 6},
-            "6 of 7 steps are warm-up, so that the learning rate never exceeds 41% of --lr; "
-            "lower --warmup, such as to 0",
+            "the warm-up (--warmup 6) takes most of this run of 7 steps, so that the learning rate never exceeds 41 % "
+            "of --lr; lower --warmup, such as to 0",
         ),
         (
             {"warmup": 500, "steps": None, "minutes": 1e-9},
-            "all 1 steps are warm-up, so that the learning rate never exceeds 0% of --lr; lower --warmup, such as to 0",
+            "the warm-up (--warmup 500) takes all of this run of 1 step, so that the learning rate never exceeds 1 % "
+            "of --lr; lower --warmup, such as to 0",
         ),
     ],
     ids=["usual", "as-many", "large-batch", "all-warm-up", "much-warm-up", "minutes"],
 )
 def test_what_is_probably_not_meant_is_said(tmp_path, source, capsys, changes, words):
     train(source, tmp_path / "out", replace(TINY, **changes), CPU)
-    assert [line for line in capsys.readouterr().out.splitlines() if "; lower --" in line] == [words] * (
-        words is not None
-    )
+    said = [line for line in capsys.readouterr().out.splitlines() if "; lower --" in line]
+    assert said == ([words] if words else [])
 
 
 def test_the_highest_rate_is_that_of_the_steps():
