@@ -141,7 +141,7 @@ def replay(
     if _served_sha256(service) != made.sha256:
         named = f"{made.facts.get('model')} (sha256 {made.sha256[:12]}...)"
         raise CommandError(f"{image}: it was made by {named}; say where that is with --checkpoint or --url")
-    request, size = replaying.put_files(image, made.request, [_read(path) for path in file or ()])
+    request, size = replaying.put_files(image, made.request, {path: _read(path) for path in file or ()})
     if isinstance(service, Settings):
         service = service.model_copy(update={"max_body_bytes": service.max_body_bytes + size})
     answer = in_process.post(service, made.operation, made.accept, name=_name, json=request)

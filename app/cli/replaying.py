@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from app.api.responses import formats
-from app.cli.terminal import CommandError
+from app.cli.terminal import CommandError, fault
 from model.images import ImageError, frames, is_animated, text_of
 
 CHUNK = "unstir"
@@ -53,23 +53,33 @@ def read(path: Path, content: bytes) -> Made:
         raise CommandError(f"{path}: {unsaid}") from None
 
 
-def put_files(path: Path, request: dict[str, Any], contents: Sequence[bytes]) -> tuple[dict[str, Any], int]:
+def put_files(path: Path, request: dict[str, Any], files: Mapping[Path, bytes]) -> tuple[dict[str, Any], int]:
     """The request with files in the place of their hashes, and how many bytes that adds at most.
 
+    Args:
+        files: that were given, by their paths.
+
     Raises:
-        CommandError: a line for each file that is named and not given.
+        CommandError: a line for each file that is named and not given, or for each that was given in its place.
     """
-    given = {hashlib.sha256(content).hexdigest(): content for content in contents}
+    digests = {file: hashlib.sha256(content).hexdigest() for file, content in files.items()}
+    given = {digest: files[file] for file, digest in digests.items()}
     named = dict(_references(request))
     missing = [
-        f"{path}: it was made of a file that is not in it: {field}, {reference.get('bytes')} bytes with "
-        f"sha256 {reference['sha256']}; give it with --file"
+        f"{field}, {reference.get('bytes')} bytes with sha256 {reference['sha256']}"
         for field, reference in named.items()
         if reference["sha256"] not in given
     ]
     if missing:
-        others = [digest for digest in given if digest not in {each["sha256"] for each in named.values()}]
-        raise CommandError(*missing, *(f"--file: sha256 {digest} is of another file" for digest in others))
+        wanted = {reference["sha256"] for reference in named.values()}
+        told = f"{path} was made of {'; '.join(missing)}; give that"
+        wrong = [
+            fault("--file", file, f"it has {len(files[file])} bytes and sha256 {digest}; {told}")
+            for file, digest in digests.items()
+            if digest not in wanted
+        ]
+        unsaid = (f"{path}: it was made of a file that is not in it: {each}; give it with --file" for each in missing)
+        raise CommandError(*(wrong or unsaid))
     size = 2 * sum(len(given[reference["sha256"]]) for reference in named.values())
     return dict(_replace(request, given)), size
 

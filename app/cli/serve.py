@@ -33,7 +33,12 @@ def read_settings(flags: Mapping[str, Any]) -> Settings:
     except ValidationError as error:
         raise describe(error, Settings, setting_name) from error
     if not settings.checkpoint.is_dir():
-        raise CommandError(fault(setting_name("checkpoint"), settings.checkpoint, "no such folder"))
+        remedy = "no such folder"
+        if settings.checkpoint.exists():
+            from model.checkpoint import describe_part  # noqa: PLC0415 - as above
+
+            remedy = describe_part(settings.checkpoint)
+        raise CommandError(fault(setting_name("checkpoint"), settings.checkpoint, remedy))
     from app.engine.loading import select_device_for  # noqa: PLC0415 - as above
     from model.device import DeviceError  # noqa: PLC0415 - as above
 

@@ -37,6 +37,7 @@ from model.diffusion.samplers import SAMPLERS
 # 54 dB or more in 50 steps, 45 in 20.
 HIGH_RESIDUAL = 0.045
 LOW_PSNR = 40.0
+MANY_STEPS = 100  # from which on the norm hardly depends on their number
 
 
 @dataclass(frozen=True)
@@ -70,7 +71,7 @@ class Encoding:
         norm: mean square of x_T.
         round_trip: None where it was not checked.
         trajectory: [k, C, H, W] or None.
-        has_classes: whether the network takes labels.
+        unlabelled: the network has classes, and none was asked for.
     """
 
     request: InvertRequest
@@ -85,7 +86,7 @@ class Encoding:
     trajectory: Tensor | None
     usage: Usage
     source: FileReference
-    has_classes: bool
+    unlabelled: bool
 
     @property
     def latent(self) -> Tensor:
@@ -98,12 +99,12 @@ class Encoding:
         found = []
         low, high = self.inversion.ordinary
         if not low < self.norm < high:
-            remedy = "take more steps"
-            if self.has_classes and self.request.label is None:
-                remedy += ", and give the image's label"
+            remedies = ["take more steps"] * (self.request.steps < MANY_STEPS)
+            remedies += ["give the image's label"] * self.unlabelled
+            advice = f"{', and '.join(remedies)}; if that does not help, " if remedies else ""
             found.append(
-                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}, and others "
-                f"may not blend well; {remedy}; where that does not help, the image is far from the training data"
+                f"norm = {self.norm:.2f}: ordinary images have {low} to {high} with {self.inversion.name}; {advice}"
+                "this one is probably far from the training data, and blends with it may not look like images"
             )
         if self.residual is not None and self.residual > HIGH_RESIDUAL:
             found.append(
@@ -170,7 +171,7 @@ async def invert(service: Service, request: InvertRequest, context: RequestConte
         _trajectory(results[0], shown, plan),
         usage,
         source,
-        model.checkpoint.net.config.num_class_embeds is not None,
+        label is not None and name is None,
     )
 
 

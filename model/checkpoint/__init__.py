@@ -16,6 +16,7 @@ diffusers' default, what cannot be computed here is refused by a :class:`Checkpo
 from model.checkpoint.card import Card, sha256_on_card
 from model.checkpoint.facts import CheckpointError
 from model.checkpoint.folder import Checkpoint, load, save
+from model.checkpoint.pipeline import describe_part
 from model.checkpoint.weights import WEIGHTS
 
-__all__ = ["WEIGHTS", "Card", "Checkpoint", "CheckpointError", "load", "save", "sha256_on_card"]
+__all__ = ["WEIGHTS", "Card", "Checkpoint", "CheckpointError", "describe_part", "load", "save", "sha256_on_card"]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.facts import LINE, CheckpointError, Facts, is_line
+from model.files import counted
 
 CARD = "card.json"
 
@@ -124,7 +125,7 @@ def _check_count(facts: Facts, names: tuple[str, ...], null: int | None, embeddi
     last = embeddings - 1
     if len(names) == embeddings or (null == last and len(names) == last):
         return
-    what = f"names {len(names)} classes, and the network has {embeddings} (num_class_embeds)"
+    what = f"names {counted(len(names), 'class', 'classes')}, and the network has {embeddings} (num_class_embeds)"
     raise facts.fault("classes", f"{what}; name them all, or all but the last where null_class is {last}")
 
 

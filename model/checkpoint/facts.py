@@ -9,6 +9,11 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 16 * 2**20  # of a JSON file; 100,000 trained betas take 2 MB
+LAYOUT = (
+    "a checkpoint is a folder with model_index.json, unet/ and scheduler/, as diffusers saves it, or with config.json, "
+    "scheduler_config.json and the weights side by side"
+)
+LFS = b"version https://git-lfs"  # begins what git leaves in the place of a large file that it did not fetch
 _ABSENT = object()
 
 
@@ -57,7 +62,7 @@ class Facts:
             with file.open("rb") as stream:
                 raw = stream.read(MAX_BYTES + 1)
         except FileNotFoundError:
-            raise CheckpointError(file, "is missing; a checkpoint is a diffusers folder") from None
+            raise CheckpointError(file, f"is missing; {LAYOUT}") from None
         except OSError as error:
             raise CheckpointError(file, f"cannot be read: {error.strerror}") from error
         if len(raw) > MAX_BYTES:
@@ -67,9 +72,9 @@ class Facts:
         except RecursionError:
             raise CheckpointError(file, "is nested too deeply; expected an object of a few values") from None
         except ValueError as error:
-            raise CheckpointError(file, f"is no JSON in UTF-8: {error}") from error
+            raise CheckpointError(file, f"is no JSON in UTF-8: {_describe(raw, error)}") from error
         if not isinstance(content, dict):
-            raise CheckpointError(file, f"expected an object, found {type(content).__name__}")
+            raise CheckpointError(file, f"expected an object, found {type(content).__name__}; {ANEW}")
         return cls(file, content)
 
     def given(self, key: str) -> bool:
@@ -164,6 +169,17 @@ class Facts:
 
 
 LINE = "must be 1 to 200 printable characters"
+ANEW = "mend it, or copy the file anew from where the checkpoint comes from"
+FETCH = "it is a pointer of Git LFS, not the file itself; fetch that with git lfs pull"
+
+
+def _describe(raw: bytes, error: ValueError) -> str:
+    """Why bytes are no JSON, and the remedy."""
+    if raw.startswith(LFS):
+        return FETCH
+    if isinstance(error, UnicodeDecodeError):
+        return f"byte {error.start} is {error.object[error.start]:#04x}; save it as UTF-8, or copy the file anew"
+    return f"{'the file is empty' if not raw.strip() else error}; {ANEW}"
 
 
 def is_line(text: str) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor
 from model.checkpoint.card import CARD, UNKNOWN, Card, read_card
 from model.checkpoint.facts import CheckpointError
 from model.checkpoint.network import read_network
-from model.checkpoint.pipeline import INDEX, check_pipeline
+from model.checkpoint.pipeline import INDEX, check_pipeline, find_parts
 from model.checkpoint.scheduler import complete, read_scheduler
 from model.checkpoint.weights import WEIGHTS, hash_weights, read_weights
 from model.diffusion.defaults import SamplingDefaults
@@ -69,8 +69,8 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
             the card's hash; a card that does not fit the network; a network, schedule or pipeline that is not served
             here, or whose output is not finite.
     """
-    unet, scheduler = (path / "unet", path / "scheduler") if (path / "unet").is_dir() else (path, path)
     check_pipeline(path)
+    unet, scheduler = find_parts(path)
     net = read_network(unet / "config.json")
     config = net.config
     scheduler_config = read_scheduler(scheduler / "scheduler_config.json", (config.in_channels, config.out_channels))

@@ -11,6 +11,7 @@ from torch.nn import init
 from torch.overrides import TorchFunctionMode
 
 from model.checkpoint.facts import Facts
+from model.checkpoint.pipeline import LATENT_DIFFUSION
 from model.network.config import ConfigError, UNetConfig
 from model.network.unet import UNet
 
@@ -71,7 +72,8 @@ def _check_image(facts: Facts) -> None:
     """Channels and size: the images that come in and go out."""
     inputs = facts.integer("in_channels", 3, 1, MAX_WIDTH)
     if inputs not in (1, 3):
-        raise facts.fault("in_channels", "served are images of 1 channel (grey) or 3 (colour)")
+        why = f"; {LATENT_DIFFUSION}" if inputs > 3 else ""
+        raise facts.fault("in_channels", f"served are images of 1 channel (grey) or 3 (colour){why}")
     if facts.integer("out_channels", 3, 1, MAX_WIDTH) not in (inputs, 2 * inputs):
         raise facts.fault("out_channels", f"is neither in_channels {inputs}, nor twice that for a learned variance")
     size = facts.content.get("sample_size")

@@ -10,7 +10,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from model.checkpoint.facts import CheckpointError
+from model.checkpoint.facts import ANEW, FETCH, LFS, CheckpointError
+from model.files import counted
 from model.network.unet import UNet
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -43,12 +44,13 @@ def read_weights(weights: Path, net: UNet) -> dict[str, Tensor]:
     try:
         state = {_modern_name(key): value for key, value in load_file(weights).items()}
     except (SafetensorError, OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CheckpointError(weights, f"is no readable safetensors file: {error}") from error
+        remedy = FETCH if _starts_with(weights, LFS) else f"{str(error).rstrip('.')}; {ANEW.partition(', or ')[2]}"
+        raise CheckpointError(weights, f"is no readable safetensors file: {remedy}") from error
     wanted = {key: tuple(value.shape) for key, value in net.state_dict().items()}
     if missing := sorted(wanted.keys() - state.keys()):
-        raise CheckpointError(weights, f"lacks {len(missing)} tensors of the config, such as {missing[0]}")
+        raise CheckpointError(weights, f"lacks {counted(len(missing), 'tensor')} of the config, such as {missing[0]}")
     if extra := sorted(state.keys() - wanted.keys()):
-        raise CheckpointError(weights, f"has {len(extra)} tensors that are not in the config, such as {extra[0]}")
+        raise CheckpointError(weights, f"has {counted(len(extra), 'tensor')} beyond the config, such as {extra[0]}")
     for key, value in state.items():
         if tuple(value.shape) != wanted[key]:
             raise CheckpointError(weights, f"{key} is {list(value.shape)}, in the config {list(wanted[key])}")
@@ -59,6 +61,14 @@ def read_weights(weights: Path, net: UNet) -> dict[str, Tensor]:
         if not state[key].isfinite().all():
             raise CheckpointError(weights, f"{key} is not finite in float32")
     return state
+
+
+def _starts_with(file: Path, begin: bytes) -> bool:
+    try:
+        with file.open("rb") as stream:
+            return stream.read(len(begin)) == begin
+    except OSError:
+        return False
 
 
 def _modern_name(key: str) -> str:

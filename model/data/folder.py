@@ -10,12 +10,17 @@ from pathlib import Path
 import numpy as np
 
 from model.data.dataset import Colour, DataError, Source, fit, listed
+from model.files import counted
 from model.images import ImageError
 from model.images import read as read_image
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 # Folders that programs and systems leave behind; others have names that begin with a dot.
 LEFTOVERS = {"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "System Volume Information", "lost+found"}
+
+
+LINK, LINKS = "link to a folder", "links to folders"
+HIDDEN = ("hidden file or folder", "hidden files and folders")
 
 
 class _Files:
@@ -50,7 +55,7 @@ class _Files:
 
     def _sort(self, group: Path, file: Path) -> None:
         if file.is_dir():
-            self.others[group]["links to folders"] += 1
+            self.others[group][LINK] += 1
         elif file.suffix.lower() in SUFFIXES:
             self.images[group].append(file)
         else:
@@ -60,7 +65,7 @@ class _Files:
         """What was left out."""
         if self.hidden:
             names = listed(sorted({entry.name for entry in self.hidden}), 5)
-            yield f"{self.path}: skipped {len(self.hidden)} hidden files and folders: {names}"
+            yield f"{self.path}: skipped {counted(len(self.hidden), *HIDDEN)}: {names}"
         if others := _types(sum(self.others.values(), Counter())):
             yield f"{self.path}: skipped files that are not {listed(sorted(SUFFIXES))}: {others}"
 
@@ -99,7 +104,8 @@ def read_folder(path: Path, size: int, channels: int, background: Colour) -> Sou
                 broken.append(f"{file.relative_to(path)} ({reason})")
     if broken:
         total = len(images) + len(broken)
-        raise DataError(f"{path}: {len(broken)} of {total} images cannot be read; mend or remove {listed(broken)}")
+        which = f"{len(broken)} of {total} images" if total > 1 else "its only image"
+        raise DataError(f"{path}: {which} cannot be read; mend or remove {listed(broken)}")
     names = tuple(_name(folder) for folder in found.folders)
     return Source(np.stack(images), np.array(labels) if names else None, names, tuple(found.notices()))
 
@@ -114,4 +120,5 @@ def _name(entry: Path) -> str:
 
 
 def _types(counts: Counter[str]) -> str:
-    return listed(f"{count} {suffix}" for suffix, count in sorted(counts.items(), key=lambda item: (-item[1], item[0])))
+    found = sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+    return listed(counted(count, LINK, LINKS) if kind == LINK else f"{count} {kind}" for kind, count in found)

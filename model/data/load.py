@@ -13,6 +13,7 @@ import numpy as np
 from model.data.arrays import read_idx, read_npz, text_of
 from model.data.dataset import BLACK, Colour, DataError, Dataset, NoTestImages, Source, Split, fit, listed
 from model.data.folder import read_folder
+from model.files import counted
 
 # What numpy, gzip and zipfile raise for files that are damaged, encrypted, or claim to be larger than memory.
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile)
@@ -52,12 +53,12 @@ def load(
     except DataError:
         raise
     except DAMAGED as error:
-        raise DataError(f"{path}: {error}") from error
+        raise DataError(f"{path}: {_describe(error)}") from error
     images = source.images
     if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3) or not images.size:
         raise DataError(f"{path}: expected uint8 [N, H, W, 1 or 3], found {images.dtype} {list(images.shape)}")
     if channels not in (None, images.shape[-1]):
-        raise DataError(f"{path}: has {images.shape[-1]} channels, not {channels}")
+        raise DataError(f"{path}: has {counted(images.shape[-1], 'channel')}, not {channels}")
     labels, names, named = _classify(path, source, split)
     _check_names(path, names)
     if classes:
@@ -65,6 +66,15 @@ def load(
         labels, names = _arrange(path, labels, names, named, tuple(classes))
         named = True
     return Dataset(fit(images, size, background), labels, names, named, source.notices)
+
+
+def _describe(error: BaseException) -> str:
+    """What is wrong with a file, and the remedy."""
+    if isinstance(error, OSError) and error.strerror:
+        return f"cannot be read: {error.strerror}"
+    if isinstance(error, MemoryError):
+        return f"needs more memory than there is{f' ({error})' if str(error) else ''}; give fewer or smaller images"
+    return f"{str(error).rstrip('.')}; is it damaged? put a good copy in its place"
 
 
 def _read(path: Path, size: int, channels: int, split: Split, background: Colour) -> Source:
@@ -86,7 +96,7 @@ def _classify(path: Path, source: Source, split: Split) -> tuple[np.ndarray | No
     labels, names, count = source.labels, source.names, len(source.images)
     if labels is None:
         if names and split == "train":
-            raise DataError(f"{path}: names {len(names)} classes, but has no labels")
+            raise DataError(f"{path}: names {counted(len(names), 'class', 'classes')}, but has no labels")
         return None, (), False
     if labels.shape != (count,):
         raise DataError(
@@ -140,7 +150,9 @@ def _arrange(
         raise DataError(f"{path}: has no labels, so classes cannot be named: {listed(wanted)}")
     if not named:
         if len(names) != len(wanted):
-            raise DataError(f"{path}: has labels 0 to {len(names) - 1}, but {len(wanted)} classes were given")
+            have = f"labels 0 to {len(names) - 1}" if len(names) > 1 else "label 0 only"
+            given = f"{counted(len(wanted), 'class was', 'classes were')} given"
+            raise DataError(f"{path}: has {have}, but {given}; name them all")
         return labels, wanted
     if Counter(names) != Counter(wanted):
         raise DataError(f"{path}: has the classes {listed(names)}; those given are {listed(wanted)}")

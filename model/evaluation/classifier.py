@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from model.data import Dataset
-from model.files import write_atomically
+from model.files import ProgressBar, write_atomically
 from model.images import from_uint8
 
 BATCH = 250
@@ -63,7 +62,7 @@ def load_or_train(path: Path, dataset: Dataset, device: torch.device, epochs: in
     schedule = torch.optim.lr_scheduler.LambdaLR(
         optimizer, lambda k: min(1.0, (k + 1) / 50) * (1 + math.cos(math.pi * k / steps)) / 2
     )
-    with tqdm(total=steps, desc="classifier", unit="step") as bar:
+    with ProgressBar(steps, "classifier", "step") as bar:
         for epoch in range(epochs):
             order = np.random.default_rng(epoch).permutation(len(labels))
             for k in range(per_epoch):

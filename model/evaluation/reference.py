@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-from tqdm import tqdm
 
 from model import data
 from model.checkpoint import Checkpoint
-from model.data import DataError, Dataset, NoTestImages
+from model.data import DataError, Dataset, NoTestImages, listed
+from model.files import counted, say
 
 
 class Reference(NamedTuple):
@@ -39,22 +40,21 @@ def read_reference(source: Path, loaded: Checkpoint) -> Reference:
     channels, side, width = loaded.shape
     if side != width:
         raise DataError(f"{source}: is read as squares, and the network's images are {width}x{side}")
-    training = data.load(source, side, channels, background=loaded.background)
-    _check_classes(source, training, loaded)
+    training = _match_classes(source, data.load(source, side, channels, background=loaded.background), loaded)
     for notice in training.notices:
-        tqdm.write(notice)
+        say(notice)
     try:
-        held_out, unseen = data.load(source, side, channels, "test", background=loaded.background), True
+        held_out = data.load(source, side, channels, "test", background=loaded.background)
+        held_out, unseen = _match_classes(source, held_out, loaded), True
     except NoTestImages as error:
         if len(training.images) < 5:
             raise DataError(
                 f"{source}: has {_count(training)}; give at least 5, of which a fifth is held out"
             ) from error
-        tqdm.write(f"{error}; comparing with a fifth of the training images instead")
+        say(f"{error}; comparing with a fifth of the training images instead")
         order = np.random.default_rng(0).permutation(len(training.images))
         kept, apart = np.sort(order[len(order) // 5 :]), np.sort(order[: len(order) // 5])
         training, held_out, unseen = _part(training, kept), _part(training, apart), False
-    _check_classes(source, held_out, loaded)
     return Reference(training, held_out, unseen, _digest(training, held_out))
 
 
@@ -87,23 +87,30 @@ def check_enough(source: Path, reference: Reference, labels: np.ndarray) -> None
         )
 
 
-def _check_classes(source: Path, dataset: Dataset, loaded: Checkpoint) -> None:
-    """Labels must mean to the network what they mean in the data."""
+def _match_classes(source: Path, dataset: Dataset, loaded: Checkpoint) -> Dataset:
+    """The data with the labels that its classes have in the network, whatever their order in the data.
+
+    Raises:
+        DataError: it has other classes.
+    """
     embeddings, named = loaded.net.config.num_class_embeds, loaded.card.classes
     if dataset.labels is None or embeddings is None:
-        return
+        return dataset
     remedy = "evaluate with the data that it was trained on"
     trained = len(named) or embeddings
-    if int(dataset.labels.max()) >= trained:
-        raise DataError(f"{source}: has {len(dataset.classes)} classes, the checkpoint {trained}; {remedy}")
-    if not named or not dataset.named or dataset.classes == named:
-        return
-    if len(dataset.classes) != trained:
-        raise DataError(f"{source}: has {len(dataset.classes)} classes, the checkpoint {trained}; {remedy}")
-    k = next(k for k in range(trained) if dataset.classes[k] != named[k])
-    raise DataError(
-        f"{source}: has other classes than the checkpoint: {k} is {dataset.classes[k]!r}, not {named[k]!r}; {remedy}"
-    )
+    by_name = bool(named) and dataset.named
+    if int(dataset.labels.max()) >= trained or (by_name and len(dataset.classes) != trained):
+        have = counted(len(dataset.classes), "class", "classes")
+        raise DataError(f"{source}: has {have}, the checkpoint {trained}; {remedy}")
+    if not by_name or dataset.classes == named:
+        return dataset
+    others = [name for name in dataset.classes if name not in named]
+    if others:
+        lacking = listed(repr(name) for name in named if name not in dataset.classes)
+        words = f"{listed(map(repr, others))} instead of {lacking}"
+        raise DataError(f"{source}: has other classes than the checkpoint: {words}; {remedy}")
+    label = np.array([named.index(name) for name in dataset.classes], np.int64)
+    return replace(dataset, labels=label[dataset.labels], classes=named)
 
 
 def _part(dataset: Dataset, index: np.ndarray) -> Dataset:
@@ -122,4 +129,4 @@ def _digest(*parts: Dataset) -> str:
 
 
 def _count(dataset: Dataset) -> str:
-    return f"{len(dataset.images)} image{'s' * (len(dataset.images) != 1)}"
+    return counted(len(dataset.images), "image")

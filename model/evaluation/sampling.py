@@ -10,7 +10,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model import images
 from model.checkpoint import Checkpoint
@@ -20,7 +19,7 @@ from model.evaluation.classifier import Classifier, classify
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import FeatureExtractor
 from model.evaluation.scope import Cell
-from model.files import write_atomically
+from model.files import ProgressBar, write_atomically
 
 CHUNK = 50
 
@@ -38,9 +37,8 @@ def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path,
     conditional = checkpoint.net.config.num_class_embeds is not None
     missing = {cell: range(len(_have(folder, cell)), count, CHUNK) for cell in todo}
     total = sum(cell.plan.nfe * (count - firsts.start) for cell, firsts in missing.items() if firsts)
-    with tqdm(total=total, desc="images", unit="NFE", unit_scale=True, mininterval=2) as bar:
+    with ProgressBar(total, "images", "NFE") as bar:
         for cell, firsts in missing.items():
-            bar.set_postfix_str(f"{cell.variant}, {cell.plan.nfe} evaluations")
             for first in firsts:
                 size = min(CHUNK, count - first)
                 y = torch.from_numpy(labels_of(checkpoint, first, size)).to(device) if conditional else None
@@ -48,7 +46,7 @@ def draw(checkpoint: Checkpoint, todo: Sequence[Cell], count: int, folder: Path,
                 new = images.to_uint8(x_0)
                 np.save(buffer := io.BytesIO(), np.concatenate([_have(folder, cell), new]) if first else new)
                 write_atomically(_path(folder, cell), buffer.getbuffer())
-                bar.update(cell.plan.nfe * size)
+                bar.update(cell.plan.nfe * size, f"{cell.variant}, {cell.plan.nfe} evaluations")
 
 
 @dataclass(frozen=True)
@@ -95,21 +93,23 @@ def compare(
     draws = balanced_draws(real, labels if checkpoint.card.classes else None, count)
     floors = [distances(comparison.features(real.images[index])[0]) for index in draws]
     rows = []
-    for cell in tqdm(todo, desc="features", unit="cell"):
-        images = _have(folder, cell)[:count]
-        features, decisions = comparison.features(images)
-        row: dict[str, Any] = {
-            "variant": cell.variant,
-            "sampler": cell.sampler,
-            "budget": cell.budget,
-            "steps": cell.steps,
-            "nfe": cell.plan.nfe,
-            "plan": cell.plan.digest,
-            "frechet": distances(features),
-        }
-        if decisions is not None and checkpoint.card.classes:  # a network without classes was asked for none
-            row["accuracy"] = round(float((decisions == labels).mean()), 4)
-        rows.append(row)
+    with ProgressBar(len(todo), "features", "cell") as bar:
+        for cell in todo:
+            images = _have(folder, cell)[:count]
+            features, decisions = comparison.features(images)
+            row: dict[str, Any] = {
+                "variant": cell.variant,
+                "sampler": cell.sampler,
+                "budget": cell.budget,
+                "steps": cell.steps,
+                "nfe": cell.plan.nfe,
+                "plan": cell.plan.digest,
+                "frechet": distances(features),
+            }
+            if decisions is not None and checkpoint.card.classes:  # a network without classes was asked for none
+                row["accuracy"] = round(float((decisions == labels).mean()), 4)
+            rows.append(row)
+            bar.update(1, cell.variant)
     floor = {
         name: {"mean": round(float(np.mean(values)), 4), "spread": round(float(np.ptp(values)), 4)}
         for name in reference

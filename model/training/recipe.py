@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from model.data import Dataset
+from model.files import counted
 from model.network.config import UNetConfig
 from model.network.unet import UNet
 
@@ -110,6 +111,41 @@ class Recipe:
         if any(width % self.head_dim for width in with_attention):
             remedy = f"must divide the channels of levels with attention, {_join(sorted(with_attention))}"
             raise RecipeError("head_dim", self.head_dim, remedy)
+
+
+LOW_RATE = 0.5  # share of --lr that a run should at least reach
+
+
+def advise_batch(recipe: Recipe, images: int) -> str:
+    """What follows of a batch larger than the data; empty where it is not."""
+    if recipe.batch <= images:
+        return ""
+    return (
+        f"--batch {recipe.batch} is more than the number of images, {images}: each step has some of them several "
+        "times; lower --batch, or give more images"
+    )
+
+
+def advise_warmup(recipe: Recipe, steps: int) -> str:
+    """What follows of a warm-up that is long for a run of so many steps; empty where it is not."""
+    if (peak := highest_rate(recipe.warmup, steps)) >= LOW_RATE:
+        return ""
+    share = "takes all" if steps <= recipe.warmup else "takes most"
+    return (
+        f"the warm-up (--warmup {recipe.warmup}) {share} of this run of {counted(steps, 'step')}, so that the learning "
+        f"rate never exceeds {max(1, round(100 * peak))} % of --lr; lower --warmup, such as to {steps // 10}"
+    )
+
+
+def rate(step: int, warmup: int, progress: float) -> float:
+    """Learning rate of a step from 0, as a share of ``lr``: a linear rise, and half a cosine over the run."""
+    return min(1.0, (step + 1) / max(1, warmup)) * 0.5 * (1 + math.cos(math.pi * progress))
+
+
+def highest_rate(warmup: int, steps: int) -> float:
+    """The share of ``lr`` that is reached in a run of so many steps, to about 1 %."""
+    stride = max(1, steps // 1000)
+    return max(rate(step, warmup, step / steps) for step in range(0, steps, stride))
 
 
 def _join(values: Iterable[object]) -> str:

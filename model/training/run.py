@@ -15,15 +15,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
 from model import checkpoint, data, images
 from model.checkpoint import Card
 from model.diffusion import machine, samplers
 from model.diffusion.plan import Clip
 from model.diffusion.schedule import NoiseSchedule
+from model.files import ProgressBar, counted, say
 from model.network.unet import UNet
-from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError
+from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, advise_batch, advise_warmup
 from model.training.state import STATE, background_of, read_facts, read_state, recipe_of, update_facts
 from model.training.trainer import Trainer
 
@@ -72,7 +72,7 @@ def train(
         source, recipe.size, 1 if recipe.grey else None, classes=classes, background=background_of(facts)
     )
     for notice in dataset.notices:
-        tqdm.write(notice)
+        say(notice)
     with _stop_signals() as stopping, _tensor_cores(device):
         trainer = Trainer.start(recipe, dataset, device)
         trainer.facts, trainer.classes_given = facts, classes
@@ -81,13 +81,16 @@ def train(
             saved = None  # several times the network's size
             update_facts(out, card or {})
         if trainer.precision == "auto" and device.type == "cpu":
-            tqdm.write("timing a few steps in bf16 and in fp32, to take the faster; they do not count as training")
+            say("timing a few steps in bf16 and in fp32, to take the faster; they do not count as training")
         trainer.choose_precision(stopping)
         out.mkdir(parents=True, exist_ok=True)
-        parameters = sum(p.numel() for p in trainer.net.parameters())
-        tqdm.write(f"{len(dataset.images)} images, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+        count, parameters = len(dataset.images), sum(p.numel() for p in trainer.net.parameters())
+        say(f"{counted(count, 'image')}, {parameters / 1e6:.2f}M parameters, {device}, {trainer.precision}")
+        for advice in (advise_batch(recipe, count), recipe.steps and advise_warmup(recipe, recipe.steps)):
+            if advice:
+                say(advice)
         if not trainer.batches.resident:
-            tqdm.write(f"the images need over half of the free memory of {device}; they are copied batch by batch")
+            say(f"the images need over half of the free memory of {device}; they are copied batch by batch")
         if recipe.compile == "on" or (recipe.compile == "auto" and device.type == "cuda"):
             _compile(trainer)
         try:
@@ -104,7 +107,7 @@ def _log_changes(was: Recipe, now: Recipe) -> None:
     """Fields that differ from the saved recipe: they apply from here on, and the card will have only the new value."""
     for name, value in asdict(now).items():
         if value != (before := getattr(was, name)) and name not in LIMITS:
-            tqdm.write(f"{name} was {before} until now, and is {value} from here on")
+            say(f"{name} was {before} until now, and is {value} from here on")
 
 
 def _run(trainer: Trainer, out: Path, stopping: Callable[[], bool], save_seconds: float, grid_minutes: float) -> None:
@@ -112,15 +115,14 @@ def _run(trainer: Trainer, out: Path, stopping: Callable[[], bool], save_seconds
     state = out / STATE
     saved = drawn = time.monotonic()
     shown = 0.0
-    with tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
+    with ProgressBar(1.0, bar_format="{percentage:3.0f}%|{bar:20}| {desc}") as bar:
         begun, start_step = time.monotonic(), trainer.step
         while trainer.progress() < 1 and not stopping():
             trainer.advance()
             now = time.monotonic()
             if now - shown > 1 or trainer.progress() == 1:
                 trainer.check()
-                bar.n = round(trainer.progress(), 4)
-                bar.set_description_str(_status(trainer, (trainer.step - start_step) / (now - begun)))
+                bar.show(round(trainer.progress(), 4), _status(trainer, (trainer.step - start_step) / (now - begun)))
                 shown = now
             if now - saved > save_seconds:
                 trainer.save_state(state)
@@ -129,19 +131,26 @@ def _run(trainer: Trainer, out: Path, stopping: Callable[[], bool], save_seconds
                 publish(trainer, out)
                 drawn = now
     trainer.save_state(state)
-    publish(trainer, out, with_grid=trainer.progress() == 1)  # a stop signal should not have to wait for samples
-    ending = "finished" if trainer.progress() == 1 else "stopped (--resume continues)"
-    tqdm.write(f"{ending} at step {trainer.step}; the averaged weights are in {out}")
+    finished = trainer.progress() == 1
+    ending = f"{'finished' if finished else 'stopped (--resume continues)'} at step {trainer.step}"
+    if trainer.step == 0:
+        say(f"{ending}, before any training; {out} has no checkpoint yet")
+        return
+    publish(trainer, out, with_grid=finished)  # a stop signal should not have to wait for samples
+    say(f"{ending}; the averaged weights are in {out}")
+    # How many steps the minutes give was not known before.
+    if finished and trainer.recipe.steps is None and (advice := advise_warmup(trainer.recipe, trainer.step)):
+        say(advice)
 
 
 def _compile(trainer: Trainer) -> None:
     began = time.monotonic()
     error = trainer.compile()
     if error is None:
-        tqdm.write(f"compiled in {time.monotonic() - began:.0f} s, which do not count as training")
+        say(f"compiled in {time.monotonic() - began:.0f} s, which do not count as training")
     else:
         reason = " ".join(str(error).splitlines()[:2]).strip()  # the first line may hold only the backend's name
-        tqdm.write(f"torch.compile failed, so training goes on without it: {type(error).__name__}: {reason}")
+        say(f"torch.compile failed, so training goes on without it: {type(error).__name__}: {reason}")
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from model.diffusion.schedule import NoiseSchedule
 from model.files import write_atomically
 from model.network.unet import UNet
 from model.training.batches import Batch, Batches
-from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, network
+from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, network, rate
 from model.training.state import check_classes, check_network, damaged, plain, read_state
 
 AHEAD = 4  # steps queued on a CUDA device at most: enough to keep it busy, few enough for clocks and signals
@@ -174,8 +174,7 @@ class Trainer:
         recipe = self.recipe
         batch = self.batches.at(self.step)
         for group in self.optimizer.param_groups:
-            ramp = min(1.0, (self.step + 1) / max(1, recipe.warmup))
-            group["lr"] = recipe.lr * ramp * 0.5 * (1 + math.cos(math.pi * self.progress()))
+            group["lr"] = recipe.lr * rate(self.step, recipe.warmup, self.progress())
         loss = self._gradient(batch)
         norm = nn.utils.clip_grad_norm_(self.net.parameters(), 1.0)
         self.optimizer.step()

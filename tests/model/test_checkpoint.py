@@ -200,6 +200,9 @@ def truncate(folder):
     (folder / "card.json").unlink()
 
 
+LFS = b"version https://git-lfs.github.com/spec/v1\noid sha256:0123\nsize 456\n"
+
+
 def pickle_only(folder):
     (folder / "unet" / WEIGHTS).rename(folder / "unet" / "diffusion_pytorch_model.bin")
 
@@ -208,31 +211,43 @@ BROKEN = {
     "no-unet": (lambda f: [p.unlink() for p in (f / "unet").iterdir()], r"unet.config\.json is missing"),
     "no-scheduler": (
         lambda f: (f / "scheduler" / "scheduler_config.json").unlink(),
-        r"scheduler_config\.json is missing; a checkpoint is a diffusers folder",
+        r"scheduler_config\.json is missing; a checkpoint is a folder with model_index\.json, unet/ and scheduler/",
     ),
     "no-weights": (lambda f: (f / "unet" / WEIGHTS).unlink(), r"model\.safetensors is missing"),
     "bin-only": (pickle_only, "must first be converted to safetensors"),
-    "truncated": (truncate, r"model\.safetensors is no readable safetensors file: "),
+    "truncated": (truncate, r"model\.safetensors is no readable safetensors file: .*[^.]; copy the file anew"),
     "nan": (spoil, r"conv_in\.weight is not finite"),
     "shape": (set_tensor("conv_out.bias", torch.zeros(2)), r"conv_out\.bias is \[2\], in the config \[1\]"),
     "missing-tensor": (
         lambda f: rewrite_weights(f, lambda state: state.pop("conv_in.bias")),
-        r"lacks 1 tensors of the config, such as conv_in\.bias",
+        r"lacks 1 tensor of the config, such as conv_in\.bias",
     ),
-    "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensors that are not in the config, such as logvar"),
+    "extra-tensor": (set_tensor("logvar", torch.zeros(2)), "has 1 tensor beyond the config, such as logvar"),
     "hash": (
         lambda f: edit(f / "card.json", sha256="0" * 64),
         'sha256 = "0{64}": the weights\' sha256 is [0-9a-f]{64}',
     ),
     "bad-json": (
         lambda f: (f / "unet" / "config.json").write_text("{"),
-        r"config\.json is no JSON in UTF-8: Expecting",
+        r"config\.json is no JSON in UTF-8: Expecting .* \(char 1\); mend it, or copy the file anew",
     ),
     "not-text": (
         lambda f: (f / "unet" / "config.json").write_bytes(b"\xff\xfe{}"),
-        r"config\.json is no JSON in UTF-8: ",
+        r"config\.json is no JSON in UTF-8: byte 0 is 0xff; save it as UTF-8",
     ),
-    "json-list": (lambda f: (f / "card.json").write_text("[]"), r"card\.json: expected an object, found list"),
+    "empty": (
+        lambda f: (f / "unet" / "config.json").write_text(" "),
+        r"config\.json is no JSON in UTF-8: the file is empty; mend it",
+    ),
+    "lfs": (
+        lambda f: (f / "unet" / "config.json").write_bytes(LFS),
+        r"config\.json is no JSON in UTF-8: it is a pointer of Git LFS, not the file itself; .* git lfs pull",
+    ),
+    "lfs-weights": (
+        lambda f: (f / "unet" / WEIGHTS).write_bytes(LFS) and (f / "card.json").unlink(),
+        r"model\.safetensors is no readable safetensors file: it is a pointer of Git LFS, .* git lfs pull",
+    ),
+    "json-list": (lambda f: (f / "card.json").write_text("[]"), r"card\.json: expected an object, found list; mend it"),
     "card-key": (lambda f: edit(f / "card.json", license="MIT"), r"card\.json: .*license"),
     "card-nameless": (lambda f: edit(f / "card.json", name=...), r"card\.json: .*name"),
     "classes": (
@@ -268,8 +283,34 @@ def test_a_broken_checkpoint_is_refused(folder, breaking, message):
 
 
 def test_nothing_there():
-    with pytest.raises(CheckpointError, match=r"nowhere.config\.json is missing"):
+    with pytest.raises(CheckpointError, match=r"^nowhere: no such folder; a checkpoint is a folder with model_index"):
         checkpoint.load(Path("nowhere"))
+
+
+def test_what_is_no_checkpoint_is_answered_with_the_one_that_is_meant(folder, tmp_path):
+    photos, weights, mine = tmp_path / "photos", tmp_path / "weights", tmp_path / "weights" / "mine"
+    parts = list(folder.iterdir())
+    (photos / "red").mkdir(parents=True)
+    mine.mkdir(parents=True)
+    for part in parts:
+        part.rename(mine / part.name)
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "state.pt").write_bytes(b"")
+    for path, words in (
+        (photos, "is no checkpoint; neither unet/ nor config.json is in it; a checkpoint is a folder with model_index"),
+        (weights, f"is no checkpoint; give one of those in it, such as {mine}"),
+        (tmp_path / "run", "is no checkpoint; it holds a run of unstir train without a checkpoint yet"),
+        (mine / "card.json", f"is a file; give the checkpoint's folder, {mine}"),
+        (mine / "unet" / WEIGHTS, f"is a file; give the checkpoint's folder, {mine}"),
+        (mine / "unet", f"is a part of a checkpoint; give the checkpoint's folder, {mine}"),
+    ):
+        with pytest.raises(CheckpointError) as caught:
+            checkpoint.load(path)
+        assert str(caught.value).startswith(f"{path} {words}")
+    (mine / "scheduler").rename(tmp_path / "s")
+    (mine / "unet").rename(tmp_path / "unet")
+    with pytest.raises(CheckpointError, match="mine has no folder unet; a checkpoint is a folder with"):
+        checkpoint.load(mine)
 
 
 def test_others_may_read_the_weights(folder):

@@ -40,7 +40,7 @@ def test_hidden_files_and_folders_are_skipped_and_counted(folder, name):
     assert found.classes == ("cat", "dog")
     assert found.labels.tolist() == [0, 1]
     (notice,) = found.notices
-    assert "skipped 1 hidden files and folders: " in notice
+    assert "skipped 1 hidden file or folder: " in notice
 
 
 def test_a_folder_with_nothing_but_hidden_folders_beside_its_images_has_no_classes(tmp_path):
@@ -80,6 +80,17 @@ def test_all_files_that_cannot_be_read_are_named_at_once(folder):
     assert "dog/c.png (" in str(caught.value)
 
 
+def test_one_is_not_called_many(folder, tmp_path):
+    for name in (".a", ".b"):
+        (folder / name).touch()
+    (notice,) = data.load(folder, 4).notices
+    assert notice.endswith("skipped 2 hidden files and folders: .a, .b")
+    (tmp_path / "one").mkdir()
+    (tmp_path / "one" / "a.png").write_bytes(b"no image")
+    with pytest.raises(DataError, match=r"its only image cannot be read; mend or remove a\.png"):
+        data.load(tmp_path / "one", 4)
+
+
 def test_a_long_list_of_broken_files_ends_with_a_count(folder):
     for k in range(13):
         (folder / "cat" / f"broken-{k:02}.png").write_bytes(b"no image")
@@ -95,7 +106,7 @@ def test_links_to_folders_are_counted_and_not_followed(folder):
     (folder / "cat" / "all").symlink_to(folder)
     found = data.load(folder, 4)
     assert len(found.images) == 2
-    assert "1 links to folders" in found.notices[0]
+    assert "1 link to a folder" in found.notices[0]
 
 
 def test_classes_that_differ_in_case_only_are_refused(folder):

@@ -200,7 +200,23 @@ def test_a_pipeline_with_other_parts_is_refused_by_name(folder, part):
 def test_a_part_that_only_has_a_folder_is_refused_as_well(folder):
     (folder / "model_index.json").unlink()
     (folder / "vqvae").mkdir()
-    assert "vqvae: the network's output is no image" in refusal(folder)
+    assert "vqvae: latent diffusion (such as Stable Diffusion) is not supported, only diffusion in" in refusal(folder)
+
+
+def test_what_is_not_supported_is_called_as_users_know_it(folder):
+    for part, words in (
+        ("vae", "latent diffusion (such as Stable Diffusion) is not supported"),
+        ("text_encoder", "text and other prompts are not supported, only class labels"),
+        ("mel", "sound is not supported, only images"),
+    ):
+        (folder / part).mkdir()
+        assert f"{part}: {words}" in refusal(folder)
+        (folder / part).rmdir()
+    edit(folder / "model_index.json", _class_name="StableDiffusionPipeline")
+    assert '= "StableDiffusionPipeline": latent diffusion (such as Stable Diffusion) is not' in refusal(folder)
+    (folder / "model_index.json").unlink()  # the network alone
+    words = "in_channels = 4: served are images of 1 channel (grey) or 3 (colour); latent diffusion (such as Stable"
+    assert words in refusal(folder, "unet", in_channels=4)
 
 
 @pytest.mark.parametrize("name", ["LDMPipeline", "LDMSuperResolutionPipeline", "StableDiffusionPipeline", 5])

@@ -186,7 +186,7 @@ def test_a_broken_checkpoint_stops_the_process(tmp_path):
     process = unstir("serve", "--port", "0", "--device", "cpu", "--checkpoint", str(tmp_path))
     output, _ = process.communicate(timeout=180)
     assert process.returncode == 1
-    assert "config.json is missing" in output
+    assert "is no checkpoint; neither unet/ nor config.json is in it" in output
     assert "Traceback" not in output
 
 

@@ -111,8 +111,8 @@ async def test_a_checkpoint_that_cannot_be_loaded(tmp_path):
             await asyncio.sleep(0.005)
         unready = await client.get("/readyz")
         assert unready.status_code == 503
-        assert "config.json is missing" in unready.json()["status"]
-        assert_problem(await client.post("/sample", json={}), 503, "engine_dead", "config.json is missing")
+        assert "is no checkpoint; neither unet/ nor config.json is in it" in unready.json()["status"]
+        assert_problem(await client.post("/sample", json={}), 503, "engine_dead", "is no checkpoint")
 
 
 @pytest.mark.parametrize("names", [("1", "10", "2"), ("2", "0", "1")])

@@ -82,7 +82,10 @@ def test_a_schedule_that_cannot_be_is_said_without_a_traceback(evaluate, capsys,
         ({"count": 40}, "100 images of each sampler are compared with as many real ones of the same classes"),
         ({"count": 40, "channels": 3}, "has 3 channels, not 1"),
         ({"count": 40, "classes": 5}, "has 5 classes, the checkpoint 3; evaluate with the data that it was trained on"),
-        ({"count": 40, "names": ["circle", "triangle", "star"]}, "1 is 'triangle', not 'square'"),
+        (
+            {"count": 40, "names": ["circle", "triangle", "star"]},
+            "'triangle', 'star' instead of 'square', 'Big star'; evaluate",
+        ),
     ],
     ids=["one", "eight", "few", "colour", "more-classes", "other-classes"],
 )

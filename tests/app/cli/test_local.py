@@ -150,7 +150,11 @@ def test_replay_takes_no_other_file(unstir, tmp_path):
     (tmp_path / "other.png").write_bytes(PNG + b"x")
     status, _, complaint = unstir("replay a.png --file other.png")
     assert status == 2
-    assert f"--file: sha256 {hashlib.sha256(PNG + b'x').hexdigest()} is of another file" in complaint
+    wrong, right = (hashlib.sha256(content).hexdigest() for content in (PNG + b"x", PNG))
+    assert complaint == (
+        f"unstir: --file = other.png: it has {len(PNG) + 1} bytes and sha256 {wrong}; "
+        f"a.png was made of latent.image, {len(PNG)} bytes with sha256 {right}; give that\n"
+    )
     assert unstir("replay a.png --file nothing.png")[2] == "unstir: nothing.png: No such file or directory\n"
 
 
@@ -268,7 +272,7 @@ def test_a_broken_checkpoint_is_named(unstir, tmp_path):
     (tmp_path / "empty").mkdir()
     status, _, complaint = unstir("sample --checkpoint empty")
     assert status == 1  # the command was typed well
-    assert "config.json is missing" in complaint
+    assert "is no checkpoint; neither unet/ nor config.json is in it" in complaint
 
 
 def test_call_is_the_http_surface(here, capsysbinary):

@@ -66,3 +66,11 @@ def test_a_bad_setting_is_named_with_its_value_and_the_remedy(
     for line, words in zip(said, lines, strict=True):
         assert line.startswith(f"unstir: {words.removesuffix('.*')}")
     assert not served
+
+
+@pytest.mark.parametrize("name", ["card.json", "unet/config.json"])
+def test_a_file_of_a_checkpoint_is_answered_with_its_folder(served, capsys, tiny, name):
+    assert main(["serve", "--checkpoint", str(tiny / name)]) == 2
+    wanted = f"{tiny / name}: is a file; give the checkpoint's folder, {tiny}\n"
+    assert capsys.readouterr().err == f"unstir: --checkpoint (UNSTIR_CHECKPOINT) = {wanted}"
+    assert not served

@@ -14,6 +14,7 @@ from model.diffusion.samplers import SAMPLERS
 from model.evaluation import classifier, report, roundtrip, sampling
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import efficientnet
+from model.evaluation.reference import read_reference
 from model.evaluation.run import evaluate
 from model.evaluation.scope import QUICK, VARIANTS, Scope, cells
 from tests.conftest import CLASSES
@@ -176,6 +177,22 @@ def save(path, **more):
     data = shades(300)
     np.savez(path, images=data.images, labels=data.labels, names=np.array(CLASSES), **more)
     return path
+
+
+def test_data_whose_classes_have_another_order_is_matched_by_name(tiny, tmp_path):
+    """As after `unstir train --classes`, which orders them for the network."""
+    loaded, data = load(tiny), shades(20)
+    held_out = {"test_images": data.images, "test_labels": data.labels}
+    np.savez(tmp_path / "a.npz", images=data.images, labels=data.labels, names=np.array(CLASSES), **held_out)
+    order = [2, 0, 1]  # of the names; label k is at order.index(k)
+    moved = {key: np.array(order).argsort()[data.labels] for key in ("labels", "test_labels")}
+    arrays = {"images": data.images, "test_images": data.images, **moved}
+    np.savez(tmp_path / "b.npz", names=np.array(CLASSES)[order], **arrays)
+    one, other = (read_reference(tmp_path / name, loaded) for name in ("a.npz", "b.npz"))
+    assert one.digest == other.digest
+    for part in (other.training, other.held_out):
+        assert part.classes == CLASSES
+        assert np.array_equal(part.labels, data.labels)
 
 
 def test_the_whole_evaluation(tiny, tmp_path):

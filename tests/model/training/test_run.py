@@ -1,5 +1,7 @@
 import os
+import re
 import signal
+import sys
 import time
 from dataclasses import replace
 from types import SimpleNamespace
@@ -12,7 +14,7 @@ from safetensors.torch import load_file
 
 from model import checkpoint
 from model.diffusion import machine, samplers
-from model.training.recipe import TrainingError
+from model.training.recipe import TrainingError, highest_rate, rate
 from model.training.run import grid, train
 from model.training.trainer import Trainer
 from tests.tiny_training import CPU, TINY, assert_equal_states, shades
@@ -80,8 +82,8 @@ def test_a_run_that_is_stopped_and_resumed_is_the_uninterrupted_run(tmp_path, so
     assert cards[0].sha256 == cards[1].sha256
 
 
-def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, source, monkeypatch):
-    """While it times precisions, say, or compiles."""
+def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, source, monkeypatch, capsys):
+    """While it times precisions, say, or compiles. Weights that nothing was trained on are no checkpoint."""
     whole = train(source, tmp_path / "whole", TINY, CPU)
     start = Trainer.start
 
@@ -92,6 +94,10 @@ def test_a_run_that_is_stopped_before_its_first_step_can_be_resumed(tmp_path, so
     with monkeypatch.context() as patch:
         patch.setattr(Trainer, "start", interrupted)
         assert train(source, tmp_path / "parts", TINY, CPU).step == 0
+    assert [path.name for path in (tmp_path / "parts").iterdir()] == ["state.pt"]
+    last = capsys.readouterr().out.splitlines()[-1]
+    unsaid = f"before any training; {tmp_path / 'parts'} has no checkpoint yet"
+    assert last == f"stopped (--resume continues) at step 0, {unsaid}"
     resumed = train(source, tmp_path / "parts", TINY, CPU, resume=True)
     assert_equal_states(whole, resumed)
 
@@ -203,6 +209,64 @@ def test_a_run_that_is_killed_without_warning_repeats_what_it_lost(tmp_path, sou
             train(source, tmp_path / "parts", TINY, CPU, save_seconds=0)
     resumed = train(source, tmp_path / "parts", TINY, CPU, resume=True)
     assert_equal_states(whole, resumed)
+
+
+def test_progress_in_a_file_is_lines(tmp_path, source, capsys, monkeypatch):
+    monkeypatch.setattr("model.files.ProgressBar.SECONDS", 0)
+    train(source, tmp_path / "out", TINY, CPU)
+    lines = capsys.readouterr().err
+    assert "\r" not in lines
+    assert [re.sub(r", [\d.]+ images/s, loss [\d.]+, .*", "", line) for line in lines.splitlines()] == [
+        " 14%  step 1",
+        "100%  step 7",
+    ]
+
+
+def test_progress_on_a_terminal_is_a_bar_that_begins_with_the_first_step(tmp_path, source, capsys, monkeypatch):
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
+    train(source, tmp_path / "out", TINY, CPU)
+    drawn = [part for part in capsys.readouterr().err.split("\r") if "%|" in part]
+    assert drawn
+    assert all("| step " in part for part in drawn)
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, None),
+        ({"batch": 10}, None),
+        (
+            {"batch": 11},
+            "--batch 11 is more than the number of images, 10: each step has some of them several times; "
+            "lower --batch, or give more images",
+        ),
+        (
+            {"warmup": 500},
+            "the warm-up (--warmup 500) takes all of this run of 7 steps, so that the learning rate never exceeds 1 % "
+            "of --lr; lower --warmup, such as to 0",
+        ),
+        (
+            {"warmup": 6},
+            "the warm-up (--warmup 6) takes most of this run of 7 steps, so that the learning rate never exceeds 41 % "
+            "of --lr; lower --warmup, such as to 0",
+        ),
+        (
+            {"warmup": 500, "steps": None, "minutes": 1e-9},
+            "the warm-up (--warmup 500) takes all of this run of 1 step, so that the learning rate never exceeds 1 % "
+            "of --lr; lower --warmup, such as to 0",
+        ),
+    ],
+    ids=["usual", "as-many", "large-batch", "all-warm-up", "much-warm-up", "minutes"],
+)
+def test_what_is_probably_not_meant_is_said(tmp_path, source, capsys, changes, words):
+    train(source, tmp_path / "out", replace(TINY, **changes), CPU)
+    said = [line for line in capsys.readouterr().out.splitlines() if "; lower --" in line]
+    assert said == ([words] if words else [])
+
+
+def test_the_highest_rate_is_that_of_the_steps():
+    assert highest_rate(500, 150) == pytest.approx(max(rate(k, 500, k / 150) for k in range(150)))
+    assert highest_rate(500, 100_000) > 0.99
 
 
 def test_a_second_signal_means_it(tmp_path, source, monkeypatch):
