@@ -165,7 +165,7 @@ def test_idle_connections_are_not_the_servers_to_close(tiny):
 @pytest.mark.parametrize(
     ("arguments", "environment", "words"),
     [
-        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = eighty: should be a valid integer"),
+        (["--port", "eighty"], {}, "--port (UNSTIR_PORT) = eighty: must be an integer of 0 to 65535"),
         (["--device", "tpu"], {}, "= tpu: choose auto, cpu, cuda or cuda:N"),
         (["--device", "cuda:99"], {}, "--device (UNSTIR_DEVICE) = cuda:99: "),
         (["--device", "cpu", "--dtype", "tf32"], {}, "--dtype (UNSTIR_DTYPE) = tf32: only CUDA devices have it"),

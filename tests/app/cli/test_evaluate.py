@@ -55,8 +55,8 @@ def test_the_page_names_the_command_that_repeats_it(evaluate, tiny, monkeypatch)
         (["--checkpoint", "nowhere"], "--checkpoint = nowhere: no such file or folder"),
         (["--data", __file__], "is neither"),
         (["--device", "tpu"], "--device = tpu: choose auto, cpu, cuda or cuda:N"),
-        (["--images", "1"], "--images = 1: should be greater than or equal to 2"),
-        (["--part", "speed"], "--part = speed: should be 'samplers' or 'inversion'"),
+        (["--images", "1"], "--images = 1: must be an integer from 2"),
+        (["--part", "speed"], "--part = speed: choose one of samplers, inversion"),
     ],
     ids=["data", "checkpoint", "kind", "device", "images", "part"],
 )

@@ -91,9 +91,9 @@ def test_every_fault_is_named_once():
     with pytest.raises(CommandError) as caught:
         read(Declared, flags)
     assert caught.value.lines == (
-        "--kind = three: should be 'one' or 'two'",
-        "--big-count = 0: should be greater than or equal to 1",
-        "--sizes = x: should be a valid integer",
+        "--kind = three: choose one of one, two",
+        "--big-count = 0: must be an integer from 1",
+        "--sizes = x: must be an integer",
     )
     with pytest.raises(CommandError, match=r"^NEEDED is missing$"):
         read(Declared, {}, str.upper)

@@ -33,9 +33,9 @@ def test_the_exit_status_is_that_of_the_server(monkeypatch, tiny):
 @pytest.mark.parametrize(
     ("arguments", "environment", "lines"),
     [
-        (["--port", "eighty"], {}, ["--port (UNSTIR_PORT) = eighty: should be a valid integer"]),
-        ([], {"UNSTIR_PORT": "70000"}, ["--port (UNSTIR_PORT) = 70000: should be less than or equal to 65535"]),
-        (["--dtype", "fp8"], {}, ["--dtype (UNSTIR_DTYPE) = fp8: should be 'auto', 'float32', 'tf32' or 'bfloat16'"]),
+        (["--port", "eighty"], {}, ["--port (UNSTIR_PORT) = eighty: must be an integer of 0 to 65535"]),
+        ([], {"UNSTIR_PORT": "70000"}, ["--port (UNSTIR_PORT) = 70000: must be an integer of 0 to 65535"]),
+        (["--dtype", "fp8"], {}, ["--dtype (UNSTIR_DTYPE) = fp8: choose one of auto, float32, tf32, bfloat16"]),
         (
             ["--cors-origins", "null"],
             {},
@@ -48,8 +48,8 @@ def test_the_exit_status_is_that_of_the_server(monkeypatch, tiny):
             ["--max-lanes", "0"],
             {"UNSTIR_MAX_JOBS": "-1"},
             [
-                "--max-jobs (UNSTIR_MAX_JOBS) = -1: should be greater than or equal to 1",
-                "--max-lanes (UNSTIR_MAX_LANES) = 0: should be greater than or equal to 1",
+                "--max-jobs (UNSTIR_MAX_JOBS) = -1: must be an integer from 1",
+                "--max-lanes (UNSTIR_MAX_LANES) = 0: must be an integer from 1",
             ],
         ),
     ],

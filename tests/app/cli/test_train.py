@@ -45,14 +45,17 @@ def test_train_then_resume_then_load(data, tmp_path, capsys):
         (["--steps", "1", "--resume"], "leave out --resume"),
         (["--steps", "1", "--device", "tpu"], "--device = tpu: choose auto, cpu, cuda or cuda:N"),
         (["--steps", "1", "--groups", "3"], "--groups = 3: must divide all channels, 8, 8"),
-        (["--steps", "1", "--groups", "0"], "--groups = 0: should be greater than or equal to 1"),
+        (["--steps", "1", "--groups", "0"], "--groups = 0: must be an integer from 1"),
         (["--steps", "1", "--head-dim", "3"], "--head-dim = 3: must divide the channels of levels with attention, 8"),
         (["--steps", "1", "--size", "9"], "--size = 9: must be a multiple of 2"),
-        (["--steps", "1", "--precision", "fp8"], "--precision = fp8: should be 'auto', 'fp32' or 'bf16'"),
-        (["--steps", "1", "--channels", "8;8"], "--channels = '8;8': should be a valid integer"),
+        (
+            ["--steps", "1", "--precision", "fp8"],
+            "--precision = fp8: did you mean fp32? choose one of auto, fp32, bf16",
+        ),
+        (["--steps", "1", "--channels", "8;8"], "--channels = '8;8': must be an integer"),
         (["--steps", "1", "--channels", "0,8"], "--channels = 0,8: must all be at least 1"),
-        (["--steps", "1", "--lr", "nan"], "--lr = nan: should be greater than 0"),
-        (["--steps", "1.5"], "--steps = 1.5: should be a valid integer"),
+        (["--steps", "1", "--lr", "nan"], "--lr = nan: must be a number above 0"),
+        (["--steps", "1.5"], "--steps = 1.5: must be an integer from 1"),
         (["--minutes", "inf"], "--minutes = inf: must be finite"),
         (["--steps", "1", "--background", "white"], "--background = white: give a colour as #rrggbb"),
         (["--steps", "1", "--name", " "], "--name = ' ': give 1 to 100 printable characters"),
@@ -78,8 +81,8 @@ def test_several_faults_are_said_at_once(data, tmp_path, capsys):
     train = ["train", "--data", str(data), "--out", str(tmp_path / "out")]
     assert main([*train, "--lr", "0", "--batch", "none"]) == 2
     assert capsys.readouterr().err.splitlines() == [
-        "unstir: --batch = none: should be a valid integer",
-        "unstir: --lr = 0: should be greater than 0",
+        "unstir: --batch = none: must be an integer from 1",
+        "unstir: --lr = 0: must be a number above 0",
     ]
 
 
