@@ -16,7 +16,7 @@ from typing import Any
 from app.cli.mix import MIX
 from bench import report
 from bench.server import ROOT
-from model.files import write_atomically
+from model.output import write_atomically
 
 FOLDER = ROOT / "docs" / "performance"
 PEERS, GPU = "peers", "gpu"  # the first writes its own file as it goes, the other is measured by `make gpu-check`

@@ -27,9 +27,9 @@ from app.engine.probe import Probe
 from app.engine.widths import Widths
 from model.checkpoint import Checkpoint
 from model.diffusion.machine import Kernels
-from model.files import write_atomically
 from model.network import kernels
 from model.network.inference_layers import Layout
+from model.output import write_atomically
 
 MAX_ERROR = 0.01  # of ε by the fast network: rms of the difference over rms of ε, at any noise level; 0.004 as shipped
 MAX_FLOAT32_ERROR = 1e-4  # the same between two float32 layouts, which sum in another order: about 1e-6

@@ -23,7 +23,7 @@ from bench import performance, report, timing
 from bench.gpu import beside, ceilings, served, suite
 from bench.gpu.bench import Bench, Part
 from bench.gpu.networks import MAIN, networks
-from model.files import write_atomically
+from model.output import write_atomically
 
 OUT = performance.FOLDER / "gpu.json"
 SECONDS = 480

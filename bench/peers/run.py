@@ -26,7 +26,7 @@ from bench.peers import bare, common
 from bench.peers.process import running
 from bench.peers.servers import DEEP, PEERS, versions
 from bench.server import ROOT
-from model.files import write_atomically
+from model.output import write_atomically
 
 OUT = ROOT / "docs" / "performance" / "peers.json"
 # Seconds at each share of the capacity; more of the first, whose tails are compared, and long requests are few.

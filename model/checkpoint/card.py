@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from model.checkpoint.facts import LINE, CheckpointError, Facts, is_line
-from model.files import counted
+from model.output import counted
 
 CARD = "card.json"
 

@@ -11,8 +11,8 @@ from safetensors.torch import load_file
 from torch import Tensor
 
 from model.checkpoint.facts import ANEW, FETCH, LFS, CheckpointError
-from model.files import counted
 from model.network.unet import UNet
+from model.output import counted
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)

@@ -10,9 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from model.data.dataset import Colour, DataError, Source, fit, listed
-from model.files import counted
 from model.images import ImageError
 from model.images import read as read_image
+from model.output import counted
 
 SUFFIXES = {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif"}
 # Folders that programs and systems leave behind; others have names that begin with a dot.

@@ -13,7 +13,7 @@ import numpy as np
 from model.data.arrays import read_idx, read_npz, text_of
 from model.data.dataset import BLACK, Colour, DataError, Dataset, NoTestImages, Source, Split, fit, listed
 from model.data.folder import read_folder
-from model.files import counted
+from model.output import counted
 
 # What numpy, gzip and zipfile raise for files that are damaged, encrypted, or claim to be larger than memory.
 DAMAGED = (OSError, ValueError, EOFError, RuntimeError, MemoryError, OverflowError, zlib.error, zipfile.BadZipFile)

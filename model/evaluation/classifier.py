@@ -14,8 +14,8 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from model.data import Dataset
-from model.files import ProgressBar, write_atomically
 from model.images import from_uint8
+from model.output import ProgressBar, write_atomically
 
 BATCH = 250
 

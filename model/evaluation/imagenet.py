@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 
 from model.evaluation.classifier import batches
-from model.files import write_atomically
+from model.output import write_atomically
 
 SIDE = 96  # images are enlarged to this; the network was trained at 224, which costs five times as much
 

@@ -12,7 +12,7 @@ import numpy as np
 from model import data
 from model.checkpoint import Checkpoint
 from model.data import DataError, Dataset, NoTestImages, listed
-from model.files import counted, say
+from model.output import counted, say
 
 
 class Reference(NamedTuple):

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from model.evaluation.markdown import table
-from model.files import write_atomically
+from model.output import write_atomically
 
 FEATURES = {"classifier": "features of a classifier of the data", "efficientnet": "features of EfficientNet-Lite0"}
 

@@ -18,7 +18,7 @@ from model.data import Dataset
 from model.diffusion import inversion, machine, samplers
 from model.diffusion.plan import Plan
 from model.diffusion.schedule import NoiseSchedule, covering_spacing
-from model.files import ProgressBar, write_atomically
+from model.output import ProgressBar, write_atomically
 
 CHUNK = 32
 

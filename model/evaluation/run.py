@@ -16,7 +16,7 @@ from model.evaluation.classifier import load_or_train
 from model.evaluation.imagenet import efficientnet
 from model.evaluation.reference import Reference, check_enough, read_reference
 from model.evaluation.scope import Scope, cells
-from model.files import say
+from model.output import say
 
 PARTS = ("samplers", "inversion")
 

@@ -19,7 +19,7 @@ from model.evaluation.classifier import Classifier, classify
 from model.evaluation.frechet import frechet_distance
 from model.evaluation.imagenet import FeatureExtractor
 from model.evaluation.scope import Cell
-from model.files import ProgressBar, write_atomically
+from model.output import ProgressBar, write_atomically
 
 CHUNK = 50
 

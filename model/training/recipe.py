@@ -12,9 +12,9 @@ import torch
 from torch import nn
 
 from model.data import Dataset
-from model.files import counted
 from model.network.config import UNetConfig
 from model.network.unet import UNet
+from model.output import counted
 
 
 class TrainingError(ValueError):

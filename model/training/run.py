@@ -21,8 +21,8 @@ from model.checkpoint import Card
 from model.diffusion import machine, samplers
 from model.diffusion.plan import Clip
 from model.diffusion.schedule import NoiseSchedule
-from model.files import ProgressBar, counted, say
 from model.network.unet import UNet
+from model.output import ProgressBar, counted, say
 from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, advise_batch, advise_warmup
 from model.training.state import STATE, background_of, read_facts, read_state, recipe_of, update_facts
 from model.training.trainer import Trainer

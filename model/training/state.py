@@ -12,7 +12,7 @@ from typing import Any
 import torch
 
 from model.checkpoint import Card
-from model.files import write_atomically
+from model.output import write_atomically
 from model.training.recipe import Recipe, TrainingError
 
 STATE = "state.pt"

@@ -24,8 +24,8 @@ from torch.optim.swa_utils import get_ema_multi_avg_fn
 
 from model.data import Dataset
 from model.diffusion.schedule import NoiseSchedule
-from model.files import write_atomically
 from model.network.unet import UNet
+from model.output import write_atomically
 from model.training.batches import Batch, Batches
 from model.training.recipe import SCHEDULER_CONFIG, DivergedError, Recipe, TrainingError, network, rate
 from model.training.state import check_classes, check_network, damaged, plain, read_state

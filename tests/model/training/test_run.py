@@ -212,7 +212,7 @@ def test_a_run_that_is_killed_without_warning_repeats_what_it_lost(tmp_path, sou
 
 
 def test_progress_in_a_file_is_lines(tmp_path, source, capsys, monkeypatch):
-    monkeypatch.setattr("model.files.ProgressBar.SECONDS", 0)
+    monkeypatch.setattr("model.output.ProgressBar.SECONDS", 0)
     train(source, tmp_path / "out", TINY, CPU)
     lines = capsys.readouterr().err
     assert "\r" not in lines

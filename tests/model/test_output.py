@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from model.evaluation.markdown import table
-from model.files import write_atomically
+from model.output import write_atomically
 
 
 def test_text_and_bytes_replace_what_was_there(tmp_path):
