@@ -12,7 +12,7 @@ ROOT = Path(__file__).resolve().parents[1]
 SOURCES = sorted(path for folder in ("app", "model") for path in (ROOT / folder).rglob("*.py"))
 TOP = {
     "app": {"api", "cli", "engine", "errors", "operations", "settings", "telemetry"},
-    "model": {"checkpoint", "data", "device", "diffusion", "evaluation", "files", "images", "network", "training"},
+    "model": {"checkpoint", "data", "device", "diffusion", "evaluation", "output", "images", "network", "training"},
 }
 
 
