@@ -86,8 +86,8 @@ async def test_what_stands_still_is_no_animation(client):
 @pytest.mark.parametrize(
     ("request_", "words"),
     [
-        ({"trajectory": 1}, "greater than or equal to 2"),
-        ({"trajectory": 101}, "less than or equal to 100"),
+        ({"trajectory": 1}, "an integer of 2 to 100"),
+        ({"trajectory": 101}, "an integer of 2 to 100"),
         ({"steps": 3, "trajectory": 4}, "at most 3"),
         ({"steps": 1, "trajectory": 2}, "more steps"),
     ],
