@@ -19,10 +19,15 @@ serve: .venv/.serve  ## Serve the shipped checkpoint on port 8000; UNSTIR_PORT=8
 
 # Tests of signals and connections have time limits, and run alone; all others in two processes.
 ALONE := tests/app/api/test_server.py tests/app/api/test_limits.py
+USUAL := not slow and not programs and not stress
+BESIDE := -n 2 --dist loadfile --no-loadscope-reorder
 
 test: .venv/.dev  ## Run the tests
-	$(BIN)/python -m pytest -m 'not slow and not stress' -n 2 --dist loadfile --no-loadscope-reorder $(addprefix --ignore=,$(ALONE))
-	$(BIN)/python -m pytest -m 'not slow and not stress' $(ALONE)
+	$(BIN)/python -m pytest -m '$(USUAL)' $(BESIDE) $(addprefix --ignore=,$(ALONE))
+	$(BIN)/python -m pytest -m '$(USUAL)' $(ALONE)
+
+test-programs: .venv/.dev  ## Run every command that the pages show, generated clients, and the GPU check without a GPU
+	$(BIN)/python -m pytest -m 'programs and not slow' $(BESIDE) tests/test_readme.py tests/test_clients.py tests/test_gpu_check.py
 
 test-slow: .venv/.dev  ## Run the tests that take minutes, too
 	$(BIN)/python -m pytest
@@ -74,4 +79,4 @@ fuzz: .venv/.dev  ## Feed 20,000 mutated files to what reads uploads
 contract: .venv/.dev  ## Send a running service thousands of requests made from its OpenAPI document
 	$(BIN)/python -m tests.contract
 
-.PHONY: help install serve test test-slow stress check golden images bench bench-peers gpu-check fuzz contract
+.PHONY: help install serve test test-programs test-slow stress check golden images bench bench-peers gpu-check fuzz contract

@@ -19,6 +19,7 @@ from tests.conftest import save_tiny
 from tests.process import server
 from tests.readme import DOCS, ROOT
 
+pytestmark = pytest.mark.programs
 CALLS = ROOT / "tests" / "clients"
 PAGE = DOCS / "typed-clients.md"
 PYTHON = ROOT / ".venv-clients" / "bin" / "python"

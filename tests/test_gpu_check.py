@@ -42,6 +42,7 @@ def facts(tmp_path_factory):
     return json.loads(path.read_text())
 
 
+@pytest.mark.programs
 def test_the_whole_script_runs(facts):
     found = facts["parts"]
     assert list(found) == list(SHARES)
@@ -57,6 +58,7 @@ def test_the_whole_script_runs(facts):
     assert failed(found) == []
 
 
+@pytest.mark.programs
 def test_every_figure_of_the_script_is_on_the_page(facts):
     """Only the tests of the CUDA path have no counts without a card."""
     assert len(list(report.gpu_summary(facts["parts"]))) == 9

@@ -250,4 +250,4 @@ def test_ci_does_not_run_with_an_old_node(checkout):
 
 def test_ci_installs_what_is_missing_and_runs_all(checkout):
     assert run_ci(checkout, installed_by(checkout)).returncode == 0
-    assert (checkout.folder / "made").read_text().split() == ["check", "test"]
+    assert (checkout.folder / "made").read_text().split() == ["check", "test", "test-programs"]

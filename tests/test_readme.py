@@ -22,6 +22,7 @@ from model.checkpoint import load
 from tests.process import server
 from tests.readme import DOCS, README, ROOT
 
+pytestmark = pytest.mark.programs
 CHECKPOINT = Settings.model_fields["checkpoint"].default
 API, CLIENTS = DOCS / "api.md", DOCS / "clients.md"
 RECIPES = (README, API, CLIENTS)
