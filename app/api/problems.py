@@ -16,6 +16,7 @@ from app import errors
 from app.api.body.faults import encodable, plain
 from app.api.responses.schemas import FieldProblem, Problem
 from app.errors import InvalidJSON, UnstirError
+from app.errors.frames import forget_frames
 from app.errors.wording import MISSING, Unquoted, closest
 
 log = logging.getLogger("unstir.http")
@@ -55,9 +56,9 @@ def _describe_value(value: object) -> dict[str, Any]:
 def respond_problem(request: Request, error: UnstirError) -> JSONResponse:
     if isinstance(error, errors.REJECTIONS):
         request.app.state.lifecycle.metrics.rejections.labels(error.code).inc()
-    errors.forget_frames(error)  # which hold the body
+    forget_frames(error)  # which hold the body
     content = describe(error, request.state.request_id)
-    errors.forget_frames(error)
+    forget_frames(error)
     headers = {"Cache-Control": "no-store", **error.headers}
     return JSONResponse(content, error.status, headers=headers, media_type="application/problem+json")
 

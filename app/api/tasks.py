@@ -12,7 +12,8 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from app.api.responses.results import OperationResult
-from app.errors import Cancelled, UnstirError, forget_frames
+from app.errors import Cancelled, UnstirError
+from app.errors.frames import copy_error, forget_frames
 from app.operations.context import RequestContext
 
 ASK_AGAIN = "it was cancelled before it was done; send it again"
@@ -82,10 +83,12 @@ class RequestTask:
             return await asyncio.shield(self._task)
         except asyncio.CancelledError:
             if self.cancelled_by is not None:
-                raise self.cancelled_by from None
+                raise copy_error(self.cancelled_by) from None
             if self._task.cancelled():  # by somebody else who waited for it
                 raise Cancelled(ASK_AGAIN) from None
             raise
+        except Exception as error:
+            raise copy_error(error) from None
         finally:
             self._leave()
 
@@ -107,7 +110,10 @@ class RequestTask:
         finally:
             admitted.cancel()
         if not self.context.admitted.is_set():
-            self._task.result()
+            try:
+                self._task.result()
+            except Exception as error:
+                raise copy_error(error) from None
 
     def _leave(self) -> None:
         self._waiting -= 1

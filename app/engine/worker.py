@@ -28,7 +28,8 @@ from app.engine.jobs import Job, Lane, Result
 from app.engine.reservation import Cancel, Close, Message, Submit
 from app.engine.runner import OutOfMemoryError
 from app.engine.scheduler import Choice, choose
-from app.errors import DeviceMemory, NotFinite, StepFailed, UnstirError, forget_frames
+from app.errors import DeviceMemory, NotFinite, StepFailed, UnstirError
+from app.errors.frames import forget_frames
 
 log = logging.getLogger("unstir.engine")
 Outcome = Result | UnstirError

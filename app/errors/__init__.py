@@ -39,7 +39,6 @@ Each is sent as RFC 9457 problem details. ``detail`` names the thing, its value 
 from __future__ import annotations
 
 import math
-import traceback
 from collections.abc import Iterable
 from typing import ClassVar
 
@@ -289,21 +288,6 @@ class ClientGone(UnstirError):
 
 
 REJECTIONS = (Overloaded, Starting, Draining, TooLate, BodyTooLarge, ImageTooLarge)  # for lack of capacity or time
-
-
-def forget_frames(error: BaseException | None) -> None:
-    """Clear the local variables of the frames that an error came through; where it came from can still be printed.
-
-    An error that is kept, or is part of a cycle of references, would keep bodies and tensors with it.
-    """
-    seen: set[int] = set()
-    pending = [error]
-    while pending:
-        error = pending.pop()
-        if error is not None and id(error) not in seen:
-            seen.add(id(error))
-            traceback.clear_frames(error.__traceback__)
-            pending += [error.__cause__, error.__context__]
 
 
 def catalogue() -> list[type[UnstirError]]:

@@ -389,3 +389,15 @@ async def test_retry_after_holds(tmp_path, settings):
         assert set(await asyncio.gather(*(back(s, a) for s, a in enumerate(refused)))) == {200}
         assert {answer.status_code for answer in await asyncio.gather(*busy)} == {200}
         assert await metric(client, "unstir_requests_promised") == 0
+
+
+async def test_all_who_wait_for_one_key_learn_why_it_failed(client, monkeypatch):
+    """Each gets an error of its own: clearing the frames of one would end those of the others."""
+
+    def fail(*_):
+        raise NotFinite("the network gave no number")
+
+    monkeypatch.setattr(Runner, "read_output", fail)
+    asking = [client.post("/sample", json=BODY, headers={"idempotency-key": "k"}) for _ in range(8)]
+    for answer in await asyncio.gather(*asking):
+        assert_problem(answer, 500, "step_failed", "the network gave no number")
