@@ -94,7 +94,7 @@ class Client:
 
     def __init__(self, target: Target, http: httpx.AsyncClient) -> None:
         self.target = target
-        self._http = http
+        self.http = http
         self._began = time.perf_counter()
 
     @property
@@ -129,7 +129,7 @@ class Client:
         """One exchange; returns whether it was refused with 429 or 503."""
         record.status, record.error = 0, ""
         try:
-            answer = await self._http.post(
+            answer = await self.http.post(
                 self.target.url, content=content, headers={**JSON, "accept": self.target.accept}
             )
         except httpx.HTTPError as error:
@@ -152,7 +152,7 @@ class Client:
         content = json.dumps(self.target.body(steps, seed)).encode()
         began = time.perf_counter()
         try:
-            answer = await self._http.post(
+            answer = await self.http.post(
                 self.target.url, content=content, headers={**JSON, "accept": self.target.accept}
             )
         except (httpx.HTTPError, httpx.InvalidURL) as error:
