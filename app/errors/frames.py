@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import traceback
-from typing import TypeVar
-
-E = TypeVar("E", bound=BaseException)
 
 
 def forget_frames(error: BaseException | None) -> None:
@@ -23,12 +20,17 @@ def forget_frames(error: BaseException | None) -> None:
             pending += [error.__cause__, error.__context__]
 
 
-def copy_error(error: E) -> E:
+def copy_error(error: Exception) -> Exception:
     """The same error for one of several who wait for what has failed, with the traceback that it has so far.
 
     Were it raised for all, its traceback would have the frames of all; and :func:`forget_frames`, called by one, would
     end the coroutines of the others, as clearing the frame of one that is suspended does.
     """
-    copied = error.__class__.__new__(error.__class__, *error.args)  # their constructors take something else
+    try:
+        # As pickle would, but for the constructor: those of the tree take something else.
+        reduced = error.__reduce__()
+        copied = error.__class__.__new__(error.__class__, *(reduced[1] if isinstance(reduced, tuple) else error.args))
+    except TypeError:  # a class without a constructor, as pydantic's
+        return RuntimeError(f"{type(error).__name__}: {error}").with_traceback(error.__traceback__)
     copied.__dict__.update(error.__dict__)
     return copied.with_traceback(error.__traceback__)
