@@ -13,7 +13,8 @@ import torch
 
 from app.engine.jobs import Job, Lane
 from app.engine.runner import Runner
-from app.errors import NotFinite, StepFailed, forget_frames
+from app.errors import NotFinite, StepFailed
+from app.errors.frames import forget_frames
 from tests.engines import engine_on, plan, until
 
 pytestmark = pytest.mark.anyio
