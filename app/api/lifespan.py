@@ -24,6 +24,7 @@ from app.operations.service import Service
 from app.operations.warmup import warm_up
 from app.settings import Settings
 from app.telemetry.metrics import Metrics
+from model.output import counted
 
 log = logging.getLogger("unstir")
 POLL_SECONDS = 0.02
@@ -122,7 +123,8 @@ class Lifecycle:
                 log.info("%s: stopping", cause)
             return
         left = self.unfinished
-        remaining = f"{_count(left)} left, for up to {seconds:g} s; a second signal ends what is left with 503"
+        requests = counted(left, "request")
+        remaining = f"{requests} left, for up to {seconds:g} s; a second signal ends what is left with 503"
         log.info("%s: draining, %s", cause, remaining if left else "no requests left")
         deadline = time.monotonic() + seconds
         unfinished = await self.engine.drain(seconds)
@@ -131,7 +133,8 @@ class Lifecycle:
         unfinished = max(unfinished, self._responses)
         if self.stopped.is_set():  # which has been logged
             return
-        log.info("drained" if not unfinished else f"drain time is over, {_count(unfinished)} ended with 503")
+        ended = counted(unfinished, "request")
+        log.info("drained" if not unfinished else f"drain time is over, {ended} ended with 503")
 
     def stop(self, cause: str) -> None:
         """Give up what still runs, and say so.
@@ -139,7 +142,7 @@ class Lifecycle:
         Args:
             cause: as in :meth:`drain`.
         """
-        log.info("%s: stopped, %s ended with 503", cause, _count(self.unfinished))
+        log.info("%s: stopped, %s ended with 503", cause, counted(self.unfinished, "request"))
         self.close()
 
     def close(self) -> None:
@@ -179,7 +182,3 @@ class Lifecycle:
         level = logging.DEBUG if isinstance(error, Exception) else logging.CRITICAL
         log.log(level, "while loading", exc_info=error)
         self._on_failure()
-
-
-def _count(requests: int) -> str:
-    return f"{requests or 'no'} request{'' if requests == 1 else 's'}"

@@ -14,10 +14,9 @@ from typing import Annotated
 from pydantic import AfterValidator, BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
-from app.errors.wording import find_bounds, word_choices, word_limits, word_others
+from app.errors.wording import MUST_BE, find_bounds, word_remedy
 
 ROOT = Path(__file__).resolve().parents[2]
-MUST_BE = "must be "
 
 
 def _exists(path: Path) -> Path:
@@ -95,13 +94,10 @@ def describe(
 
 
 def _remedy(found: ErrorDetails, model: type[BaseModel] | None) -> str:
-    if found["type"] == "literal_error":
-        return word_choices(found["input"], found["ctx"]["expected"])
     place = found["loc"]
     field = model.model_fields.get(str(place[0])) if model is not None and len(place) == 1 else None
     bounds, integer = find_bounds(field, found)
-    limits = word_limits(found["type"], bounds, integer=integer)
-    return f"{MUST_BE}{limits}" if limits else word_others(found["msg"])
+    return word_remedy(found, bounds, integer=integer)
 
 
 @contextmanager

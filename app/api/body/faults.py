@@ -10,11 +10,10 @@ from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from app.errors import MAX_FAULTS, InvalidField
-from app.errors.wording import MISSING, Unquoted, find_bounds, suggest, word_choices, word_limits, word_others
+from app.errors.wording import MISSING, MUST_BE, Unquoted, find_bounds, suggest, word_remedy
 from app.operations.fields import Latent
 
 M = TypeVar("M", bound=BaseModel)
-MUST_BE = "must be "
 
 
 def validate(model: type[M], fields: Mapping[str, Any], *, strict: bool, highest: Mapping[str, int] | None = None) -> M:
@@ -53,22 +52,18 @@ def _faults(
 
 
 def _remedy(fault: ErrorDetails, model: type[BaseModel], place: Sequence[int | str], highest: Mapping[str, int]) -> str:
-    kind, context = fault["type"], fault.get("ctx", {})
+    kind = fault["type"]
     if kind == "extra_forbidden":
         known = list(model.model_fields if len(place) == 1 else Latent.model_fields)
         return f"no such field; {suggest(place[-1], known)}known are {', '.join(known)}"
     if kind == "missing":
         return "send it"
-    if kind == "literal_error":
-        return word_choices(fault["input"], context["expected"])
     fields = model.model_fields if len(place) == 1 else Latent.model_fields  # an item of a list is none of them
     bounds, integer = find_bounds(fields.get(str(place[-1])) if place else None, fault)
     if len(place) == 1 and place[0] in highest and "ge" in bounds:
         bounds["le"] = highest[str(place[0])]
-    if limits := word_limits(kind, bounds, integer=integer):
-        negative = kind == "greater_than_equal" and place == ["seed"]  # elsewhere -1 asks for a random one
-        return f"{MUST_BE}{limits}{'; leave it out, and one is drawn' if negative else ''}"
-    return word_others(fault["msg"])
+    negative = kind == "greater_than_equal" and place == ["seed"]  # elsewhere -1 asks for a random one
+    return word_remedy(fault, bounds, integer=integer) + ("; leave it out, and one is drawn" if negative else "")
 
 
 def plain(value: object) -> object:
